@@ -26,7 +26,7 @@ def baseline_gain(weight, baseline="rms", seed=0):
     baseline : {"rms", "gaussian"}
         "rms": `sqrt(E ||W u||^2) = ||W||_F / sqrt(in_features)`, exact.
         "gaussian": `E ||W u||` over seeded draws, as in the paper (section 3); smaller by about
-        `1 / (4 r)`, `r` the effective rank of W.
+        `(1/r - 1/in_features) / 4`, with `r = ||W||_F^4 / ||W^T W||_F^2` the effective rank.
     seed : int
         Seeds the draws; the global random state is left alone.
 
@@ -103,7 +103,7 @@ class Record:
             self._gain(index)  # a bad baseline or weight is refused before anything runs
         self._handles = []
         self._batches = []  # (first sample, {map index: statistics (4, batch)})
-        self._samples = 0
+        self.samples = 0
         self._unclear = {}  # map name -> input shape whose padding cannot be told
         self._last_input = self._last_norm = None
 
@@ -175,8 +175,8 @@ class Record:
         if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
             mask = torch.ones(inputs.shape[:2] if inputs.ndim > 1 else (len(inputs), 1), device=inputs.device)
         self._mask = mask.float()
-        self._batches.append((self._samples, {}))
-        self._samples += len(mask)
+        self._batches.append((self.samples, {}))
+        self.samples += len(mask)
 
     @torch.no_grad()
     def _measure(self, index, z, out):

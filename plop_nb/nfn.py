@@ -74,6 +74,8 @@ def nfn_scores(
     if record.unseen():
         warnings.warn(f"linear maps without a score: {_summary(record.unseen())}", stacklevel=2)
     frame = record.frame().drop(columns=["input_norm", "feature_norm"])
+    if missing := set(range(record.samples)) - set(frame["sample"]):
+        raise ValueError(f"sample {min(missing)} has no real tokens: its attention_mask is zero throughout")
     if order is not None:
         frame["sample"] = frame["sample"].map(dict(enumerate(order)))
     return frame.sort_values("sample", kind="stable", ignore_index=True)

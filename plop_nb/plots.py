@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.colors import LogNorm
+from matplotlib.patheffects import withStroke
 
 from plop_nb.stats import by_type
 
@@ -35,9 +36,11 @@ def plot_types(scores, k=3, *, level=0.95, ax=None):
     sns.barplot(types, x="nfn", y="type", hue="type", palette=colors, legend=False, ax=ax)
     spread = [(types["nfn"] - types["low"]).clip(lower=0), (types["high"] - types["nfn"]).clip(lower=0)]
     ax.errorbar(types["nfn"], types["type"], xerr=spread, fmt="none", ecolor="0.15", capsize=3, lw=1.2)
-    ax.axvline(1, color="0.15", lw=1, ls="--")
+    ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
+    outline = [withStroke(linewidth=3, foreground="white")]
     for row in types.itertuples():
-        ax.annotate(f"{row.nfn:.2f}", (max(row.nfn, row.high), row.type), (6, 0), textcoords="offset points", va="center")
+        label = f"{row.nfn:.2f}"
+        ax.annotate(label, (row.nfn, row.type), (8, 0), textcoords="offset points", va="center", path_effects=outline)
     ax.set(xlabel=f"{NFN}; bars: {level:.0%} interval over {types['samples'][0]} texts", ylabel="")
     ax.set_title(f"Adapters go on {', '.join(types['type'][:k])}", loc="left")
     ax.margins(x=0.12)

