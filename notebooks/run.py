@@ -31,6 +31,9 @@ import torch
 import plop_nb as plop
 """
 
+# Progress bars and other packages' deprecations say nothing in a saved output.
+QUIET = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+
 
 def setup_cell():
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
@@ -49,7 +52,7 @@ def execute(script, folder):
             cell.source = setup_cell()
     if folder == HERE:
         jupytext.write(notebook, script, fmt="py:percent")
-    os.environ["TQDM_DISABLE"] = "1"  # a progress bar in a saved output tells nothing
+    os.environ.update(QUIET)
     start = time.time()
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute()
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -64,8 +67,12 @@ def execute(script, folder):
             picture.parent.mkdir(exist_ok=True)
             picture.write_bytes(base64.b64decode(cell.outputs[0].data["image/png"]))
     shown = [c for c in notebook.cells if "show" in c.metadata.get("tags", [])]
-    print("\n".join(out.get("text", "") for cell in shown for out in cell.outputs))
-    print(f"{script.stem}: {time.time() - start:.0f} s, written to {folder / script.stem}.ipynb")
+    print("\n\n".join(plain_text(output) for cell in shown for output in cell.outputs))
+    print(f"\n{script.stem}: {time.time() - start:.0f} s, written to {folder / script.stem}.ipynb")
+
+
+def plain_text(output):
+    return output.get("text") or output.data["text/plain"]
 
 
 def main():

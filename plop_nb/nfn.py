@@ -15,9 +15,7 @@ from plop_nb.hooks import record_norms
 from plop_nb.modules import trunk_of
 
 
-def nfn_scores(
-    model, data, tokenizer=None, *, batch_size=8, max_length=256, baseline="rms", seed=0, progress=True
-):
+def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, baseline="rms", seed=0, progress=True):
     """Score every linear map of a model on texts (PLoP, section 3).
 
     `NFN(W, z) = ||W z|| / ||W z~||` with `z~` noise of the norm of `z`, averaged over the real
@@ -114,10 +112,7 @@ def _batched(rows, tokenizer, batch_size):
     side = getattr(tokenizer, "padding_side", "right")
     fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}  # masked: its value does not matter
     batches = (
-        {
-            k: pad_sequence([rows[i][k] for i in chunk], True, fill.get(k, 0), padding_side=side)
-            for k in rows[chunk[0]]
-        }
+        {k: pad_sequence([rows[i][k] for i in chunk], True, fill.get(k, 0), padding_side=side) for k in rows[chunk[0]]}
         for chunk in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
     )
     return order, batches, len(rows)

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 from peft import LoraConfig, inject_adapter_in_model
@@ -50,7 +50,7 @@ def place(scores, k=3, *, seed=0):
     return Placement(types, modules, _confidence(scores, types, seed), ranking)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Placement:
     """The chosen module types of a model. Shows itself as a table in a notebook.
 
@@ -67,9 +67,9 @@ class Placement:
     """
 
     types: list
-    modules: list = field(repr=False)
+    modules: list
     confidence: float
-    ranking: pd.DataFrame = field(repr=False)
+    ranking: pd.DataFrame
 
     def lora_config(self, model, r=16, **options):
         """The `peft.LoraConfig` that puts adapters on exactly `self.modules` of `model`.
@@ -93,7 +93,9 @@ class Placement:
             `model` lacks a chosen module, or no form hits exactly the chosen ones.
         """
         if "target_modules" in options:
-            raise ValueError("target_modules is what the placement chooses: leave it out, or build a LoraConfig yourself")
+            raise ValueError(
+                "target_modules is what the placement chooses: leave it out, or build a LoraConfig yourself"
+            )
         options.setdefault("task_type", next((t for n, t in TASKS.items() if type(model).__name__.endswith(n)), None))
         for target in self._target_forms(model):
             config = LoraConfig(r=r, target_modules=target, **options)
@@ -121,7 +123,9 @@ class Placement:
         """
         missed, extra = self._difference(model, config)
         if missed or extra:
-            raise ValueError(f"this config misses {len(missed)} chosen modules {missed[:3]} and adds {len(extra)} others {extra[:3]}")
+            raise ValueError(
+                f"this config misses {len(missed)} chosen modules {missed[:3]} and adds {len(extra)} others {extra[:3]}"
+            )
         adapted = _adapted(model, config)
         types = {m.name: m.type for m in linear_maps(model)}
         rows = pd.DataFrame({"type": [types[n] for n in adapted], "trainable": list(adapted.values())})
@@ -134,7 +138,9 @@ class Placement:
         maps = {m.name: m for m in linear_maps(model)}
         unknown = [name for name in self.modules if name not in maps]
         if unknown:
-            raise ValueError(f"{type(model).__name__} has no module {unknown[0]!r}: this placement is for another model")
+            raise ValueError(
+                f"{type(model).__name__} has no module {unknown[0]!r}: this placement is for another model"
+            )
         patterns = dict.fromkeys(maps[name].pattern for name in self.modules)
         yield list(dict.fromkeys(pattern.rsplit(".", 1)[-1] for pattern in patterns))
         yield "|".join(re.escape(pattern).replace(r"\*", r"\w+") for pattern in patterns)
@@ -145,14 +151,14 @@ class Placement:
         adapted = _adapted(model, config)
         return [n for n in self.modules if n not in adapted], [n for n in adapted if n not in set(self.modules)]
 
-    def __str__(self):
+    def __repr__(self):
         lines = [f"adapters on {', '.join(self.types)} ({len(self.modules)} modules), confidence {self.confidence:.0%}"]
         return "\n".join(lines + [self._table().to_string(index=False)])
 
     def _repr_html_(self):
         table = self._table().style.hide(axis="index").format(precision=3)
         table = table.apply(lambda row: ["font-weight: bold" if row["adapters"] else ""] * len(row), axis=1)
-        return table.set_caption(str(self).splitlines()[0]).to_html()
+        return table.set_caption(repr(self).splitlines()[0]).to_html()
 
     def _table(self):
         chosen = self.ranking["type"].isin(self.types).map({True: "yes", False: ""})

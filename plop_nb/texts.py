@@ -98,7 +98,9 @@ def _hub(source, column, split, options):
             f"source={source!r} is none of {DOMAINS}, and no data set could be loaded by that name "
             f"({type(error).__name__}: {error}). Any list of strings does as texts."
         ) from error
-    columns = [c for c, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "large_string")]
+    columns = [
+        c for c, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "large_string")
+    ]
     if column is None and len(columns) == 1:
         column = columns[0]
     if column not in columns:

@@ -267,6 +267,10 @@ def test_wheel_carries_its_data(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     code = "import plop_nb; print(plop_nb.__file__); print(len(plop_nb.load_texts('history', n=100)))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(site)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.split() == [str(site / "plop_nb" / "__init__.py"), "100"], done.stderr

@@ -152,7 +152,9 @@ def test_bf16_model_gets_float32_statistics(tiny_llama, byte_tokenizer):
     exact = scored(tiny_llama, TEXTS, byte_tokenizer)
     rounded = scored(tiny_llama.bfloat16(), TEXTS, byte_tokenizer)
     assert exact["nfn"].dtype == rounded["nfn"].dtype == "float64"
-    np.testing.assert_allclose(rounded.groupby("module")["nfn"].mean(), exact.groupby("module")["nfn"].mean(), rtol=0.02)
+    np.testing.assert_allclose(
+        rounded.groupby("module")["nfn"].mean(), exact.groupby("module")["nfn"].mean(), rtol=0.02
+    )
     assert len(set(rounded["nfn"])) == len(rounded)  # not rounded to bfloat16's 256 values per octave
 
 

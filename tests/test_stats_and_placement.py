@@ -76,7 +76,9 @@ def placement_of(model, types):
 
 
 def injected(model, config):
-    return sorted(n for n, m in get_peft_model(model, config).base_model.model.named_modules() if isinstance(m, BaseTunerLayer))
+    return sorted(
+        n for n, m in get_peft_model(model, config).base_model.model.named_modules() if isinstance(m, BaseTunerLayer)
+    )
 
 
 @pytest.fixture
