@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TEXTS
-from oracle import naive_nfn
 from torch import nn
 
 import plop_nb as plop
 from plop_nb.hooks import baseline_gain
+from tests.conftest import TEXTS
+from tests.oracle import naive_nfn
 
 
 def scored(model, texts, tokenizer, **options):
