@@ -1,16 +1,19 @@
 """What passes through a model's linear maps during a forward: norms per token, means per sample."""
 
 import inspect
+import re
 import weakref
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 
-from plop_nb.modules import SCORED, linear_maps, trunk_of
+from plop_nb.modules import SCORED, linear_maps, stack_is_transposed, stack_parameters, trunk_of
 
 BASELINES = ("rms", "gaussian")
 DRAWS = 256  # noise directions of the Gaussian baseline, per module
+VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
 
 
 def baseline_gain(weight, baseline="rms", seed=0):
@@ -99,12 +102,17 @@ class Record:
         self._maps = [m for m in linear_maps(model) if m.status == SCORED]
         self._baseline, self._seed = baseline, seed
         self._gains = {}  # map index -> (weight version, gain)
-        for index in range(len(self._maps)):
-            self._gain(index)  # a bad baseline or weight is refused before anything runs
+        self._zero = {i for i in range(len(self._maps)) if self._gain(i) == 0}  # a bad weight is refused right here
+        self._biases = [m.bias for m in self._maps]
         self._handles = []
         self._batches = []  # (first sample, {map index: statistics (4, batch)})
         self.samples = 0
-        self._unclear = {}  # map name -> input shape whose padding cannot be told
+        self.real_tokens = []  # of each sample, batch by batch
+        self._unclear = {}  # map index -> input shape whose padding cannot be told
+        self._time_major = set()  # map indices that were seen to read (length, batch, features)
+        self._encoder = _encoder_of(self._trunk)
+        in_encoder = set(self._encoder.modules()) if self._encoder is not None else set()
+        self._reads_encoder = [m.module in in_encoder for m in self._maps]
         self._last_input = self._last_norm = None
 
     def frame(self):
@@ -114,8 +122,9 @@ class Record:
         -------
         pandas.DataFrame
             Columns `sample` (0, 1, ... in the order met), `module`, `type`, `layer`, `tokens`
-            (real tokens counted), `input_norm` (mean ||z||), `feature_norm` (mean ||W z||),
-            `nfn` (mean of ||W z|| / (||z|| * baseline), dimensionless).
+            (real tokens counted; a map that fires several times counts every visit),
+            `input_norm` (mean ||z||), `feature_norm` (mean ||W z||), `nfn` (mean of
+            ||W z|| / (||z|| * baseline), dimensionless).
 
         Raises
         ------
@@ -124,9 +133,10 @@ class Record:
         """
         parts = [self._batch_frame(first, sums) for first, sums in self._batches if sums]
         if not parts:
-            raise ValueError("nothing was recorded: run a forward of the model inside `with record_norms(model)`")
+            why = f"; of {len(self._maps)} linear maps, {summary(self.unseen())}" if self.samples else ""
+            raise ValueError(f"nothing was recorded: run a forward inside `with record_norms(model)`{why}")
         frame = pd.concat(parts, ignore_index=True)
-        bad = frame[~frame[["input_norm", "feature_norm", "nfn"]].map(_finite).all(axis=1)]
+        bad = frame[~np.isfinite(frame[["input_norm", "feature_norm", "nfn"]]).all(axis=1)]
         if len(bad):
             row = bad.iloc[0]
             raise ValueError(
@@ -138,64 +148,162 @@ class Record:
     def unseen(self):
         """{module name: reason} for scored maps without a measurement so far."""
         seen = {index for _, sums in self._batches for index in sums}
-        unseen = {m.name: "never fired" for i, m in enumerate(self._maps) if i not in seen}
-        return {**unseen, **{name: f"padding unknown for input shape {s}" for name, s in self._unclear.items()}}
+        reasons = {i: f"padding unknown for input shape {shape}" for i, shape in self._unclear.items()}
+        reasons |= dict.fromkeys(self._zero, "all-zero weight")
+        return {m.name: reasons.get(i, "never fired") for i, m in enumerate(self._maps) if i not in seen}
 
     def _attach(self):
         self._handles.append(self._trunk.register_forward_pre_hook(self._start_batch, with_kwargs=True))
+        if self._encoder is not None:
+            self._handles.append(self._encoder.register_forward_hook(self._note_encoder_output))
+        stacks = {}
         for index, linear_map in enumerate(self._maps):
-            hook = lambda _, args, out, i=index: self._measure(i, args[0], out)  # noqa: E731
-            self._handles.append(linear_map.module.register_forward_hook(hook))
+            if linear_map.expert is not None:
+                stacks.setdefault(linear_map.module, {})[linear_map.parameter, linear_map.expert] = index
+                continue
+            hook = lambda _, args, kwargs, out, i=index: self._measure(i, _first(args, kwargs), out)  # noqa: E731
+            self._handles.append(linear_map.module.register_forward_hook(hook, with_kwargs=True))
+        for module, indices in stacks.items():
+            hook = lambda m, args, kwargs, _, i=indices: self._measure_experts(m, i, args, kwargs)  # noqa: E731
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def _detach(self):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._last_input = self._last_norm = None
+        self._last_input = self._last_norm = self._encoder_output = None
 
     def _gain(self, index):
         """The map's baseline, recomputed when its weight was changed in place or replaced."""
         linear_map = self._maps[index]
-        weight = linear_map.module.weight
-        version = (weight.data_ptr(), weight._version)
-        if self._gains.get(index, (None,))[0] != version:
+        weight = getattr(linear_map.module, linear_map.parameter)
+        version = None if weight.is_meta else (weight.data_ptr(), weight._version)
+        if index not in self._gains or self._gains[index][0] != version:
             gain = baseline_gain(linear_map.weight, self._baseline, self._seed)
             if not torch.isfinite(gain):
                 raise ValueError(f"module {linear_map.name!r} has NaN or infinite weights: it cannot be scored")
-            if gain == 0:
-                raise ValueError(f"module {linear_map.name!r} has an all-zero weight: its score is undefined")
             self._gains[index] = (version, gain)
         return self._gains[index][1]
 
+    @torch.no_grad()
     def _start_batch(self, _, args, kwargs):
         """Before a forward of the trunk: note who is padding, and open a new batch of samples."""
         given = {**self._signature.bind_partial(*args, **kwargs).arguments, **kwargs}
-        inputs = next(v for v in given.values() if isinstance(v, torch.Tensor))
-        mask = given.get("attention_mask")
-        if not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
-            mask = torch.ones(inputs.shape[:2] if inputs.ndim > 1 else (len(inputs), 1), device=inputs.device)
-        self._mask = mask.float()
+        self._mask = _mask(given, "attention_mask", ("input_ids", "inputs_embeds"))
+        self._decoder_mask = _mask(given, "decoder_attention_mask", ("decoder_input_ids", "decoder_inputs_embeds"))
+        if self._mask is None:
+            inputs = next(v for v in given.values() if isinstance(v, torch.Tensor))
+            self._mask = torch.ones(inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1), device=inputs.device)
+        self.real_tokens.append(self._mask.sum(1))
+        self._encoder_output = None
+        self._images = given.get("pixel_values") is not None
         self._batches.append((self.samples, {}))
-        self.samples += len(mask)
+        self.samples += len(self._mask)
+
+    def _note_encoder_output(self, _, args, out):
+        first = out if isinstance(out, torch.Tensor) else out[0]
+        self._encoder_output = weakref.ref(first) if isinstance(first, torch.Tensor) else None
 
     @torch.no_grad()
     def _measure(self, index, z, out):
         """After a map's forward: add the sums over real tokens of ||z||, ||W z|| and their ratio."""
-        linear_map = self._maps[index]
-        mask = _mask_like(self._mask, z.shape[:-1])
-        if mask is None:
-            self._unclear[linear_map.name] = tuple(z.shape)
+        if index in self._zero:
             return
-        if linear_map.bias is not None:
-            out = out.float() - linear_map.bias.float()
+        mask = self._mask_for(index, z)
+        if mask is None:
+            self._unclear[index] = tuple(z.shape)
+            return
+        if self._biases[index] is not None:
+            out = out.float() - self._biases[index].float()
         norm_in = self._input_norm(z)
         norm_out = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)
-        real = (mask.to(z.device) > 0) & (norm_in != 0)  # 0 / 0: some models zero their padding
-        ratio = norm_out / (norm_in * self._gain(index))
-        values = torch.stack([real.float(), norm_in, norm_out, ratio])
-        sums = torch.where(real, values, 0.0).reshape(4, len(self._mask), -1).sum(-1)
+        values = self._values(index, mask, norm_in, norm_out)
+        if index in self._time_major:
+            values = values.transpose(1, 2)
+        self._add(index, values.reshape(4, len(self._mask), -1).sum(-1))
+
+    def _values(self, index, mask, norm_in, norm_out):
+        """(4, ...): one, ||z||, ||W z|| and their ratio for each real token, zero for the others."""
+        real = (mask.to(norm_in.device) > 0) & (norm_in != 0)  # 0 / 0: some models zero their padding
+        ratio = norm_out / (norm_in * self._gain(index).to(norm_in.device))
+        return torch.where(real, torch.stack([torch.ones_like(norm_in), norm_in, norm_out, ratio]), 0.0)
+
+    def _add(self, index, sums):
         batch = self._batches[-1][1]
         batch[index] = batch[index] + sums if index in batch else sums  # a shared layer fires again
+
+    @torch.no_grad()
+    def _measure_experts(self, experts, indices, args, kwargs):
+        """After a stack of experts: each expert's projections on the tokens that it got.
+
+        The stack does not show them, so they are computed once more from its inputs.
+        """
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+        hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
+        chosen = next((t for t in tensors[1:] if not t.is_floating_point()), None)
+        copies = 1 if chosen is not None else len(stack_parameters(experts)[0])  # llama4: one copy an expert
+        mask = self._sides(hidden.shape[0] // copies)
+        if mask is None:
+            self._unclear.update(dict.fromkeys(indices.values(), tuple(hidden.shape)))
+            return
+        owner = torch.arange(len(mask), device=hidden.device).repeat_interleave(mask.shape[1])
+        real = mask.reshape(-1).to(hidden.device)
+        for expert in sorted({e for _, e in indices}):
+            if chosen is not None:
+                tokens = (chosen.reshape(len(hidden), -1) == expert).any(-1).nonzero().squeeze(-1)
+                z, who = hidden[tokens], tokens
+            else:
+                z = hidden.view(copies, -1, hidden.shape[-1])[expert]
+                who = torch.arange(len(z), device=z.device)
+            for parameter, z, out in _expert_steps(experts, expert, z):
+                if indices[parameter, expert] in self._zero:
+                    continue
+                values = self._values(indices[parameter, expert], real[who], z.float().norm(dim=-1), out)
+                sums = torch.zeros(4, len(mask), device=z.device).index_add_(1, owner[who], values)
+                self._add(indices[parameter, expert], sums)
+
+    def _sides(self, tokens):
+        """The mask, encoder's or decoder's, with this many tokens in all; None where they differ."""
+        fitting = [m for m in (self._mask, self._decoder_mask) if m is not None and m.numel() == tokens]
+        if len(fitting) == 2 and not torch.equal(*fitting):
+            return None
+        return fitting[0] if fitting else None
+
+    def _mask_for(self, index, z):
+        """Which of a map's input vectors are real tokens, shape z.shape[:-1]; None where it cannot be known."""
+        lead = z.shape[:-1]
+        fits = lambda mask: None if mask is None else self._fit(index, mask, lead)  # noqa: E731
+        if self._reads_encoder[index] or self._decoder_mask is None:
+            own, other = fits(self._mask), None
+        else:
+            from_encoder = self._encoder_output is not None and self._encoder_output() is z
+            own, other = fits(self._decoder_mask), fits(self._mask)
+            if from_encoder or own is None:
+                own = other
+        if own is None and self._images and lead[0] == len(self._mask) and VISION.search(self._maps[index].name):
+            return torch.ones(lead, device=z.device)  # patches: an image has no padding
+        return own
+
+    def _fit(self, index, mask, lead):
+        """`mask` (batch, length) for an input of leading shape `lead`, or None."""
+        batch, length = mask.shape
+        by_time = len(lead) >= 2 and lead[:2] == (length, batch)
+        if by_time and (batch != length or index in self._time_major):
+            self._time_major.add(index)
+            mask, lead_mask = mask.T, (length, batch)
+        else:
+            lead_mask = (batch, length)
+        if lead[1:] == (length, length):  # heads or tokens, in which order?
+            return None
+        if lead[:2] == lead_mask:  # one vector a token, or several (heads)
+            return mask.reshape(*lead_mask, *[1] * (len(lead) - 2)).expand(lead)
+        if len(lead) == 3 and lead[0] == batch and lead[2] == length:  # (batch, heads, length)
+            return mask[:, None].expand(lead)
+        if lead == (batch * length,):  # tokens flattened
+            return mask.reshape(-1)
+        if lead == (batch,):  # a pooled vector
+            return torch.ones_like(mask[:, 0])
+        return None
 
     def _input_norm(self, z):
         """||z|| per token; computed once for maps that read the same tensor (query, key, value)."""
@@ -224,17 +332,52 @@ class Record:
         return frame
 
 
-def _mask_like(mask, lead):
-    """`mask` (batch, length) for an input of leading shape `lead`; None where it cannot be known."""
-    batch, length = mask.shape
-    if lead[:2] == (batch, length):  # (batch, length) or (batch, length, heads)
-        return mask.reshape(batch, length, *[1] * (len(lead) - 2)).expand(lead)
-    if lead == (batch * length,):  # tokens flattened
-        return mask.reshape(-1)
-    if lead == (batch,):  # a pooled vector
-        return torch.ones_like(mask[:, 0])
-    return None
+def summary(unseen):
+    """One line about maps without a score: reasons, counts, first names."""
+    reasons = {}
+    for name, reason in unseen.items():
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{len(names)} {reason} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for reason, names in reasons.items()
+    )
 
 
-def _finite(x):
-    return abs(x) < float("inf")
+def _mask(given, name, inputs):
+    """The padding mask among the trunk's arguments, shape (batch, length); ones where there is none."""
+    mask = given.get(name)
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        return mask.float()
+    tokens = next((given[k] for k in inputs if isinstance(given.get(k), torch.Tensor)), None)
+    return None if tokens is None else torch.ones(tokens.shape[:2], device=tokens.device)
+
+
+def _encoder_of(trunk):
+    """The encoder of an encoder-decoder model, or None."""
+    is_pair = getattr(getattr(trunk, "config", None), "is_encoder_decoder", False)
+    return getattr(trunk, "encoder", None) if is_pair else None
+
+
+def _first(args, kwargs):
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _expert_steps(experts, expert, z):
+    """(parameter, input, ||W z|| per token) of one expert's projections, in order."""
+    up, down = stack_parameters(experts)
+    name = "gate_up_proj" if up is getattr(experts, "gate_up_proj", None) else "up_proj"
+    fused = name == "gate_up_proj" and getattr(experts, "has_gate", True)
+    transposed = stack_is_transposed(experts)
+    apply = lambda z, stack: z @ (stack[expert] if transposed else stack[expert].T)  # noqa: E731
+    out = apply(z, up)
+    yield name, z, out.float().norm(dim=-1)
+    if (bias := getattr(experts, f"{name}_bias", None)) is not None:
+        out = out + bias[expert]
+    if not fused:
+        hidden = experts.act_fn(out)
+    elif hasattr(experts, "_apply_gate"):
+        hidden = experts._apply_gate(out)
+    else:
+        gate, up_out = out.chunk(2, dim=-1)
+        hidden = experts.act_fn(gate) * up_out
+    yield "down_proj", hidden, apply(hidden, down).float().norm(dim=-1)

@@ -11,8 +11,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from plop_nb.hooks import record_norms
+from plop_nb.hooks import record_norms, summary
 from plop_nb.modules import trunk_of
+
+# Models in which padding reaches real tokens (convolutions and pooling over tokens, Fourier mixing,
+# landmark attention, an unmasked prefix): their texts are batched with texts of the same length only.
+MIXES_PADDING = {
+    "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "paligemma", "prophetnet", "xlstm", "yoso"
+}  # fmt: skip
 
 
 def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, baseline="rms", seed=0, progress=True):
@@ -28,7 +34,8 @@ def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, bas
     model : torch.nn.Module
         A transformers model on its device.
     data : iterable of str, or iterable of dict
-        Texts (with `tokenizer`), or batches of tensors as a data collator yields them.
+        Texts (with `tokenizer`), or batches of tensors as a data collator yields them. The decoder
+        of an encoder-decoder model reads `decoder_input_ids`, else `labels`, else the text itself.
     tokenizer : transformers tokenizer
         Needs no pad token.
     batch_size : int
@@ -64,16 +71,19 @@ def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, bas
         order, batches, total = None, data, None
     else:
         encoded = _encode(list(data), tokenizer, max_length)
-        order, batches, total = _batched(encoded, tokenizer, _positive("batch_size", batch_size))
+        equal_lengths = getattr(getattr(model, "config", None), "model_type", None) in MIXES_PADDING
+        how = {"multiple": _length_multiple(model), "equal_lengths": equal_lengths}
+        order, batches, total = _batched(encoded, tokenizer, _positive("batch_size", batch_size), **how)
     bar = tqdm(desc="NFN", unit="text", total=total, disable=not progress or bool(os.environ.get("TQDM_DISABLE")))
+    trunk = trunk_of(model)
     with bar, _evaluating(model), torch.no_grad(), record_norms(model, baseline=baseline, seed=seed) as record:
         for batch in batches:
-            bar.update(_forward(model, batch))
+            bar.update(_forward(trunk, batch))
     if record.unseen():
-        warnings.warn(f"linear maps without a score: {_summary(record.unseen())}", stacklevel=2)
+        warnings.warn(f"linear maps without a score: {summary(record.unseen())}", stacklevel=2)
     frame = record.frame().drop(columns=["input_norm", "feature_norm"])
-    if missing := set(range(record.samples)) - set(frame["sample"]):
-        raise ValueError(f"sample {min(missing)} has no real tokens: its attention_mask is zero throughout")
+    if (empty := (torch.cat(record.real_tokens) == 0).nonzero()).numel():
+        raise ValueError(f"sample {empty[0].item()} has no real tokens: its attention_mask is zero throughout")
     if order is not None:
         frame["sample"] = frame["sample"].map(dict(enumerate(order)))
     return frame.sort_values("sample", kind="stable", ignore_index=True)
@@ -106,37 +116,73 @@ def _encode(texts, tokenizer, max_length):
     return rows
 
 
-def _batched(rows, tokenizer, batch_size):
-    """(order, batches, count): rows sorted by length, longest first, padded batch by batch."""
+def _length_multiple(model):
+    """Lengths that a model would pad to by itself, out of sight of the mask (windows and blocks)."""
+    config = getattr(model, "config", None)
+    sizes = getattr(config, "attention_window", None) or getattr(config, "block_size", None) or 1
+    return max(sizes) if isinstance(sizes, (list, tuple)) else sizes
+
+
+def _batched(rows, tokenizer, batch_size, *, multiple, equal_lengths):
+    """(order, batches, count): rows sorted by length, longest first, padded batch by batch.
+
+    On the right, whatever the tokenizer prefers: absolute positions then stay what they are.
+    """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-    side = getattr(tokenizer, "padding_side", "right")
     fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}  # masked: its value does not matter
-    batches = (
-        {k: pad_sequence([rows[i][k] for i in chunk], True, fill.get(k, 0), padding_side=side) for k in rows[chunk[0]]}
-        for chunk in (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    )
+
+    def padded(chunk):
+        batch = {k: pad_sequence([rows[i][k] for i in chunk], True, fill.get(k, 0)) for k in rows[chunk[0]]}
+        extra = -batch["input_ids"].shape[1] % multiple
+        return {k: torch.nn.functional.pad(v, (0, extra), value=fill.get(k, 0)) for k, v in batch.items()}
+
+    chunks = [[]]
+    for i in order:
+        same = not chunks[-1] or len(rows[i]["input_ids"]) == len(rows[chunks[-1][-1]]["input_ids"])
+        if len(chunks[-1]) == batch_size or equal_lengths and not same:
+            chunks.append([])
+        chunks[-1].append(i)
+    batches = (padded(chunk) for chunk in chunks)
     return order, batches, len(rows)
 
 
-def _forward(model, batch):
+def _forward(trunk, batch):
     """Run the trunk on one batch; returns the number of samples."""
-    trunk = trunk_of(model)
-    accepted = inspect.signature(trunk.forward).parameters
-    device = next(model.parameters()).device
+    accepted = _accepted(trunk)
+    device = next((p.device for p in trunk.parameters() if not p.is_meta), None)
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k in accepted}
     if not any(isinstance(v, torch.Tensor) for v in inputs.values()):
-        raise ValueError(f"a batch has keys {list(batch)}, {type(trunk).__name__} takes tensors named {list(accepted)}")
+        raise ValueError(f"a batch has keys {list(batch)}, {type(trunk).__name__} takes tensors named {accepted}")
     if "input_ids" in inputs:
         _check_vocabulary(trunk, inputs["input_ids"])
+    if "decoder_input_ids" in accepted and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs):
+        inputs |= _decoder_inputs(trunk, inputs, batch.get("labels"))
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     trunk(**inputs)
     return len(next(v for v in inputs.values() if isinstance(v, torch.Tensor)))
 
 
+def _accepted(trunk):
+    """Names of the arguments of the trunk's forward, looked up behind wrappers that pass everything on."""
+    names = list(inspect.signature(trunk.forward).parameters)
+    return _accepted(trunk.decoder) if names == ["args", "kwargs"] and hasattr(trunk, "decoder") else names
+
+
+def _decoder_inputs(trunk, inputs, labels):
+    """What the decoder of an encoder-decoder model reads: the labels, or the text itself."""
+    if labels is None:
+        mask = {"decoder_attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+        return {"decoder_input_ids": inputs["input_ids"], **mask} if "input_ids" in inputs else {}
+    real = (labels != -100).to(inputs["input_ids"].device)
+    return {"decoder_input_ids": labels.to(real.device) * real, "decoder_attention_mask": real.long()}
+
+
 def _check_vocabulary(trunk, ids):
-    embeddings = trunk.get_input_embeddings() if hasattr(trunk, "get_input_embeddings") else None
-    size = getattr(embeddings, "num_embeddings", None)
+    try:
+        size = getattr(trunk.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return
     if size and (ids.max() >= size or ids.min() < 0):
         bad = ids[(ids >= size) | (ids < 0)][0].item()
         raise ValueError(
@@ -146,11 +192,12 @@ def _check_vocabulary(trunk, ids):
 
 @contextmanager
 def _evaluating(model):
-    """Evaluation mode; every module's own mode afterwards."""
+    """Evaluation mode, and no compiled code, in which hooks never fire; every module's own mode afterwards."""
     modes = {m: m.training for m in model.modules()}
     try:
         model.eval()
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
@@ -160,9 +207,3 @@ def _positive(name, value):
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}, expected an integer of at least 1")
     return value
-
-
-def _summary(unseen):
-    names = list(unseen)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(f"{n} ({unseen[n]})" for n in names[:5]) + more

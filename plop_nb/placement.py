@@ -2,14 +2,16 @@
 
 import copy
 import re
+import warnings
 from dataclasses import dataclass
 
 import pandas as pd
-from peft import LoraConfig, inject_adapter_in_model
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from plop_nb.modules import linear_maps
+from plop_nb.modules import linear_maps, unwrapped
 from plop_nb.stats import by_type, resampled_type_means
 
 TASKS = {
@@ -71,12 +73,12 @@ class Placement:
     confidence: float
     ranking: pd.DataFrame
 
-    def lora_config(self, model, r=16, **options):
+    def lora_config(self, model, r=16, *, layers=None, **options):
         """The `peft.LoraConfig` that puts adapters on exactly `self.modules` of `model`.
 
-        Tries module names, then one anchored regular expression, then the full list of names,
-        and returns the first form that hits every chosen module and no other. That is checked by
-        injecting the adapters into an empty copy of the model; `check` shows the counts.
+        Tries short names, anchored regular expressions, full names and parameter names, and returns
+        the first form that hits every chosen module and no other. That is checked by injecting the
+        adapters into an empty copy of the model; `check` shows the counts.
 
         Parameters
         ----------
@@ -84,6 +86,8 @@ class Placement:
             The model that was scored. It is not changed.
         r : int
             Rank of the adapters.
+        layers : iterable of int, optional
+            Only the chosen modules in these layers.
         **options
             Any other argument of `peft.LoraConfig` (`lora_alpha`, `lora_dropout`, ...).
 
@@ -92,71 +96,71 @@ class Placement:
         ValueError
             `model` lacks a chosen module, or no form hits exactly the chosen ones.
         """
-        if "target_modules" in options:
+        if taken := {"target_modules", "target_parameters"} & set(options):
             raise ValueError(
-                "target_modules is what the placement chooses: leave it out, or build a LoraConfig yourself"
+                f"{taken.pop()} is what the placement chooses: leave it out, or build a LoraConfig yourself"
             )
-        options.setdefault("task_type", next((t for n, t in TASKS.items() if type(model).__name__.endswith(n)), None))
-        for target in self._target_forms(model):
-            config = LoraConfig(r=r, target_modules=target, **options)
-            missed, extra = self._difference(model, config)
-            if not missed and not extra:
+        options.setdefault("task_type", _task_type(unwrapped(model)))
+        wanted = self._wanted(model, layers)
+        failures = []
+        for form in _target_forms(wanted):
+            config = LoraConfig(r=r, **form, **options)
+            try:
+                adapted = _adapted(model, config)
+            except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:  # PEFT refuses this form
+                failures.append(f"PEFT: {error}")
+                continue
+            if set(adapted) == set(wanted):
                 return config
-        raise ValueError(
-            f"no form of target_modules hits exactly the {len(self.modules)} modules of {self.types}: "
-            f"the last one misses {missed[:3]} and adds {extra[:3]}"
-        )
+            failures.append(_difference(wanted, adapted))
+        raise ValueError(f"no form of LoraConfig hits exactly {self.types}: " + "; ".join(dict.fromkeys(failures)))
 
-    def check(self, model, config):
+    def check(self, model, config, *, layers=None):
         """What `config` would adapt in `model`, proven by injection into an empty copy.
 
         Returns
         -------
         pandas.DataFrame
-            Columns `type`, `modules` (chosen), `adapted` (hit by `config`), `trainable`
-            (adapter parameters), for every type that is chosen or hit.
+            Columns `type`, `modules` (chosen; the experts of a stack are adapted as one),
+            `adapted` (hit by `config`), `trainable` (adapter parameters), for every chosen type.
 
         Raises
         ------
         ValueError
             `config` misses a chosen module or hits another one (names them).
         """
-        missed, extra = self._difference(model, config)
-        if missed or extra:
-            raise ValueError(
-                f"this config misses {len(missed)} chosen modules {missed[:3]} and adds {len(extra)} others {extra[:3]}"
-            )
-        adapted = _adapted(model, config)
-        types = {m.name: m.type for m in linear_maps(model)}
-        rows = pd.DataFrame({"type": [types[n] for n in adapted], "trainable": list(adapted.values())})
-        table = rows.groupby("type")["trainable"].agg(adapted="size", trainable="sum").loc[self.types].reset_index()
-        table.insert(1, "modules", pd.Series(self.modules).map(types).value_counts()[table["type"]].to_numpy())
+        wanted, adapted = self._wanted(model, layers), _adapted(model, config)
+        if set(wanted) != set(adapted):
+            raise ValueError(f"this config {_difference(wanted, adapted)}")
+        rows = pd.DataFrame({"type": [wanted[t].type for t in adapted], "trainable": list(adapted.values())})
+        table = rows.groupby("type")["trainable"].agg(adapted="size", trainable="sum")
+        table = table.reindex([t for t in self.types if t in table.index]).reset_index()
+        chosen = pd.Series([m.type for m in wanted.values()]).value_counts()
+        table.insert(1, "modules", chosen[table["type"]].to_numpy())
         return table
 
-    def _target_forms(self, model):
-        """Ways to name the chosen modules to PEFT, shortest first."""
+    def _wanted(self, model, layers):
+        """{PEFT target: one of its maps} of the chosen modules, in `layers` only where given."""
         maps = {m.name: m for m in linear_maps(model)}
         unknown = [name for name in self.modules if name not in maps]
         if unknown:
             raise ValueError(
                 f"{type(model).__name__} has no module {unknown[0]!r}: this placement is for another model"
             )
-        patterns = dict.fromkeys(maps[name].pattern for name in self.modules)
-        yield list(dict.fromkeys(pattern.rsplit(".", 1)[-1] for pattern in patterns))
-        yield "|".join(re.escape(pattern).replace(r"\*", r"\w+") for pattern in patterns)
-        yield list(self.modules)
-
-    def _difference(self, model, config):
-        """(chosen modules that `config` misses, other modules that it hits)."""
-        adapted = _adapted(model, config)
-        return [n for n in self.modules if n not in adapted], [n for n in adapted if n not in set(self.modules)]
+        wanted = {maps[name].target: maps[name] for name in self.modules}
+        if layers is not None:
+            layers = set(layers)
+            if missing := layers - {m.layer for m in wanted.values()}:
+                raise ValueError(f"layers={sorted(layers)}: no chosen module is in layer {min(missing)}")
+            wanted = {target: m for target, m in wanted.items() if m.layer in layers}
+        return wanted
 
     def __repr__(self):
         lines = [f"adapters on {', '.join(self.types)} ({len(self.modules)} modules), confidence {self.confidence:.0%}"]
         return "\n".join(lines + [self._table().to_string(index=False)])
 
     def _repr_html_(self):
-        table = self._table().style.hide(axis="index").format(precision=3)
+        table = self._table().style.set_uuid("placement").hide(axis="index").format(precision=3)
         table = table.apply(lambda row: ["font-weight: bold" if row["adapters"] else ""] * len(row), axis=1)
         return table.set_caption(repr(self).splitlines()[0]).to_html()
 
@@ -174,24 +178,62 @@ def _confidence(scores, types, seed):
     return float((worst_chosen < best_other).mean()) if draws.shape[1] > len(types) else 1.0
 
 
+def _task_type(model):
+    return next((task for ending, task in TASKS.items() if type(model).__name__.endswith(ending)), None)
+
+
+def _target_forms(wanted):
+    """Ways to name the wanted targets to PEFT, most readable first."""
+    stacks = [target for target, m in wanted.items() if m.expert is not None]
+    maps = {target: m for target, m in wanted.items() if m.expert is None}
+    also = {"target_parameters": stacks} if stacks else {}
+    if maps:
+        yield {"target_modules": list(dict.fromkeys(target.rsplit(".", 1)[-1] for target in maps)), **also}
+        patterns = dict.fromkeys(re.escape(m.pattern).replace(r"\*", r"\w+") for m in maps.values())
+        yield {"target_modules": "|".join(patterns), **also}
+        yield {"target_modules": list(maps), **also}
+        yield {"target_modules": "|".join(re.escape(target) for target in maps), **also}
+    # PEFT renames modules of mixture models, but not parameters given by their full name.
+    yield {"target_modules": [], "target_parameters": [f"{target}.weight" for target in maps] + stacks}
+
+
+def _difference(wanted, adapted):
+    missed, extra = [t for t in wanted if t not in adapted], [t for t in adapted if t not in wanted]
+    return f"misses {len(missed)} chosen modules {missed[:3]} and adds {len(extra)} others {extra[:3]}"
+
+
 def _adapted(model, config):
-    """{name: adapter parameters} of what PEFT adapts, found by injection into an empty copy."""
-    copied = _skeleton(model)
+    """{target: adapter parameters} of what PEFT adapts, found by injection into an empty copy."""
+    empty = _skeleton(model)
+    empty = empty.unload() if isinstance(empty, PeftModel) else unwrapped(empty)
     try:
-        inject_adapter_in_model(copy.deepcopy(config), copied, low_cpu_mem_usage=True)
-    except ValueError as error:  # nothing matched, or PEFT refuses this kind of module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = get_peft_model(empty, copy.deepcopy(config), low_cpu_mem_usage=True).get_base_model()
+    except ValueError as error:
         if "not found in the base model" not in str(error):
             raise
         return {}
-    layers = {n: m for n, m in copied.named_modules() if isinstance(m, BaseTunerLayer)}
-    return {
-        name: sum(p.numel() for n, p in layer.named_parameters() if not n.startswith("base_layer"))
-        for name, layer in layers.items()
-    }
+    found = {}
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            target = name.replace(".base_layer", "").replace("_orig_mod.", "")
+            parameter = getattr(layer, "parameter_name", "weight")
+            target += "" if parameter == "weight" else f".{parameter}"
+            own = (p for n, p in layer.named_parameters() if "base_layer" not in n)
+            found[target] = sum(p.numel() for p in own)
+    return found
 
 
 def _skeleton(model):
     """A copy of `model` whose parameters and buffers are on the meta device: structure without memory."""
-    empty = {id(b): b.to("meta") for b in model.buffers()}
-    empty |= {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, empty)
+    empty = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
+    return copy.deepcopy(model, empty | {id(p): _empty(p) for p in model.parameters()})
+
+
+def _empty(parameter):
+    """A meta parameter with the attributes of a quantised one, which PEFT asks for."""
+    data = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+    copied = nn.Parameter(data, requires_grad=parameter.requires_grad)
+    vars(copied).update(vars(parameter))
+    return copied

@@ -68,9 +68,7 @@ def test_ranking_of_smollm_on_math(math_scores):
 # Invariances
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_alone_equals_padded(tiny_llama, byte_tokenizer, side):
-    byte_tokenizer.padding_side = side
+def test_alone_equals_in_a_batch(tiny_llama, byte_tokenizer):
     together = scored(tiny_llama, TEXTS, byte_tokenizer, batch_size=4)
     alone = pd.concat([scored(tiny_llama, [t], byte_tokenizer) for t in TEXTS])
     assert together["tokens"].tolist() == alone["tokens"].tolist()
@@ -81,11 +79,9 @@ def test_alone_equals_padded(tiny_llama, byte_tokenizer, side):
 def test_alone_equals_padded_smollm(smollm, side):
     model, tokenizer = smollm
     texts = ["Two plus two is", "A farmer has 12 cows and buys 5 more. How many cows are on the farm now?"]
-    tokenizer.padding_side, before = side, tokenizer.padding_side
-    try:
-        together = scored(model, texts, tokenizer)
-    finally:
-        tokenizer.padding_side = before
+    batch = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
+    assert batch["attention_mask"][0, 0 if side == "left" else -1] == 0
+    together = plop.nfn_scores(model, [batch], progress=False)
     alone = pd.concat([scored(model, [t], tokenizer) for t in texts])
     np.testing.assert_allclose(together["nfn"], alone["nfn"], rtol=1e-4)
 
@@ -216,7 +212,7 @@ def test_maps_that_never_fire_are_named():
         def forward(self, x):
             return self.used(x)
 
-    with pytest.warns(UserWarning, match=r"unused \(never fired\)"):
+    with pytest.warns(UserWarning, match=r"1 never fired \(unused\)"):
         scores = plop.nfn_scores(Idle(), [{"x": torch.randn(2, 3, 4)}], progress=False)
     assert scores["module"].unique().tolist() == ["used"]
 
@@ -316,10 +312,11 @@ def test_bad_weights_name_the_module(tiny_llama, byte_tokenizer, value):
         scored(tiny_llama, TEXTS, byte_tokenizer)
 
 
-def test_all_zero_weight_names_the_module(tiny_llama, byte_tokenizer):
+def test_all_zero_weight_is_named_and_not_ranked(tiny_llama, byte_tokenizer):
     tiny_llama.model.layers[0].self_attn.v_proj.weight.data.zero_()
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.v_proj.* all-zero"):
-        scored(tiny_llama, TEXTS, byte_tokenizer)
+    with pytest.warns(UserWarning, match=r"1 all-zero weight \(model\.layers\.0\.self_attn\.v_proj\)"):
+        scores = scored(tiny_llama, TEXTS, byte_tokenizer)
+    assert "model.layers.0.self_attn.v_proj" not in set(scores["module"]) and len(scores) == 4 * 13
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,0 +1,435 @@
+"""Every model type of transformers' text and image-text Auto maps, tiny; and models as people have them."""
+
+import collections
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    BitsAndBytesConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import plop_nb as plop
+from plop_nb.modules import SCORED, trunk_of
+from plop_nb.nfn import MIXES_PADDING, _forward
+from tests.tiny_models import CANNOT_BUILD, build, model_types
+
+# Types whose forward needs more than token ids: not scored on text alone.
+NEEDS_MORE = {
+    **dict.fromkeys(["blip", "blip-2", "instructblip", "instructblipvideo", "idefics", "kosmos-2"], "an image"),
+    **dict.fromkeys(["pix2struct", "pp_formulanet", "vision-encoder-decoder"], "an image"),
+    "cpmant": "puts a prompt of its own before the text: no map's padding is known",
+    "esm": "a mask token id",
+    "ibert": "quantised layers of its own, no linear maps",
+    "perceiver": "inputs of another name",
+    "pi0": "actions",
+    "udop": "boxes",
+    "voxtral_realtime": "audio",
+    "xmod": "a default language",
+    **dict.fromkeys(
+        ["nemotron_h", "deepseek_v2", "zamba2", "step3p7", "hunyuan_vl"], "its shrunken config fails in forward"
+    ),
+    **dict.fromkeys(["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"], "its default config fails in forward"),
+}
+# Maps that fire but get no gradient in a model of this size.
+NO_GRADIENT = {
+    "deepseek_v4": "compressor", "doge": "dt_proj", "xlstm": "proj_up", "zaya": "_proj", "encoder-decoder": "pooler",
+    "mra": "attention.self",
+}  # fmt: skip
+TALLY = collections.Counter()
+EXCLUDED = collections.Counter()
+
+
+def batch(rows, side="right"):
+    length = max(map(len, rows))
+    ids, mask = torch.ones(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+        ids[i, where], mask[i, where] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(5, 60, (n,), generator=generator) for n in (8, 4, 4)]
+
+
+def quietly(model, batches):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return plop.nfn_scores(model, batches, progress=False)
+
+
+def naive(model, row, names):
+    """Mean of ||W z|| / ||W z~|| over every vector that reached a map, 20,000 draws of noise."""
+    inputs, noise = collections.defaultdict(list), {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, a, name=name: inputs[name].append(a[0]))
+        for name in names
+    ]
+    with torch.no_grad():
+        _forward(trunk_of(model), batch([row]))
+    for handle in handles:
+        handle.remove()
+    scores = {}
+    for name, seen in inputs.items():
+        module = model.get_submodule(name)
+        weight = module.weight.detach() if isinstance(module, nn.Linear) else module.weight.detach().T
+        size = weight.shape[1]
+        if size not in noise:
+            draws = torch.randn(20_000, size, generator=torch.Generator().manual_seed(1))
+            noise[size] = draws / draws.norm(dim=1, keepdim=True)
+        z = torch.cat([s.detach().reshape(-1, size) for s in seen])
+        z = z[z.norm(dim=1) > 0]
+        baseline = (noise[size] @ weight.T).norm(dim=1).square().mean().sqrt()
+        scores[name] = ((z @ weight.T).norm(dim=1) / (z.norm(dim=1) * baseline)).mean().item()
+    return scores
+
+
+@pytest.mark.parametrize("model_type", sorted(set(model_types()) - set(CANNOT_BUILD)))
+def test_every_model_type(model_type):
+    model = build(model_type)
+    TALLY["built"] += 1
+    if model_type in NEEDS_MORE:
+        TALLY["needs more than text"] += 1
+        with pytest.raises(Exception):  # refused with an error, not scored as if it were text
+            quietly(model, [batch(rows())])
+        return
+
+    table = plop.module_table(model).set_index("module")
+    scores = quietly(model, [batch(rows())])
+    assert (scores["nfn"] > 0).all() and np.isfinite(scores["nfn"]).all()
+    assert set(table.loc[scores["module"].unique(), "status"]) == {SCORED}
+    TALLY["maps"] += len(table)
+    TALLY["maps scored"] += scores["module"].nunique()
+    EXCLUDED.update(table.loc[table["status"] != SCORED, "status"])
+    EXCLUDED["did not fire, or padding unknown"] += (table["status"] == SCORED).sum() - scores["module"].nunique()
+
+    alone = quietly(model, [batch([row]) for row in rows()])
+    if model_type not in MIXES_PADDING:  # those get equal lengths from nfn_scores
+        both = scores.merge(alone, on=["sample", "module"], how="outer")
+        np.testing.assert_allclose(both["nfn_x"], both["nfn_y"], rtol=1e-3)
+        TALLY["padded equals alone"] += 1
+
+    plain = [n for n in scores["module"].unique() if n in dict(model.named_modules())]
+    expected = naive(model, rows()[0], plain)
+    got = alone[alone["sample"] == 0].set_index("module")["nfn"]
+    for name in plain:
+        if name in got and model_type != "pegasus_x":  # whose maps also read tokens of its own
+            assert got[name] == pytest.approx(expected[name], rel=0.01), name
+    TALLY["maps equal to the naive formula"] += len(plain)
+
+    check_adapters(model, model_type, scores)
+
+
+def check_adapters(model, model_type, scores):
+    """Each type is hit exactly; adapters on all of them together get gradients."""
+    modules = scores.groupby("type")["module"].unique()
+    for name, hit in modules.items():
+        plop.Placement([name], list(hit), float("nan"), None).lora_config(model, r=2)  # raises if not exact
+    TALLY["types hit exactly"] += len(modules)
+    everything = plop.Placement(list(modules.index), scores["module"].unique().tolist(), float("nan"), None)
+    adapted = get_peft_model(model, everything.lora_config(model, r=2))
+    outputs = []
+    handle = trunk_of(adapted).register_forward_hook(lambda *given: outputs.append(given[-1]))
+    _forward(trunk_of(adapted), batch(rows()[:1] * 2))
+    handle.remove()
+    values = outputs[0].values() if hasattr(outputs[0], "values") else outputs[0]
+    loss = sum(v.float().square().sum() for v in values if isinstance(v, torch.Tensor) and v.requires_grad)
+    if model_type == "reformer":  # its reversible layers need a backward of their own
+        return
+    loss.backward()
+    without = [n for n, p in adapted.named_parameters() if "lora_B" in n and (p.grad is None or not p.grad.any())]
+    assert all(NO_GRADIENT.get(model_type, "none") in name for name in without), without
+    TALLY["model types with gradients in all adapters"] += not without
+
+
+def test_tally(capsys):
+    """Nothing is silent: what was built, found, scored, excluded and why."""
+    with capsys.disabled():
+        print(f"\n{len(model_types())} model types, {len(CANNOT_BUILD)} cannot be built tiny: {dict(TALLY)}")
+        print(f"linear maps without a score: {dict(EXCLUDED)}")
+    if TALLY["built"] == len(model_types()) - len(CANNOT_BUILD):  # the whole sweep ran
+        assert TALLY["built"] - TALLY["needs more than text"] >= 265
+        assert TALLY["maps"] == TALLY["maps scored"] + sum(EXCLUDED.values())
+
+
+# Experts
+
+
+class Unrolled(nn.Module):
+    """The experts of a stack as plain Linears."""
+
+    def __init__(self, stack, transposed):
+        super().__init__()
+        self.stack = [stack]  # hidden from named_modules
+        for name in ("gate_up_proj", "down_proj"):
+            maps = nn.ModuleList()
+            for expert, weight in enumerate(getattr(stack, name).detach()):
+                weight = weight.T if transposed else weight
+                bias = getattr(stack, f"{name}_bias", None)
+                linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+                linear.weight.data = weight.clone()
+                if bias is not None:
+                    linear.bias.data = bias[expert].detach().clone()
+                maps.append(linear)
+            setattr(self, name, maps)
+
+    def forward(self, hidden, index, weights):
+        out = torch.zeros_like(hidden)
+        for expert, up in enumerate(self.gate_up_proj):
+            token, slot = (index == expert).nonzero(as_tuple=True)
+            if len(token):
+                # padded to the whole batch with zero rows, so that the mask still fits
+                mine = torch.zeros_like(hidden).index_copy(0, token, hidden[token])
+                inner = self.stack[0]._apply_gate(up(mine))
+                inner = torch.zeros_like(inner).index_copy(0, token, inner[token])
+                out.index_add_(0, token, self.down_proj[expert](inner)[token] * weights[token, slot, None])
+        return out
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gpt_oss", "aria_text"])
+def test_experts_equal_unrolled_linears(model_type):
+    model = build(model_type)
+    stacked = quietly(model, [batch(rows())]).set_index(["sample", "module"])["nfn"]
+    for layer in model.model.layers:
+        layer.mlp.experts = Unrolled(layer.mlp.experts, model_type in ("gpt_oss", "aria_text"))
+    unrolled = quietly(model, [batch(rows())]).set_index(["sample", "module"])["nfn"]
+    experts = stacked[stacked.index.get_level_values("module").str.contains("experts")]
+    assert len(experts) > 8
+    np.testing.assert_allclose(experts, unrolled[experts.index], rtol=1e-4)
+
+
+def test_experts_are_adapted_as_one_parameter():
+    model = build("mixtral")
+    scores = quietly(model, [batch(rows())])
+    name = next(t for t in scores["type"].unique() if t.endswith("down_proj"))
+    placement = plop.Placement([name], scores.query("type == @name")["module"].unique().tolist(), 1.0, None)
+    config = placement.lora_config(model, r=2)
+    assert config.target_parameters == [f"model.layers.{i}.mlp.experts.down_proj" for i in (0, 1)]
+    assert placement.check(model, config)["modules"].tolist() == [2]
+
+
+def test_routers_and_heads_are_named():
+    status = plop.module_table(build("qwen2_moe")).set_index("module")["status"]
+    assert status["lm_head"] == "output head"
+    assert status["model.layers.0.mlp.shared_expert_gate"] == "router"
+    assert plop.module_table(build("mamba")).query("type == 'out_proj'")["status"].unique() == ["PEFT cannot adapt it"]
+
+
+# Input shapes, one by one
+
+
+class Shapes(nn.Module):
+    """Feeds one map with the batch in another layout."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.map, self.layout = nn.Linear(6, 5), layout
+
+    def forward(self, inputs_embeds, attention_mask):
+        self.map(self.layout(inputs_embeds))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda z: z.flatten(0, 1),
+        lambda z: z.transpose(0, 1),
+        lambda z: z[:, :, None].expand(-1, -1, 2, -1),
+        lambda z: z[:, None],
+    ],
+    ids=["flattened", "length first", "heads", "heads before length"],
+)
+def test_the_mask_follows_the_layout(layout):
+    torch.manual_seed(0)
+    z, mask = torch.randn(3, 4, 6), torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 1, 1]])
+    z[mask == 0] = 1e4
+    model, plain = Shapes(layout), Shapes(lambda z: z)
+    plain.load_state_dict(model.state_dict())
+    inputs = {"inputs_embeds": z, "attention_mask": mask}
+    got, expected = quietly(model, [inputs]), quietly(plain, [inputs])
+    np.testing.assert_allclose(got["nfn"], expected["nfn"], rtol=1e-5)
+
+
+def test_unknown_layout_is_reported_not_guessed():
+    model = Shapes(lambda z: torch.cat([z, z[:, :1]], dim=1))
+    with pytest.raises(ValueError, match=r"1 padding unknown for input shape \(3, 5, 6\) \(map\)"):
+        quietly(model, [{"inputs_embeds": torch.randn(3, 4, 6), "attention_mask": torch.ones(3, 4)}])
+
+
+def test_pooler_counts_one_vector_a_sample():
+    config = BertConfig(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    scores = quietly(BertModel(config).eval(), [batch(rows())])
+    assert scores.query("module == 'pooler.dense'")["tokens"].tolist() == [1, 1, 1]
+
+
+def test_shared_layers_fire_once_for_each_pass():
+    model = build("albert")
+    passes = model.config.num_hidden_layers
+    assert passes > 1
+    query = quietly(model, [batch(rows())]).query("module.str.endswith('query')")
+    assert query["tokens"].tolist() == [8 * passes, 4 * passes, 4 * passes]
+
+
+def test_cross_attention_reads_the_encoder_s_tokens():
+    """Keys and values of the decoder's cross-attention see the source, queries the target."""
+    config = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_decoder_layers=1, num_heads=4)
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).eval()
+    source, target = batch(rows()), torch.tensor([[7, 8, 9], [7, 8, -100], [7, -100, -100]])
+    for labels in (target, nn.functional.pad(target, (0, 5), value=-100)):  # also where both are 8 long
+        scores = quietly(model, [{**source, "labels": labels}])
+        tokens = scores.groupby("module")["tokens"].apply(list)
+        cross = "decoder.block.0.layer.1.EncDecAttention"
+        assert tokens[f"{cross}.k"] == tokens[f"{cross}.v"] == [8, 4, 4]
+        assert tokens[f"{cross}.q"] == tokens["decoder.block.0.layer.0.SelfAttention.k"] == [3, 2, 1]
+        assert tokens["encoder.block.0.layer.0.SelfAttention.k"] == [8, 4, 4]
+
+
+# Images
+
+
+def test_image_model_with_pixel_values():
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    model = ViTForImageClassification(config).eval()
+    scores = quietly(model, [{"pixel_values": torch.randn(2, 3, 16, 16), "labels": torch.tensor([0, 1])}])
+    assert scores["tokens"].unique().tolist() == [5] and scores["layer"].nunique() == 2  # 4 patches and the class token
+    placement = plop.place(scores, k=2)
+    assert placement.check(model, placement.lora_config(model))["adapted"].tolist() == [2, 2]
+
+
+def test_vision_tower_is_scored_when_images_are_given():
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    text = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)).eval()
+    ids = torch.cat([torch.full((2, 4), 63), torch.randint(5, 60, (2, 3))], dim=1)
+    mask = torch.ones_like(ids)
+    mask[1, -1] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.randn(2, 3, 16, 16)}
+    with_images = quietly(model, [inputs])
+    tower = with_images[with_images["module"].str.contains("vision_tower")]
+    assert tower["module"].nunique() >= 6 and tower["tokens"].unique().tolist() == [5]
+    text_tokens = with_images[with_images["module"].str.contains("language_model")]
+    assert text_tokens.groupby("sample")["tokens"].unique().tolist() == [[7], [6]]
+    with pytest.warns(UserWarning, match=r"never fired \(model\.vision_tower"):
+        plop.nfn_scores(model, [{"input_ids": ids[:, 4:]}], progress=False)
+
+
+# Models as people have them
+
+
+def same(got, expected, rtol=1e-4):
+    assert got["module"].tolist() == expected["module"].tolist()
+    np.testing.assert_allclose(got["nfn"], expected["nfn"], rtol=rtol)
+
+
+def test_peft_model_scores_the_frozen_base_maps(tiny_llama):
+    expected = quietly(tiny_llama, [batch(rows())])
+    adapted = get_peft_model(tiny_llama, LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=True))
+    same(quietly(adapted, [batch(rows())]), expected)
+    placement = plop.place(expected, k=2)
+    assert placement.check(adapted, placement.lora_config(adapted))["adapted"].tolist() == [2, 2]
+    assert "q_proj" in str(adapted.peft_config["default"].target_modules)  # its own adapters are still there
+
+
+def test_compiled_models_are_scored_without_compiled_code(tiny_llama):
+    expected = quietly(tiny_llama, [batch(rows())])
+    same(quietly(torch.compile(tiny_llama, backend="eager"), [batch(rows())]), expected)
+    tiny_llama.model.layers[0] = torch.compile(tiny_llama.model.layers[0], backend="eager")
+    tiny_llama.model.layers[1].compile(backend="eager")
+    with torch.no_grad():
+        tiny_llama(**batch(rows()))  # compiled now: hooks added later would not fire
+    same(quietly(tiny_llama, [batch(rows())]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tiny_llama, dtype):
+    expected = quietly(tiny_llama, [batch(rows())])
+    same(quietly(tiny_llama.to(dtype), [batch(rows())]), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes(tmp_path, bits):
+    """Scored by what the packed map returns: equal to a model with the unpacked weights."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
+    torch.manual_seed(0)
+    full_model = LlamaForCausalLM(config).eval()
+    full_model.save_pretrained(tmp_path)
+    options = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32} if bits == 4 else {"load_in_8bit": True}
+    packed = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
+    )
+    if bits == 4:  # before a forward: on a CPU that changes the layout of the packed weight
+        layer = packed.model.layers[1].mlp.up_proj
+        weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+        maps = {m.name: m for m in plop.modules.linear_maps(packed)}
+        recovered = maps["model.layers.1.mlp.up_proj"].weight
+        torch.testing.assert_close(recovered, weight, rtol=0.02, atol=1e-3)
+    scores = quietly(packed, [batch(rows())])
+    assert scores["module"].nunique() == 14
+    full = quietly(full_model, [batch(rows())]).groupby("module")["nfn"].mean()
+    np.testing.assert_allclose(scores.groupby("module")["nfn"].mean(), full, rtol=0.1)
+    placement = plop.place(scores, k=2)
+    assert placement.check(packed, placement.lora_config(packed))["adapted"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded(tiny_llama, tmp_path, where):
+    from accelerate import cpu_offload, disk_offload
+
+    expected = quietly(tiny_llama, [batch(rows())])
+    if where == "cpu":
+        offloaded = cpu_offload(tiny_llama, execution_device=torch.device("cpu"))
+    else:
+        offloaded = disk_offload(tiny_llama, str(tmp_path), execution_device=torch.device("cpu"))
+    assert all(p.is_meta for p in offloaded.model.layers.parameters())
+    same(quietly(offloaded, [batch(rows())]), expected)
+    placement = plop.place(expected, k=2)
+    assert placement.check(offloaded, placement.lora_config(offloaded))["adapted"].tolist() == [2, 2]
+
+
+def test_layer_subsets_are_exact(tiny_llama):
+    placement = plop.place(quietly(tiny_llama, [batch(rows())]), k=3)
+    config = placement.lora_config(tiny_llama, layers=[1])
+    assert placement.check(tiny_llama, config, layers=[1])["adapted"].tolist() == [1, 1, 1]
+    names = {n for n, m in get_peft_model(tiny_llama, config).named_modules() if hasattr(m, "lora_A")}
+    assert len(names) == 3 and all(".layers.1." in n for n in names)
+    with pytest.raises(ValueError, match=r"layers=\[1, 5\]: no chosen module is in layer 5"):
+        placement.lora_config(tiny_llama, layers=[1, 5])
+    mixture = build("qwen3_moe")  # where PEFT's own renaming makes regular expressions hit all layers
+    placement = plop.place(quietly(mixture, [batch(rows())]), k=3)
+    assert placement.check(mixture, placement.lora_config(mixture, layers=[0]), layers=[0])["adapted"].eq(1).all()
