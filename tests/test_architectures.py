@@ -1,6 +1,7 @@
 """Every model type of transformers' text and image-text Auto maps, tiny; and models as people have them."""
 
 import collections
+import functools
 import warnings
 
 import numpy as np
@@ -74,9 +75,16 @@ def quietly(model, batches):
         return plop.nfn_scores(model, batches, progress=False)
 
 
+@functools.cache
+def directions(size):
+    """20,000 random unit vectors."""
+    draws = torch.randn(20_000, size, generator=torch.Generator().manual_seed(1))
+    return draws / draws.norm(dim=1, keepdim=True)
+
+
 def naive(model, row, names):
     """Mean of ||W z|| / ||W z~|| over every vector that reached a map, 20,000 draws of noise."""
-    inputs, noise = collections.defaultdict(list), {}
+    inputs = collections.defaultdict(list)
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, a, name=name: inputs[name].append(a[0]))
         for name in names
@@ -90,12 +98,9 @@ def naive(model, row, names):
         module = model.get_submodule(name)
         weight = module.weight.detach() if isinstance(module, nn.Linear) else module.weight.detach().T
         size = weight.shape[1]
-        if size not in noise:
-            draws = torch.randn(20_000, size, generator=torch.Generator().manual_seed(1))
-            noise[size] = draws / draws.norm(dim=1, keepdim=True)
         z = torch.cat([s.detach().reshape(-1, size) for s in seen])
         z = z[z.norm(dim=1) > 0]
-        baseline = (noise[size] @ weight.T).norm(dim=1).square().mean().sqrt()
+        baseline = (directions(size) @ weight.T).norm(dim=1).square().mean().sqrt()
         scores[name] = ((z @ weight.T).norm(dim=1) / (z.norm(dim=1) * baseline)).mean().item()
     return scores
 

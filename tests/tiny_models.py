@@ -30,13 +30,13 @@ SIZES = {
         num_decoder_layers depth num_experts_per_tok num_key_value_heads num_kv_heads num_selected_experts
         moe_topk moe_top_k num_experts_per_token top_k_experts moe_k topk_group n_group num_block_layers
         num_local_layers topk multi_query_group_num num_global_layers
-        linear_num_key_heads num_key_value_heads_per_layer encoder_num_hidden_layers decoder_num_hidden_layers""",
+        linear_num_key_heads num_key_value_heads_per_layer zero_expert_num layers encoder_num_hidden_layers decoder_num_hidden_layers""",
     4: """num_attention_heads n_head num_heads n_heads encoder_attention_heads decoder_attention_heads
         num_experts num_local_experts n_routed_experts moe_num_experts num_encoder_attention_heads
         num_decoder_attention_heads decoder_num_attention_heads encoder_num_attention_heads
-        expert_num n_experts linear_num_value_heads rotary_dim mamba_n_heads""",
+        expert_num n_experts linear_num_value_heads linear_num_heads index_n_heads rotary_dim mamba_n_heads""",
     8: """head_dim attention_head_dim kv_channels v_head_dim qk_nope_head_dim qk_rope_head_dim d_kv
-        global_head_dim qk_head_dim linear_key_head_dim linear_value_head_dim attention_head_size
+        global_head_dim qk_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim attention_head_size
         hidden_size_per_layer_input kv_lora_rank q_lora_rank index_head_dim swa_head_dim""",
     128: "vocab_size text_vocab_size vocab_size_per_layer_input src_vocab_size tgt_vocab_size",
     16: "ssm_state_size state_size mamba_d_state d_state",
@@ -92,7 +92,7 @@ CANNOT_BUILD = {
 def shrink(config, **fixed):
     """A config of the same class with small sizes; nested configs too; one layer of each kind."""
     accepted = _accepted(type(config))
-    fields = {k: v for k, v in vars(config).items() if k in accepted}
+    fields = {k: v for k in sorted(accepted) if (v := _get(config, k)) is not None}
     kwargs = {}
     for name, value in fields.items():
         if isinstance(value, PreTrainedConfig):
@@ -114,6 +114,13 @@ def shrink(config, **fixed):
         half = int(kwargs.get("head_dim", 8) * rope.get("partial_rotary_factor", 1) / 2)
         kwargs["rope_parameters"] = {**rope, "mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
     return type(config)(**{**kwargs, **copy.deepcopy(FIXED.get(config.model_type, {})), **fixed})
+
+
+def _get(config, name):
+    try:
+        return getattr(config, name, None)
+    except Exception:  # some configs refuse attributes that differ from layer to layer
+        return None
 
 
 def _accepted(cls):
