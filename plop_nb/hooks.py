@@ -207,7 +207,7 @@ class Record:
     @torch.no_grad()
     def _measure(self, index, z, out):
         """After a map's forward: add the sums over real tokens of ||z||, ||W z|| and their ratio."""
-        if index in self._zero:
+        if index in self._zero or not self._batches:  # a map called by itself, outside of a forward
             return
         mask = self._mask_for(index, z)
         if mask is None:
@@ -346,9 +346,10 @@ def summary(unseen):
 def _mask(given, name, inputs):
     """The padding mask among the trunk's arguments, shape (batch, length); ones where there is none."""
     mask = given.get(name)
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return mask.float()
     tokens = next((given[k] for k in inputs if isinstance(given.get(k), torch.Tensor)), None)
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        length = mask.shape[1] if tokens is None else tokens.shape[1]
+        return mask[:, -length:].float()  # in generation the mask also covers the cached tokens
     return None if tokens is None else torch.ones(tokens.shape[:2], device=tokens.device)
 
 

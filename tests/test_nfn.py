@@ -196,6 +196,15 @@ def test_record_norms_gives_the_norms_themselves():
     assert row["feature_norm"] == pytest.approx((z @ layer.weight.T).norm(dim=-1).mean().item(), rel=1e-5)
 
 
+def test_record_norms_during_generation(tiny_llama, byte_tokenizer):
+    """With a cache each step reads one token, under a mask over all of them."""
+    batch = byte_tokenizer(TEXTS[:1], return_tensors="pt")
+    with plop.record_norms(tiny_llama) as record:
+        tiny_llama.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
+        tiny_llama.model.layers[0].mlp.up_proj(torch.ones(1, 32))
+    assert record.frame().query("type == 'q_proj' and layer == 0")["tokens"].tolist() == [len(TEXTS[0]), 1, 1]
+
+
 def test_empty_record_says_so(tiny_llama):
     with plop.record_norms(tiny_llama) as record:
         pass
