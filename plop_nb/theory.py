@@ -314,7 +314,9 @@ def _rank_one(task, rate):
 
 def _dense(task, rates, optimizer, network, train):
     """The plain loop: forward, backward, step."""
-    weights = {name: w.double().requires_grad_(train == "all" or name in HIDDEN[network]) for name, w in task.weights.items()}
+    weights = {
+        name: w.double().requires_grad_(train == "all" or name in HIDDEN[network]) for name, w in task.weights.items()
+    }
     groups = [{"params": [w], "lr": rates[name]} for name, w in weights.items() if w.requires_grad]
     optim = torch.optim.Adam(groups, eps=1e-16) if optimizer == "adam" else torch.optim.SGD(groups)
     start, rows = {}, []
