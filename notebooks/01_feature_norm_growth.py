@@ -436,8 +436,8 @@ sns.despine()
 # %%
 assert table.loc["Theorem 1", "exponent"].round(6) == 2
 assert abs(table.loc["16 datapoints", "exponent"] - 2) < 0.06
-assert table.loc["minibatches, 4 of 64", "high"] < 2
-assert table.loc["Theorem 1", "at the end"] > 2 * table.loc["16 datapoints", "at the end"]
+assert abs(table.loc["minibatches, 4 of 64", "exponent"] - 2) < 0.15
+assert (table["at the end"].iloc[[0, 1]].to_numpy() > 2 * table["at the end"].iloc[[1, 2]]).all()
 table.loc[["16 datapoints", "minibatches, 4 of 64"]].round(2)
 
 # %% [markdown]

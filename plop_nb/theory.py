@@ -11,6 +11,7 @@ N(0, 1/n^2); output f = v^T phi(W z); loss (f - y)^2 / 2, mean over the batch. S
 """
 
 import math
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -125,11 +126,12 @@ def growth(
         raise ValueError(f"batch={batch}, but there are samples={samples}: draw at most that many")
     rank_one = network == "linear" and optimizer == "signsgd" and train == "hidden" and not dense
     runs = []
-    for seed in range(seeds):
-        task = _Task(width, steps, network, samples, batch, labels, target, seed)
-        rates = _rates(task.weights, eta, optimizer, rule)
-        rows = _rank_one(task, rates["W"]) if rank_one else _dense(task, rates, optimizer, network, train)
-        runs.append(pd.DataFrame(rows).assign(seed=seed, **_constants(task, network)))
+    with _one_thread():
+        for seed in range(seeds):
+            task = _Task(width, steps, network, samples, batch, labels, target, seed)
+            rates = _rates(task.weights, eta, optimizer, rule)
+            rows = _rank_one(task, rates["W"]) if rank_one else _dense(task, rates, optimizer, network, train)
+            runs.append(pd.DataFrame(rows).assign(seed=seed, **_constants(task, network)))
     frame = pd.concat(runs, ignore_index=True)
     frame["growth"] = frame["feature"] - frame.groupby(["seed", "module"])["feature"].transform("first")
     return frame[["seed", "step", "module", "feature", "growth", "moved", "baseline", "nfn", "loss", "c", "cross"]]
@@ -199,7 +201,7 @@ def power_fit(frame, x, y, *, level=0.95, seed=0):
 
 
 def mean_interval(values, *, level=0.95, seed=0):
-    """Mean of one number per seed, with a bootstrap interval of coverage `level`.
+    """Mean of one number per seed (or text), with a bootstrap interval of coverage `level`.
 
     Parameters
     ----------
@@ -233,6 +235,17 @@ def _resample(values, seed):
     """Means of rows of `values` (seeds, k) drawn with replacement: (RESAMPLES, k)."""
     n = len(values)
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ values / n
+
+
+@contextmanager
+def _one_thread():
+    """Same digits on any number of cores, and as fast: these matrices are small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Task:
