@@ -30,6 +30,15 @@
 # Every claim is followed by a cell that asserts it. Intervals are 95 % over seeds unless a cell says otherwise.
 
 # %% tags=["setup"]
+# Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
+import importlib.util
+
+if importlib.util.find_spec("plop_nb") is None:
+    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+
+import torch
+
+import plop_nb as plop
 
 # %% tags=["settings"]
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)  # of the linear network
