@@ -52,6 +52,7 @@ FINETUNE_STEPS, LEARNING_RATE = 24, 2e-5
 PROBE = 12  # texts per task on which norms are read
 
 # %%
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -62,6 +63,7 @@ import seaborn as sns
 from plop_nb.theory import growth, mean_interval, power_fit
 
 COLORS = sns.color_palette("colorblind")
+MAPS = [COLORS[i] for i in (0, 1, 2, 3, 4, 7, 9)]  # seven maps, told apart
 sns.set_palette(COLORS)
 
 # %% [markdown]
@@ -89,7 +91,7 @@ for ax, points, arrow, name in zip(axes, (circle, W @ circle), (z, W @ z), ("z",
 axes[0].set_ylabel("second coordinate")
 axes[0].set_title("All inputs of length 1 ...", loc="left")
 axes[1].set_title("... leave W with different lengths", loc="left")
-bar = fig.colorbar(axes[1].collections[0], ax=axes, label="‖W z‖ of an input of length 1")
+bar = fig.colorbar(axes[1].collections[0], ax=axes, label="‖W z‖", shrink=0.55)
 sns.despine()
 
 # %% [markdown]
@@ -134,14 +136,18 @@ across = torch.tensor([-z[1], z[0]]) / z.norm()
 size = torch.linspace(0, 9, 90001)
 added = torch.stack([W + s * torch.outer(across, across) for s in size[::100]])
 W2 = added[(added.flatten(1).norm(dim=1) - 2 * W.norm()).abs().argmin()]
-print(f"||W||_F: {W.norm():.2f} to {W2.norm():.2f},  ||W z||: {(W @ z).norm():.3f} to {(W2 @ z).norm():.3f}")
+print(f"||W||_F: {W.norm():.2f} to {W2.norm():.2f}")
+print(f"||W z||: {(W @ z).norm():.3f} to {(W2 @ z).norm():.3f}")
 
 # %% [markdown]
 # The input now lies along *relatively weaker* directions: the random input is stretched twice as much, $z$ is not. The
 # feature norm says nothing happened, NFN halves. That is why PLoP divides.
 
 # %%
-nfn = lambda weight: ((weight @ z).norm() / (z.norm() * weight.norm() / math.sqrt(2))).item()  # noqa: E731
+def nfn(weight):
+    return ((weight @ z).norm() / (z.norm() * weight.norm() / math.sqrt(2))).item()
+
+
 assert abs(nfn(W2) / nfn(W) - 0.5) < 0.005
 print(f"NFN: {nfn(W):.2f} to {nfn(W2):.2f}")
 
@@ -170,8 +176,9 @@ print(f"NFN of 2 W: {nfn(2 * W):.2f}")
 n, generator = 4096, torch.Generator().manual_seed(0)
 z = torch.randn(n, generator=generator)
 random_signs = torch.randn(n, generator=generator).sign()
-print(f"aligned {z.sign() @ z / n:.2f} n, random {abs(random_signs @ z) / math.sqrt(n):.2f} sqrt(n)")
-assert abs(z.sign() @ z / n - math.sqrt(2 / math.pi)) < 0.03
+aligned, random = z.sign() @ z / n, abs(random_signs @ z) / math.sqrt(n)
+assert abs(aligned - math.sqrt(2 / math.pi)) < 0.03 and random < 3
+print(f"aligned {aligned:.2f} n, random {random:.2f} sqrt(n)")
 
 # %% [markdown]
 # Three step rules, equal at 64 neurons: a constant step, $\eta/\sqrt n$ and $\eta/n$. How far does one step move the
@@ -179,9 +186,11 @@ assert abs(z.sign() @ z / n - math.sqrt(2 / math.pi)) < 0.03
 
 # %%
 rules = {"standard": "constant", "sqrt": "∝ 1/√n", "mup": "∝ 1/n (muP)"}
-moves = pd.concat([growth(n, 1, eta=ETA, rule=rule, seeds=KNOB_SEEDS).assign(width=n, rule=rules[rule])
-                   for n in WIDTHS[:-1] for rule in rules]).query("step == 1")  # fmt: skip
-fits = pd.DataFrame({r: power_fit(g, "width", "moved") for r, g in moves.groupby("rule", sort=False)})
+moves = [growth(n, 1, eta=ETA, rule=rule, seeds=KNOB_SEEDS).assign(width=n, rule=name)
+         for n in WIDTHS[:-1] for rule, name in rules.items()]  # fmt: skip
+moves = pd.concat(moves).query("step == 1")
+by_rule = moves.groupby("rule", sort=False)
+fits = pd.DataFrame({name: power_fit(run, "width", "moved") for name, run in by_rule})
 fits.index = ["exponent", "low", "high"]
 fits.T.round(2)
 
@@ -213,11 +222,13 @@ print(fits.loc["exponent"].round(1).to_dict())
 from peft import LoraConfig, get_peft_model
 
 n, rank = 4096, 16
-lora = get_peft_model(torch.nn.Sequential(torch.nn.Linear(n, n, bias=False)), LoraConfig(r=rank, target_modules=["0"]))
+plain = torch.nn.Sequential(torch.nn.Linear(n, n, bias=False))
+lora = get_peft_model(plain, LoraConfig(r=rank, target_modules=["0"]))
 x = torch.randn(2, n, generator=generator)
 assert torch.equal(lora(x), lora.base_model.model[0].base_layer(x))
 lora(x).square().sum().backward()
-gradient = {name.split(".")[-3]: p.grad.numel() for name, p in lora.named_parameters() if p.grad is not None}
+trained = {name: p for name, p in lora.named_parameters() if p.grad is not None}
+gradient = {name.split(".")[-3]: p.grad.numel() for name, p in trained.items()}
 print(gradient, "numbers, instead of", n * n)
 
 # %% [markdown]
@@ -225,9 +236,10 @@ print(gradient, "numbers, instead of", n * n)
 # wide model and a small rank; for a small model it does not. (Activations, which are memory too, are not reduced.)
 
 # %%
-share = pd.DataFrame({f"n = {n}": {f"r = {r}": 2 * r / n for r in (4, 16, 64)} for n in (576, 2048, 4096)})
-assert sum(gradient.values()) / n**2 == share.loc["r = 16", "n = 4096"] < 0.01 < share.loc["r = 16", "n = 576"]
-share.map("{:.1%}".format)
+share = {width: {r: 2 * r / width for r in (4, 16, 64)} for width in (576, 2048, 4096)}
+share = pd.DataFrame(share)
+assert sum(gradient.values()) / n**2 == share.loc[rank, n] < 0.01 < share.loc[rank, 576]
+share.rename_axis("r", axis=0).rename_axis("n", axis=1).map("{:.1%}".format)
 
 # %% [markdown]
 # # 2. Theorem 1
@@ -300,8 +312,9 @@ print("smallest loss met:", wide["loss"].min().round(2))
 # intervals would miss at least once in 30 % of all runs, with nothing wrong).
 
 # %%
-fits = pd.DataFrame([power_fit(run.query("step >= 10"), "step", "growth", level=0.99)
-                     for _, run in wide.groupby("width")], index=pd.Index(WIDTHS, name="width"))  # fmt: skip
+by_width = wide.query("step >= 10").groupby("width")
+fits = {n: power_fit(run, "step", "growth", level=0.99)._asdict() for n, run in by_width}
+fits = pd.DataFrame(fits).T.rename_axis("width")
 assert (fits.loc[512:, "low"] < 2).all() and (2 < fits.loc[512:, "high"]).all()
 assert fits.loc[512:, "exponent"].sub(2).abs().max() < 0.05
 fits.round(3)
@@ -327,21 +340,27 @@ assert all(fit.low < -0.5 < fit.high for fit in slopes.values())
 assert np.allclose(deviation["deviation"] / deviation["predicted"], 1, atol=0.3)
 pd.DataFrame(slopes, index=["slope", "low", "high"]).round(2)
 
+# %%
+t = np.arange(STEPS + 1)
+quadratic = lambda steps, eta=ETA: 2 / math.pi * (eta * steps) ** 2  # of an infinitely wide network
+slope = slopes["deviation"].exponent
+print("theory after the last step:", round(quadratic(STEPS), 3))
+
 # %% tags=["nbval-ignore-output", "picture"]
-fig, axes = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
 some = wide[wide["width"].isin([WIDTHS[0], 512, WIDTHS[-1]]) & (wide["seed"] < 8)]
-shades = sns.color_palette("viridis_r", 5)[::2]
-sns.lineplot(some, x="step", y="growth", hue="width", units="seed", estimator=None, palette=shades, lw=1, ax=axes[0])
-axes[0].plot(range(STEPS + 1), 2 / math.pi * (ETA * np.arange(STEPS + 1)) ** 2, "k--", label="theory, n → ∞")
-axes[0].set(xlabel="training step", ylabel="growth of ‖W z‖² / n")
-axes[0].set_title("Feature norms grow quadratically ...", loc="left")
-axes[0].legend(title="width (8 networks each)", frameon=False)
-sns.lineplot(last, x="width", y="deviation", marker="o", err_style="bars", seed=0, ax=axes[1])
-axes[1].plot(deviation["predicted"], "k--", label="theory")
-axes[1].set_xscale("log", base=2)
-axes[1].set(yscale="log", xlabel="width n (neurons)", ylabel="deviation from quadratic (relative)")
-axes[1].set_title(f"... the more exactly the wider: slope {slopes['deviation'].exponent:.2f}", loc="left")
-axes[1].legend(frameon=False)
+sns.lineplot(some, x="step", y="growth", hue="width", units="seed", estimator=None, lw=1,
+             palette=sns.color_palette("viridis_r", 5)[::2], ax=left)  # fmt: skip
+left.plot(t, quadratic(t), "k--", label="theory, n → ∞")
+left.set(xlabel="training step", ylabel="growth of ‖W z‖² / n")
+left.set_title("Feature norms grow quadratically ...", loc="left")
+sns.lineplot(last, x="width", y="deviation", marker="o", err_style="bars", seed=0, ax=right)
+right.plot(deviation["predicted"], "k--", label="theory")
+right.loglog(base=2)
+right.set_yticks([0.02, 0.05, 0.1], ["2 %", "5 %", "10 %"])
+right.set(xlabel="width n (neurons)", ylabel="deviation from the pure quadratic")
+right.set_title(f"... the more exactly the wider: slope {slope:.2f}", loc="left")
+left.legend(title="width, 8 networks each", frameon=False), right.legend(frameon=False)
 sns.despine()
 
 # %% [markdown]
@@ -374,14 +393,16 @@ nfn_last = mean_interval(last.loc[WIDTHS[-1], "nfn"])
 assert abs(first.loc[WIDTHS[-1], "nfn"].mean() - 1) < 0.01
 assert nfn_last.low < math.sqrt(1 + 2 / math.pi * (ETA * STEPS) ** 2) < nfn_last.high + 0.01
 print(f"NFN at n = {WIDTHS[-1]}: {first.loc[WIDTHS[-1], 'nfn'].mean():.2f} to {nfn_last.mean:.3f}")
-print(f"you guessed: feature x {guess_feature}, weights x {guess_weight}; NFN also is the factor of the feature")
+print(f"your guesses: feature x {guess_feature} (here x {nfn_last.mean:.1f})")
+weight = 1 + last.loc[WIDTHS[-1], "baseline_growth"].mean()
+print(f"              weights x {guess_weight} (here x {weight:.4f})")
 
 # %% tags=["nbval-ignore-output"]
 two = wide[wide["width"] == 512].rename(columns={"nfn": "NFN"})
-ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1]
+ax = plt.subplots(figsize=(7.5, 3.6), layout="constrained")[1]
 for column, color in (("NFN", COLORS[0]), ("baseline", COLORS[1])):
     sns.lineplot(two, x="step", y=column, errorbar=("pi", 95), color=color, label=column, ax=ax)
-ax.set(xlabel="training step", ylabel="NFN;  ‖W‖_F / √n")
+ax.set(xlabel="training step", ylabel="NFN and ‖W‖_F / √n")
 ax.set_title("Alignment, not magnitude: NFN grows, the random baseline does not", loc="left")
 ax.legend(["NFN", "95 % of networks", "random baseline"], frameon=False)
 sns.despine()
@@ -405,7 +426,9 @@ knobs = {
 }
 
 # %% tags=["nbval-ignore-output"]
-runs = {name: closed_form(growth(KNOB_WIDTH, STEPS, eta=ETA, seeds=KNOB_SEEDS, **knob)) for name, knob in knobs.items()}
+runs = {}
+for name, knob in knobs.items():
+    runs[name] = closed_form(growth(KNOB_WIDTH, STEPS, eta=ETA, seeds=KNOB_SEEDS, **knob))
 
 # %% [markdown]
 # `moved` is how far features have travelled (root mean square); its square is the growth without the cross term. Two
@@ -425,16 +448,18 @@ table.round(2)
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained", sharex=True, sharey=True)
-findings = ["16 datapoints: slower, still 2", "Minibatches: slower still", "All layers: faster, then done",
-            "Adam: nearly 2", "SGD: fast, then fading", "Constant step: jumps, then done",
-            "Sign changes: stops", "Noise labels: a random walk"]  # fmt: skip
-base = runs["Theorem 1"]
+findings = ["16 datapoints: slower, still 2", "Minibatches: slower still",
+            "All layers: faster, then done", "Adam: nearly 2", "SGD: fast, then fading",
+            "Constant step: a jump", "Sign changes: stops", "Noise labels: random walk"]  # fmt: skip
+base = runs["Theorem 1"].groupby("step")["moved"].mean().loc[1:]
 for ax, (name, run), finding in zip(axes.flat, list(runs.items())[1:], findings):
-    for frame, color, style in ((base, "0.55", "--"), (run, COLORS[0], "-")):
-        sns.lineplot(frame.query("step > 0"), x="step", y="moved", color=color, ls=style, seed=0, ax=ax)
-    ax.set(xscale="log", yscale="log", xlabel="training step", ylabel="feature change (RMS)")
+    ax.plot(base, "--", color="0.4", label="Theorem 1")
+    sns.lineplot(run[run["step"] > 0], x="step", y="moved", seed=0, label="this knob", ax=ax)
+    ax.legend(frameon=False).set_visible(ax is axes[0, 0])
+    ax.set(xlabel="training step", ylabel="feature change (RMS)")
     ax.set_title(finding, loc="left")
-axes[0, 0].legend(["Theorem 1", None, "this knob"], frameon=False)
+axes[0, 0].set(xscale="log", yscale="log", ylim=(0.01, 5))
+axes[0, 0].set_xticks([1, 10, 40], ["1", "10", "40"])
 sns.despine()
 
 # %% [markdown]
@@ -456,7 +481,8 @@ table.loc[["16 datapoints", "minibatches, 4 of 64"]].round(2)
 # %%
 stopped = table.loc[["all layers trained", "constant step", "residual changes sign"]]
 assert (stopped["exponent"] < 1).all()  # growth has ended within the 40 steps
-assert (stopped["times theorem, step 10"].iloc[:2] > 2).all() and stopped["at the end"].iloc[2] < 0.5
+assert (stopped["times theorem, step 10"].iloc[:2] > 2).all()
+assert stopped["at the end"].iloc[2] < 0.5
 print("late exponent:", stopped["exponent"].round(1).to_dict())
 
 # %% [markdown]
@@ -517,13 +543,13 @@ curved = pd.DataFrame({name: early_late(run) for name, run in bent.groupby("map"
 curved.round(2)
 
 # %% tags=["nbval-ignore-output"]
-bent["ratio"] = bent["moved"] ** 2 / (math.sqrt(2 / math.pi) * ETA * bent["step"]) ** 2
+bent["ratio"] = bent["moved"] ** 2 / quadratic(bent["step"])
 ax = plt.subplots(figsize=(7.5, 4), layout="constrained")[1]
-sns.lineplot(bent.query("step > 0"), x="step", y="ratio", hue="map", lw=2, seed=0, ax=ax)
+sns.lineplot(bent[bent["step"] > 0], x="step", y="ratio", hue="map", palette=MAPS, seed=0, ax=ax)
 ax.set(yscale="log", xlabel="training step", ylabel="feature change², multiple of the theorem's")
 ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
 ax.minorticks_off()
-ax.set_title("Flat is quadratic: ReLU and GeLU bend down, attention's output map speeds up", loc="left")
+ax.set_title("Flat is quadratic: ReLU, GeLU bend down, attention's output speeds up", loc="left")
 ax.legend(bbox_to_anchor=(1.01, 1), frameon=False)
 sns.despine()
 
@@ -532,7 +558,8 @@ sns.despine()
 
 # %%
 assert curved.loc["linear", "early"].round(6) == 2 and (curved["early"] - 2).abs().max() < 0.2
-assert (curved.loc[["relu", "gelu"], "early"] > 1.95).all() and (curved.loc[["relu", "gelu"], "late"] < 1.9).all()
+assert (curved.loc[["relu", "gelu"], "early"] > 1.95).all()
+assert (curved.loc[["relu", "gelu"], "late"] < 1.9).all()
 assert curved.loc["attention o", "late"] > 2.5
 print("late exponent:", curved["late"].round(1).to_dict())
 
@@ -546,36 +573,62 @@ print("late exponent:", curved["late"].round(1).to_dict())
 
 # %%
 h = math.sqrt(2) * torch.erfinv((torch.arange(2000) + 0.5) / 2000)
-relu_growth = lambda a: (((h + a) ** 2 + (h - a).clamp(min=0) ** 2 - 2 * h**2).mean() / 4).item()  # noqa: E731
-a = math.sqrt(2 / math.pi) * ETA * np.array([10, 20, STEPS])
-measured = [mean_interval(networks["relu"].query("step == @t")["growth"]) for t in (10, 20, STEPS)]
-for step, amount, interval in zip((10, 20, STEPS), a, measured):
-    assert abs(interval.mean - relu_growth(amount)) < 0.05
-    print(f"step {step}: measured {interval.mean:.2f}, formula {relu_growth(amount):.2f}")
+relu_growth = lambda a: ((h + a) ** 2 + (h - a).clamp(min=0) ** 2 - 2 * h**2).mean().item() / 4
+measured = networks["relu"].groupby("step")["growth"].mean()
+for step in (10, 20, STEPS):
+    formula = relu_growth(math.sqrt(quadratic(step)))
+    assert abs(measured[step] - formula) < 0.05
+    print(f"step {step}: measured {measured[step]:.2f}, formula {formula:.2f}")
 
 # %% [markdown]
-# **GeLU** moves nearly all neurons, so it starts as fast as the linear network; the half that is pushed down stops at the
-# minimum of GeLU, $h = -0.75$. **Attention's output map** reads features that grow themselves, and outgrows the
-# quadratic. Query and key, whose gradient is far smaller, move all the same: the sign forgets how small.
-#
+# **GeLU** moves every neuron, so it starts as fast as the linear network. The half whose output is to fall slides into
+# the minimum of GeLU, at $h = -0.75$, and stays there: features move by
+# $\tfrac12 a^2 + \tfrac12 E\,\min(a, |h + 0.75|)^2$ with $h$ normal.
+
+# %%
+normal = torch.cat([h, -h])
+gelu_moved = lambda a: (a**2 + (normal + 0.7518).abs().clamp(max=a).square().mean().item()) / 2
+measured = networks["gelu"].eval("square = moved ** 2").groupby("step")["square"].mean()
+for step in (10, 20, STEPS):
+    formula = gelu_moved(math.sqrt(quadratic(step)))
+    assert abs(measured[step] / formula - 1) < 0.05
+    print(f"step {step}: measured {measured[step]:.2f}, formula {formula:.2f}")
+
+# %% [markdown]
+# **Attention's output map** reads features that grow themselves, and outgrows the quadratic. Query and key have a far
+# smaller gradient, as SGD shows: there they hardly move. SignSGD forgets how small it was and moves them like the others.
+
+# %%
+sgd = growth(KNOB_WIDTH // 2, 5, eta=ETA, network="attention", optimizer="sgd", seeds=KNOB_SEEDS)
+step_5 = {name: run.query("step == 5").groupby("module")["moved"].mean()
+          for name, run in (("SGD", sgd), ("SignSGD", networks["attention"]))}  # fmt: skip
+moved = pd.DataFrame(step_5)
+assert (moved.loc[["q", "k"], "SGD"] < 0.02 * moved.loc["o", "SGD"]).all()
+assert (moved.loc[["q", "k"], "SignSGD"] > 0.2 * moved.loc["o", "SignSGD"]).all()
+(moved / moved.loc["o"]).map("{:.1%}".format)
+
+# %% [markdown]
 # ## Does aligned data grow faster than shuffled data?
 #
 # 32 datapoints. Labels that follow from the data (*teacher*), the same labels dealt out at random (*shuffled*), and fresh
 # noise at every step. *Predict: with minibatches of 4? And with all 32 at once?*
 
 # %% tags=["nbval-ignore-output"]
-labelled = pd.concat([growth(128, 60, eta=ETA, network=net, samples=32, batch=batch, labels=labels, target=1.0,
-                             seeds=KNOB_SEEDS).assign(network=net, labels=labels, batch=batch)
-                      for net in ("linear", "relu", "attention") for batch in (4, 32)
-                      for labels in ("teacher", "shuffled", "fresh")])  # fmt: skip
-labelled["map"] = labelled["network"].where(labelled["module"] == "W", "attention " + labelled["module"])
-end = labelled.query("step == 60")
+options = {"eta": ETA, "samples": 32, "target": 1.0, "seeds": KNOB_SEEDS}
+kinds = (("linear", "relu", "attention"), (4, 32), ("teacher", "shuffled", "fresh"))
+end = []
+for net, batch, labels in itertools.product(*kinds):
+    run = growth(128, 60, network=net, batch=batch, labels=labels, **options).query("step == 60")
+    name = net if net != "attention" else "attention " + run["module"]
+    end.append(run.assign(map=name, labels=labels, batch=batch))
+end = pd.concat(end, ignore_index=True)
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
-titles = {4: "Minibatches: aligned labels grow features more ...", 32: "... full batches: shuffled labels catch up"}
-for ax, (batch, title) in zip(axes, titles.items()):
-    sns.barplot(end[end["batch"] == batch], x="map", y="growth", hue="labels", seed=0, err_kws={"lw": 1.2}, ax=ax)
+titles = ["Minibatches: aligned labels grow more ...", "... full batches: not in every map"]
+for ax, batch, title in zip(axes, (4, 32), titles):
+    some = end[end["batch"] == batch]
+    sns.barplot(some, x="map", y="growth", hue="labels", seed=0, err_kws={"lw": 1.2}, ax=ax)
     ax.set(xlabel="", ylabel="growth of ‖W z‖² / n after 60 steps")
     ax.set_title(title, loc="left")
     ax.set_xticks(range(6), ["linear", "relu", "att. q", "att. k", "att. v", "att. o"])
@@ -610,16 +663,17 @@ print("surely more on shuffled labels, full batch:", sorted(full.index[full["hig
 
 # %%
 model, tokenizer = plop.load_model(MODEL, dtype="float32", progress=False)
-tokens = lambda texts: tokenizer(texts, return_tensors="pt", padding=True).to(model.device)  # noqa: E731
+tokens = lambda texts: tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
 probes = {task: tokens(plop.load_texts(task, n=PROBE)) for task in (TASK, OTHER)}
 train = plop.load_texts(TASK, n=4 * FINETUNE_STEPS, seed=1)
 optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-weights = {m: model.get_submodule(m).weight for m in plop.module_table(model).query("status == 'scored'")["module"]}
-norms = {m: w.norm().item() for m, w in weights.items()}
+scored = plop.module_table(model).query("status == 'scored'")["module"]
+norms = {name: model.get_submodule(name).weight.norm().item() for name in scored}
 
 # %%
 def loss_of(batch):
-    return model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)  # padding
+    return model(**batch, labels=labels).loss
 
 
 @torch.no_grad()
@@ -651,32 +705,37 @@ change = 100 * (per_text / per_text.xs(0, level="step") - 1)
 ends = change.xs(FINETUNE_STEPS, level="step").groupby(["type", "task"])
 
 # %% tags=["nbval-ignore-output"]
-percent = ends.agg(lambda values: "{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval(values))).unstack("task")
-percent
+show = lambda values: "{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval(values))
+ends.agg(show).unstack("task")
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True, sharey="row")
 for row, quantity in zip(axes, ("feature_norm", "nfn")):
     for ax, task in zip(row, (TASK, OTHER)):
-        sns.lineplot(change.loc[task].reset_index(), x="step", y=quantity, hue="type", marker="o", palette=COLORS[:7],
-                     errorbar=None, legend=ax is axes[0, 1], ax=ax)  # fmt: skip
+        sns.lineplot(change.loc[task].reset_index(), x="step", y=quantity, hue="type", marker="o",
+                     palette=MAPS, errorbar=None, legend=ax is axes[0, 1], ax=ax)  # fmt: skip
         ax.axhline(0, color="0.5", lw=1, zorder=0)
-        ax.set(xlabel="finetuning step", ylabel=f"change of {quantities[quantity].split()[0]} (%)")
-        ax.set_title(f"{quantities[quantity]} on {task}" + (" (finetuned)" if task == TASK else ""), loc="left")
+        ax.set(xlabel="finetuning step", ylabel="change (%)")
+        ax.set_title(f"{quantities[quantity]} on {task}", loc="left")
 axes[0, 1].legend(bbox_to_anchor=(1.01, 1), frameon=False)
-fig.suptitle("Finetuning on one task grows feature norms there, and alignment of some types only", x=0.01, ha="left")
+title = f"Finetuning on {TASK} grows every feature norm there, but NFN of some types only"
+fig.suptitle(title, x=0.01, ha="left")
 sns.despine()
 
 # %% [markdown]
 # What holds: **feature norms of every type grow, and more on the finetuned task**, while the weights' norms stand still.
 
 # %%
-bounds = {q: pd.DataFrame({k: mean_interval(v)._asdict() for k, v in ends[q]}).T for q in quantities}
-here, there = (bounds["feature_norm"].xs(task, level=1) for task in (TASK, OTHER))
-moved = max(abs(w.norm().item() / norms[m] - 1) for m, w in weights.items())
+def bounds(quantity):
+    return pd.DataFrame({k: mean_interval(v)._asdict() for k, v in ends[quantity]}).T
+
+
+here, there = (bounds("feature_norm").xs(task, level=1) for task in (TASK, OTHER))
+moved = max(abs(model.get_submodule(m).weight.norm().item() / norms[m] - 1) for m in scored)
 assert loss.loc[TASK].iloc[-1] < loss.loc[TASK].iloc[0] - 0.3
-assert MODEL or ((here["low"] > 0) & (here["low"] > there["high"])).all() and moved < 1e-3
-print("every type grows, and more than on the other task:", bool((here["low"] > there["high"]).all()))
+more = bool((here["low"] > 0).all() and (here["low"] > there["high"]).all())
+assert MODEL or more and moved < 1e-3
+print("every type grows, and more than on the other task:", more)
 print("any weight norm changed by 0.1 %:", moved > 1e-3)
 
 # %% [markdown]
@@ -684,10 +743,11 @@ print("any weight norm changed by 0.1 %:", moved > 1e-3)
 # have grown (earlier layers are trained too), not from alignment. NFN takes that out, and it *falls* for the output maps.
 
 # %%
-scores = bounds["nfn"].xs(TASK, level=1)
-rising, falling = sorted(scores.index[scores["low"] > 0]), sorted(scores.index[scores["high"] < 0])
-assert MODEL or {"v_proj", "up_proj", "k_proj", "q_proj"} <= set(rising) and "o_proj" in falling
-print("o_proj falls:", "o_proj" in falling, "  v_proj and up_proj rise:", {"v_proj", "up_proj"} <= set(rising))
+scores = bounds("nfn").xs(TASK, level=1)
+rising, falling = set(scores.index[scores["low"] > 0]), set(scores.index[scores["high"] < 0])
+assert MODEL or {"v_proj", "up_proj", "k_proj", "q_proj"} <= rising and "o_proj" in falling
+print("NFN of o_proj falls:", "o_proj" in falling)
+print("NFN of v_proj and up_proj rises:", {"v_proj", "up_proj"} <= rising)
 
 # %% [markdown]
 # Nor is it quadratic here: the norms rise fast and then slow down, as the loss does. One run, one learning rate: the
@@ -709,9 +769,9 @@ def draw(width, eta, optimizer):
     run = growth(width, STEPS, eta=eta, optimizer=optimizer, seeds=4)
     ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1]
     sns.lineplot(run, x="step", y="growth", units="seed", estimator=None, color=COLORS[0], ax=ax)
-    ax.plot(range(STEPS + 1), 2 / math.pi * (eta * np.arange(STEPS + 1)) ** 2, "k--")
+    ax.plot(t, quadratic(t, eta), "k--")
     ax.set(xlabel="training step", ylabel="growth of ‖W z‖² / n")
-    ax.set_title(f"{width} neurons, {optimizer}, step {eta} / n: four networks and the theorem", loc="left")
+    ax.set_title(f"{width} neurons, {optimizer}, step {eta} / n; dashed: the theorem", loc="left")
     sns.despine()
     plt.show()
 
@@ -726,9 +786,12 @@ draw(512, 0.1, "signsgd")
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import SelectionSlider, interact
 
-slider = lambda options, value: SelectionSlider(options=options, value=value, continuous_update=False)  # noqa: E731
-interact(draw, width=slider((64, 128, 256, 512), 64), eta=slider((0.01, 0.02, 0.05, 0.1), 0.05),
-         optimizer=slider(("signsgd", "adam", "sgd"), "signsgd"));  # fmt: skip
+def slider(*options):
+    return SelectionSlider(options=options, continuous_update=False)
+
+
+controls = {"width": slider(64, 128, 256, 512), "eta": slider(0.01, 0.02, 0.05, 0.1)}
+interact(draw, **controls, optimizer=slider("signsgd", "adam", "sgd"));
 
 # %% [markdown]
 # # What you have seen, and what not
