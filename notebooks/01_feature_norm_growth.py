@@ -450,7 +450,7 @@ table.round(2)
 fig, axes = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained", sharex=True, sharey=True)
 findings = ["16 datapoints: slower, still 2", "Minibatches: slower still",
             "All layers: faster, then done", "Adam: nearly 2", "SGD: fast, then fading",
-            "Constant step: a jump", "Sign changes: stops", "Noise labels: random walk"]  # fmt: skip
+            "Constant step: 8 x, then done", "Sign changes: stops", "Noise labels: random walk"]  # fmt: skip
 base = runs["Theorem 1"].groupby("step")["moved"].mean().loc[1:]
 for ax, (name, run), finding in zip(axes.flat, list(runs.items())[1:], findings):
     ax.plot(base, "--", color="0.4", label="Theorem 1")
@@ -603,7 +603,7 @@ sgd = growth(KNOB_WIDTH // 2, 5, eta=ETA, network="attention", optimizer="sgd", 
 step_5 = {name: run.query("step == 5").groupby("module")["moved"].mean()
           for name, run in (("SGD", sgd), ("SignSGD", networks["attention"]))}  # fmt: skip
 moved = pd.DataFrame(step_5)
-assert (moved.loc[["q", "k"], "SGD"] < 0.02 * moved.loc["o", "SGD"]).all()
+assert (moved.loc[["q", "k"], "SGD"] < 0.05 * moved.loc["o", "SGD"]).all()
 assert (moved.loc[["q", "k"], "SignSGD"] > 0.2 * moved.loc["o", "SignSGD"]).all()
 (moved / moved.loc["o"]).map("{:.1%}".format)
 
@@ -780,7 +780,7 @@ def draw(width, eta, optimizer):
 draw(512, 0.1, "signsgd")
 
 # %% [markdown]
-# This step is twice that of part 2: the datapoint is fitted half-way, and growth stops. Run the next cell and move the
+# This step is twice that of part 2: the datapoint is fitted before the last step, and growth stops. Run the next cell and move the
 # sliders. Which width makes the four networks agree? Which optimizer leaves the dashed line first?
 
 # %% tags=["nbval-ignore-output"]

@@ -1,6 +1,6 @@
 """Why feature norms grow: small networks of any width, trained step by step. Needs only torch and pandas.
 
-Theorem 1 of Hayou, Ghosh, Yu (arXiv 2506.20629, section 3) says that in a linear network, trained on
+Theorem 1 of Hayou, Ghosh, Yu (arXiv 2506.20629) says that in a linear network, trained on
 one datapoint by SignSGD with the muP step, `||W z||^2 / n` grows quadratically in the number of steps.
 `growth` measures it, with one keyword for each assumption of the theorem; `power_fit` and
 `mean_interval` say how sure the measurement is.
@@ -253,7 +253,7 @@ class _Task:
 
     def __init__(self, width, steps, network, samples, batch, labels, target, seed):
         generator = torch.Generator().manual_seed(seed + 1_000_003 * width)
-        draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+        draw = lambda *shape: torch.randn(*shape, generator=generator)
         tokens = (TOKENS,) if network == "attention" else ()
         x = draw(samples, *tokens, INPUTS).double()
         self.x = x / x.norm(dim=-1, keepdim=True) * math.sqrt(INPUTS)
