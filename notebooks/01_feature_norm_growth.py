@@ -48,7 +48,7 @@ ETA = 0.05  # step size: how far a step moves a feature
 KNOB_WIDTH, KNOB_SEEDS = 512, 16  # where the assumptions are dropped
 MODEL = None  # the real transformer; None: SmolLM2-135M-Instruct
 TASK, OTHER = "math", "history"  # finetuned on, and not
-FINETUNE_STEPS, LEARNING_RATE = 24, 2e-5
+FINETUNE_STEPS, LEARNING_RATE = 16, 2e-5
 PROBE = 12  # texts per task on which norms are read
 
 # %%
@@ -689,7 +689,7 @@ for step in range(1, FINETUNE_STEPS + 1):
     loss_of(tokens(train[4 * step - 4 : 4 * step])).backward()
     optimizer.step()
     optimizer.zero_grad()
-    if step % 6 == 0 or step == FINETUNE_STEPS:
+    if step % 4 == 0 or step == FINETUNE_STEPS:
         rows += [measure(step, task) for task in probes]
 measured = pd.concat(rows, ignore_index=True)
 loss = measured.groupby(["task", "step"])["loss"].first().unstack("step")
