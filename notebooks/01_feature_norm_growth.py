@@ -750,8 +750,8 @@ print("NFN of o_proj falls:", "o_proj" in falling)
 print("NFN of v_proj and up_proj rises:", {"v_proj", "up_proj"} <= rising)
 
 # %% [markdown]
-# Nor is it quadratic here: the norms rise fast and then slow down, as the loss does. One run, one learning rate: the
-# intervals speak for other texts, not for other runs.
+# Nor is it quadratic over these steps: at half time about half of the growth is done, where a quadratic would have done a
+# quarter. One run, one learning rate: the intervals speak for other texts, not for other runs.
 
 # %%
 path = change["feature_norm"].groupby(["task", "step"]).mean()[TASK]
