@@ -33,6 +33,7 @@ import plop_nb as plop
 
 # Progress bars and other packages' deprecations say nothing in a saved output.
 QUIET = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def setup_cell():
@@ -59,6 +60,8 @@ def execute(script, folder):
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # else every run would change every cell
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":  # a saved widget is dead, and GitHub shows an error for it
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     folder.mkdir(parents=True, exist_ok=True)
     jupytext.write(notebook, folder / f"{script.stem}.ipynb", fmt="ipynb")
     for cell in notebook.cells:
