@@ -161,10 +161,10 @@ class Record:
             if linear_map.expert is not None:
                 stacks.setdefault(linear_map.module, {})[linear_map.parameter, linear_map.expert] = index
                 continue
-            hook = lambda _, args, kwargs, out, i=index: self._measure(i, _first(args, kwargs), out)  # noqa: E731
+            hook = lambda _, args, kwargs, out, i=index: self._measure(i, _first(args, kwargs), out)
             self._handles.append(linear_map.module.register_forward_hook(hook, with_kwargs=True))
         for module, indices in stacks.items():
-            hook = lambda m, args, kwargs, _, i=indices: self._measure_experts(m, i, args, kwargs)  # noqa: E731
+            hook = lambda m, args, kwargs, _, i=indices: self._measure_experts(m, i, args, kwargs)
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def _detach(self):
@@ -272,7 +272,7 @@ class Record:
     def _mask_for(self, index, z):
         """Which of a map's input vectors are real tokens, shape z.shape[:-1]; None where it cannot be known."""
         lead = z.shape[:-1]
-        fits = lambda mask: None if mask is None else self._fit(index, mask, lead)  # noqa: E731
+        fits = lambda mask: None if mask is None else self._fit(index, mask, lead)
         if self._reads_encoder[index] or self._decoder_mask is None:
             own, other = fits(self._mask), None
         else:
@@ -369,7 +369,7 @@ def _expert_steps(experts, expert, z):
     name = "gate_up_proj" if up is getattr(experts, "gate_up_proj", None) else "up_proj"
     fused = name == "gate_up_proj" and getattr(experts, "has_gate", True)
     transposed = stack_is_transposed(experts)
-    apply = lambda z, stack: z @ (stack[expert] if transposed else stack[expert].T)  # noqa: E731
+    apply = lambda z, stack: z @ (stack[expert] if transposed else stack[expert].T)
     out = apply(z, up)
     yield name, z, out.float().norm(dim=-1)
     if (bias := getattr(experts, f"{name}_bias", None)) is not None:

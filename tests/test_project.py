@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 sys.path.insert(0, str(ROOT / "notebooks"))
-import run  # noqa: E402
+import run
 
 
 def cells(path):
