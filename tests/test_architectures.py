@@ -388,7 +388,7 @@ def test_bitsandbytes(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
     subprocess.run([*install, "bitsandbytes==0.50.2"], check=True)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "tests/packed_weights.py"],
+        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "tests/packed_weights.py"],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "PYTHONPATH": str(target)},
         capture_output=True,
