@@ -108,7 +108,7 @@ class Record:
         self._batches = []  # (first sample, {map index: statistics (4, batch)})
         self.samples = 0
         self.real_tokens = []  # of each sample, batch by batch
-        self._unclear = {}  # map index -> input shape whose padding cannot be told
+        self._unclear = {}  # map index -> input shape whose padding cannot be told: such a map gets no score at all
         self._time_major = set()  # map indices that were seen to read (length, batch, features)
         self._encoder = _encoder_of(self._trunk)
         in_encoder = set(self._encoder.modules()) if self._encoder is not None else set()
@@ -131,7 +131,8 @@ class Record:
         ValueError
             Nothing was recorded, or a score is not finite (names the module and the sample).
         """
-        parts = [self._batch_frame(first, sums) for first, sums in self._batches if sums]
+        batches = [(first, {i: s for i, s in sums.items() if i not in self._unclear}) for first, sums in self._batches]
+        parts = [self._batch_frame(first, sums) for first, sums in batches if sums]
         if not parts:
             why = f"; of {len(self._maps)} linear maps, {summary(self.unseen())}" if self.samples else ""
             raise ValueError(f"nothing was recorded: run a forward inside `with record_norms(model)`{why}")
@@ -150,7 +151,9 @@ class Record:
         seen = {index for _, sums in self._batches for index in sums}
         reasons = {i: f"padding unknown for input shape {shape}" for i, shape in self._unclear.items()}
         reasons |= dict.fromkeys(self._zero, "all-zero weight")
-        return {m.name: reasons.get(i, "never fired") for i, m in enumerate(self._maps) if i not in seen}
+        return {
+            m.name: reasons.get(i, "never fired") for i, m in enumerate(self._maps) if i in reasons or i not in seen
+        }
 
     def _attach(self):
         self._handles.append(self._trunk.register_forward_pre_hook(self._start_batch, with_kwargs=True))
@@ -255,10 +258,10 @@ class Record:
             else:
                 z = hidden.view(copies, -1, hidden.shape[-1])[expert]
                 who = torch.arange(len(z), device=z.device)
-            for parameter, z, out in _expert_steps(experts, expert, z):
+            for parameter, inputs, out in _expert_steps(experts, expert, z):
                 if indices[parameter, expert] in self._zero:
                     continue
-                values = self._values(indices[parameter, expert], real[who], z.float().norm(dim=-1), out)
+                values = self._values(indices[parameter, expert], real[who], inputs.float().norm(dim=-1), out)
                 sums = torch.zeros(4, len(mask), device=z.device).index_add_(1, owner[who], values)
                 self._add(indices[parameter, expert], sums)
 

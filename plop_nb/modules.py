@@ -177,8 +177,10 @@ def stack_parameters(experts):
 
 def stack_is_transposed(experts):
     """Whether a stack stores its weights as (experts, in, out) rather than (experts, out, in)."""
+    if hasattr(experts, "is_transposed"):
+        return experts.is_transposed
     up, down = stack_parameters(experts)
-    return up.shape[1] == down.shape[2] and up.shape[2] in (down.shape[1], 2 * down.shape[1])
+    return up.shape[1] == down.shape[2] and up.shape[2] == 2 * down.shape[1]  # gate and up side by side
 
 
 def _found(model):

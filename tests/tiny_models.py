@@ -6,7 +6,6 @@ import inspect
 import torch
 from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 MAPS = {
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -47,12 +46,17 @@ SMALL = {name: size for size, names in SIZES.items() for name in names.split()}
 # What the rules of `shrink` do not reach.
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 FIXED = {
+    "blip_vision_model": {"initializer_range": 0.02},  # the default, 1e-10, underflows
     **dict.fromkeys(["qwen2_vl_text", "qwen2_5_vl_text", "paddleocr_vl_text", "qwen2_5_omni_text"], MROPE),
     **dict.fromkeys(["glm4v_text", "glm46v_text", "glm_ocr_text", "glmga_text"], {**MROPE, "head_dim": 8}),
     "glm4v_moe_text": {**MROPE, "head_dim": 16},
     "cohere_compass_text": {"num_hidden_layers": 4, "layer_types": None},
-    "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1},
-    "esm": {"vocab_size": 128},
+    "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+    "esm": {"vocab_size": 128, "mask_token_id": 4, "pad_token_id": 1},
+    "hunyuan_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1, 1]}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 100, "audio_start_token_id": 101},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 100, "audio_start_token_id": 101},
+    "step3p5": {"sliding_window": 8},
     "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -65,10 +69,13 @@ FIXED = {
     "pegasus_x": {"block_size": 4},
     "esmc": {"num_key_value_heads": 4},
     "luke": {"entity_vocab_size": 100, "entity_emb_size": 16},
-    "perceiver": {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 2},
-    "zamba": {"num_hidden_layers": 3, "layer_types": ["mamba", "hybrid", "mamba"]},
-    "zamba2": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "hybrid", "linear_attention"]},
-    "nemotron_h": {"moe_latent_size": None},
+    "perceiver": {"num_latents": 6, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 2},
+    "zamba2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "hybrid", "linear_attention"],
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
+        "hybrid_layer_ids": [1],
+    },
     "ernie4_5_vl_moe_text": {"moe_num_experts": 4},
 }
 
@@ -136,7 +143,7 @@ def model_types():
     """{model type: head, one of MAPS} for every type of the four Auto maps."""
     by_type = {}
     for head, mapping in MAPS.items():
-        for config_class in mapping.keys():
+        for config_class in mapping:
             by_type.setdefault(config_class.model_type, (head, config_class))
     return by_type
 
@@ -154,4 +161,28 @@ def build(model_type):
     if size > MAX_PARAMETERS:
         raise ValueError(f"{size} parameters after shrinking")
     torch.manual_seed(0)
-    return model_class(config).eval()
+    model = model_class(config).eval()
+    if model_type == "xmod":
+        model.set_default_language(config.languages[0])
+    return model
+
+
+def more_inputs(model_type, config, ids, mask):
+    """What a type needs besides token ids: the same image for every text, boxes, other names."""
+    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
+    size = getattr(vision, "image_size", 224)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2)).expand(len(ids), -1, -1, -1)
+    decoder = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    if model_type == "blip":
+        return {"pixel_values": image}
+    if model_type == "idefics":
+        return {"pixel_values": image[:, None], "image_attention_mask": torch.ones(*ids.shape, 1)}
+    if model_type in ("vision-encoder-decoder", "pp_formulanet"):
+        return {"pixel_values": image, **decoder}
+    if model_type == "pix2struct":
+        patches = torch.randn(1, 16, 768, generator=torch.Generator().manual_seed(2))
+        patches = torch.cat([torch.ones(1, 16, 2), patches], dim=-1).expand(len(ids), -1, -1)
+        return {"flattened_patches": patches, "attention_mask": torch.ones(len(ids), 16), **decoder}
+    if model_type == "udop":
+        return {"bbox": torch.zeros(*ids.shape, 4)}
+    return {"inputs": ids} if model_type == "perceiver" else {}
