@@ -180,7 +180,7 @@ class Record:
         """The map's baseline, recomputed when its weight was changed in place or replaced."""
         linear_map = self._maps[index]
         weight = getattr(linear_map.module, linear_map.parameter)
-        version = None if weight.is_meta else (weight.data_ptr(), weight._version)
+        version = None if linear_map.is_packed else (weight.data_ptr(), weight._version)  # packed: frozen
         if index not in self._gains or self._gains[index][0] != version:
             gain = baseline_gain(linear_map.weight, self._baseline, self._seed)
             if not torch.isfinite(gain):

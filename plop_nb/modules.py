@@ -55,15 +55,21 @@ class LinearMap:
         return outputs * inputs + (0 if self.bias is None else outputs)
 
     @property
+    def is_packed(self):
+        """Whether W has to be recovered from what the module returns: 4-bit, 8-bit, or offloaded."""
+        weight = getattr(self.module, self.parameter)
+        return weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize == 1
+
+    @property
     def weight(self):
         """W, shape (out_features, in_features): a view where the model stores it so, else recovered."""
         weight = getattr(self.module, self.parameter).detach()
         if self.expert is not None:
             weight = weight[self.expert]
             return weight.T if stack_is_transposed(self.module) else weight
-        if weight.is_floating_point() and not weight.is_meta and weight.dtype.itemsize > 1:
-            return weight.T if isinstance(self.module, Conv1D) else weight
-        return self._probed()
+        if self.is_packed:
+            return self._probed()
+        return weight.T if isinstance(self.module, Conv1D) else weight
 
     @property
     def bias(self):

@@ -34,8 +34,9 @@ def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, bas
     model : torch.nn.Module
         A transformers model on its device.
     data : iterable of str, or iterable of dict
-        Texts (with `tokenizer`), or batches of tensors as a data collator yields them. The decoder
-        of an encoder-decoder model reads `decoder_input_ids`, else `labels`, else the text itself.
+        Texts (with `tokenizer`), or batches of tensors as a data collator yields them; padding is
+        moved to the right, unless a batch has `position_ids`. The decoder of an encoder-decoder
+        model reads `decoder_input_ids`, else `labels`, else the text itself.
     tokenizer : transformers tokenizer
         Needs no pad token.
     batch_size : int
@@ -148,7 +149,7 @@ def _batched(rows, tokenizer, batch_size, *, multiple, equal_lengths):
 
 def _forward(trunk, batch):
     """Run the trunk on one batch; returns the number of samples."""
-    accepted = _accepted(trunk)
+    accepted, batch = _accepted(trunk), _padded_right(batch)
     device = next((p.device for p in trunk.parameters() if not p.is_meta), None)
     inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k in accepted}
     if not any(isinstance(v, torch.Tensor) for v in inputs.values()):
@@ -161,6 +162,17 @@ def _forward(trunk, batch):
         inputs["use_cache"] = False
     trunk(**inputs)
     return len(next(v for v in inputs.values() if isinstance(v, torch.Tensor)))
+
+
+def _padded_right(batch):
+    """The batch with each row's real tokens first: under left padding absolute positions would move."""
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or "position_ids" in batch:
+        return batch
+    order = (mask == 0).int().argsort(dim=1, stable=True)
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    by_token = {k for k, v in batch.items() if isinstance(v, torch.Tensor) and v.shape[:2] == mask.shape}
+    return {k: v[rows, order] if k in by_token else v for k, v in batch.items()}
 
 
 def _accepted(trunk):

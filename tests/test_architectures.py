@@ -39,6 +39,8 @@ NEEDS_MORE = {
     "pi0": "actions",
     "voxtral_realtime": "audio",
 }
+# Here the padded text is given to the decoder only, whose padding is left as it is.
+DECODER_READS_THE_TEXT = {"pix2struct", "pp_formulanet", "vision-encoder-decoder"}
 # Maps that fire but get no gradient in a model of this size.
 NO_GRADIENT = {
     "deepseek_v4": "compressor", "doge": "dt_proj", "xlstm": "proj_up", "zaya": "_proj", "encoder-decoder": "pooler",
@@ -58,8 +60,8 @@ def batch(rows, side="right"):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def inputs_of(model, model_type, rows):
-    given = batch(rows)
+def inputs_of(model, model_type, rows, side="right"):
+    given = batch(rows, side)
     return {**given, **more_inputs(model_type, model.config, given["input_ids"], given["attention_mask"])}
 
 
@@ -128,6 +130,12 @@ def test_every_model_type(model_type):
         both = scores.merge(alone, on=["sample", "module"], how="outer")
         np.testing.assert_allclose(both["nfn_x"], both["nfn_y"], rtol=1e-3)
         TALLY["padded equals alone"] += 1
+
+    if model_type not in DECODER_READS_THE_TEXT:
+        left = quietly(model, [inputs_of(model, model_type, rows(), "left")])
+        assert left["tokens"].tolist() == scores["tokens"].tolist()
+        np.testing.assert_allclose(left["nfn"], scores["nfn"], rtol=1e-3)
+        TALLY["left padding equals right"] += 1
 
     plain = [n for n in scores["module"].unique() if n in dict(model.named_modules())]
     expected = naive(model, inputs_of(model, model_type, rows()[:1]), plain)

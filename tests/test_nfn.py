@@ -171,6 +171,14 @@ def test_trunk_only_no_logits(tiny_llama, byte_tokenizer):
     scored(tiny_llama, TEXTS, byte_tokenizer)
 
 
+def test_scoring_shows_progress(tiny_llama, byte_tokenizer, capfd, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=True)
+    assert "4/4" in capfd.readouterr().err
+    plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
+    assert capfd.readouterr().err == ""
+
+
 # record_norms on its own
 
 

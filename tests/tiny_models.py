@@ -170,9 +170,10 @@ def build(model_type):
 def more_inputs(model_type, config, ids, mask):
     """What a type needs besides token ids: the same image for every text, boxes, other names."""
     vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
-    size = getattr(vision, "image_size", 224)
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2)).expand(len(ids), -1, -1, -1)
     decoder = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    if model_type in ("blip", "idefics", "vision-encoder-decoder", "pp_formulanet"):
+        size = vision.image_size
+        image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(2)).expand(len(ids), -1, -1, -1)
     if model_type == "blip":
         return {"pixel_values": image}
     if model_type == "idefics":
