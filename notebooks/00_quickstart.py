@@ -176,8 +176,8 @@ assert MODEL or TASK != "math" or placement.types == ["v_proj", "up_proj", "down
 placement
 
 # %% [markdown]
-# `lora_config` writes this down for [PEFT](https://huggingface.co/docs/peft). PEFT skips a target name that matches
-# nothing without a word, and a short name can match more than was meant. So the configuration is tried on an empty copy
+# `lora_config` writes this down for [PEFT](https://huggingface.co/docs/peft). As long as one target name
+# matches, PEFT skips the others without a word, and a short name can match more than was meant. So the configuration is tried on an empty copy
 # of the model first, and `check` counts what it hits:
 
 # %%

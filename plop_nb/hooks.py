@@ -241,6 +241,8 @@ class Record:
 
         The stack does not show them, so they are computed once more from its inputs.
         """
+        if not self._batches:  # called by itself, outside of a forward
+            return
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
         hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
         chosen = next((t for t in tensors[1:] if not t.is_floating_point()), None)

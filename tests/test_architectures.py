@@ -230,6 +230,14 @@ def test_experts_equal_unrolled_linears(model_type):
     np.testing.assert_allclose(experts, unrolled[experts.index], rtol=1e-4)
 
 
+def test_experts_called_outside_of_a_forward_are_not_recorded():
+    model = build("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    with plop.record_norms(model) as record:
+        experts(torch.randn(3, 32), torch.tensor([[0, 1]] * 3), torch.full((3, 2), 0.5))
+    assert record.samples == 0
+
+
 def test_experts_are_adapted_as_one_parameter():
     model = build("mixtral")
     scores = quietly(model, [batch(rows())])

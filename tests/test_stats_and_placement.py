@@ -151,6 +151,7 @@ def test_check_refuses_another_config(tiny_llama):
     placement = placement_of(tiny_llama, ["v_proj"])
     with pytest.raises(ValueError, match="misses 0 chosen modules .* adds 2 others .*q_proj"):
         placement.check(tiny_llama, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    placement.check(tiny_llama, LoraConfig(target_modules=["v_proj", "no_such_name"]))  # which PEFT does not mention
     with pytest.raises(ValueError, match="misses 2 chosen modules"):
         placement.check(tiny_llama, LoraConfig(target_modules=["no_such_name"]))
 
