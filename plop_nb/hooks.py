@@ -4,15 +4,19 @@ import inspect
 import re
 import weakref
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 
 from plop_nb.modules import SCORED, linear_maps, stack_is_transposed, stack_parameters, trunk_of
+from plop_nb.offload import loaded
 
 BASELINES = ("rms", "gaussian")
 DRAWS = 256  # noise directions of the Gaussian baseline, per module
+CHUNK = {"cpu": 2**17, "cuda": 2**24}  # entries held in float32 at a time: what fits a core's cache, and a GPU's slack
 VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
 
 
@@ -45,16 +49,32 @@ def baseline_gain(weight, baseline="rms", seed=0):
     """
     if baseline not in BASELINES:
         raise ValueError(f"baseline={baseline!r} is unknown, choose one of {BASELINES}")
-    mean_square = torch.linalg.vector_norm(weight, dtype=torch.float32).square() / weight.shape[1]
+    mean_square = _norms(weight).square().sum() / weight.shape[1]
     if baseline == "rms":
         return mean_square.sqrt()
     noise = torch.randn(weight.shape[1], DRAWS, generator=torch.Generator().manual_seed(seed))
     u = (noise / noise.norm(dim=0)).to(weight.device)
-    norms = (weight.float() @ u).norm(dim=0)
+    norms = torch.stack([(rows.float() @ u).square().sum(0) for rows in _chunks(weight)]).sum(0).sqrt()
     # Control variate: E ||W u||^2 is known exactly, which removes nearly all the sampling noise.
     squares = norms.square() - norms.square().mean()
     slope = (squares * norms).mean() / squares.square().mean().clamp_min(1e-30)
     return norms.mean() - slope * (norms.square().mean() - mean_square)
+
+
+def _norms(x, bias=None):
+    """||x - bias|| over the last dimension, summed in float32; shape x.shape[:-1].
+
+    In chunks: a CPU reduces to another dtype by way of a full copy (and 20 times slower).
+    """
+    if bias is None and (x.dtype == torch.float32 or x.is_cuda):
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    centred = (lambda rows: rows.float()) if bias is None else (lambda rows: rows.float() - bias.float())
+    chunks = _chunks(x.reshape(-1, x.shape[-1]))
+    return torch.cat([torch.linalg.vector_norm(centred(rows), dim=-1) for rows in chunks]).reshape(x.shape[:-1])
+
+
+def _chunks(x):
+    return x.split(max(1, CHUNK.get(x.device.type, CHUNK["cuda"]) // x.shape[-1]))
 
 
 @contextmanager
@@ -93,30 +113,55 @@ def record_norms(model, *, baseline="rms", seed=0):
         record._detach()
 
 
+@dataclass
+class _Forward:
+    """One forward of the trunk while it runs."""
+
+    mask: torch.Tensor  # (batch, length), 1 for real tokens
+    decoder_mask: torch.Tensor | None
+    images: bool
+    sums: list  # of (map indices, statistics (4, maps, batch)): what stays afterwards
+    seen: list = field(default_factory=list)  # (map index, ||z||, ||W z||, gain, mask), norms (batch, visits)
+    by_layout: dict = field(default_factory=dict)  # the mask in the layout of an input
+    encoder_output: weakref.ref | None = None
+    last_input: weakref.ref | None = None
+    last_norm: torch.Tensor | None = None
+
+
 class Record:
-    """The measurements of `record_norms`."""
+    """The measurements of `record_norms`.
+
+    A hook only takes norms; everything else is done for all maps at once when the trunk is through,
+    on the device, and fetched by `frame`.
+    """
 
     def __init__(self, model, baseline="rms", seed=0):
         self._trunk = trunk_of(model)
         self._signature = inspect.signature(self._trunk.forward)
         self._maps = [m for m in linear_maps(model) if m.status == SCORED]
         self._baseline, self._seed = baseline, seed
-        self._gains = {}  # map index -> (weight version, gain)
-        self._zero = {i for i in range(len(self._maps)) if self._gain(i) == 0}  # a bad weight is refused right here
-        self._biases = [m.bias for m in self._maps]
         self._handles = []
-        self._batches = []  # (first sample, {map index: statistics (4, batch)})
+        self._forward = ContextVar("forward", default=None)  # several may be under way: see offload.interleaved
+        self._batches = []  # (first sample, real tokens of each sample, sums)
         self.samples = 0
-        self.real_tokens = []  # of each sample, batch by batch
+        self._seen = set()  # map indices
         self._unclear = {}  # map index -> input shape whose padding cannot be told: such a map gets no score at all
         self._time_major = set()  # map indices that were seen to read (length, batch, features)
         self._encoder = _encoder_of(self._trunk)
         in_encoder = set(self._encoder.modules()) if self._encoder is not None else set()
         self._reads_encoder = [m.module in in_encoder for m in self._maps]
-        self._last_input = self._last_norm = None
+        self._gains = {}  # map index -> (weight version, gain)
+        self._zero = set()  # indices of all-zero weights
+        self._away = {i: None for i, m in enumerate(self._maps) if m.is_offloaded}  # index -> bias, once fetched
+        self._take_gains([i for i in range(len(self._maps)) if i not in self._away])  # a bad weight is refused here
 
-    def frame(self):
+    def frame(self, first=0):
         """The record so far, one row per sample and module.
+
+        Parameters
+        ----------
+        first : int
+            Only the samples of the forwards from this sample on.
 
         Returns
         -------
@@ -131,9 +176,10 @@ class Record:
         ValueError
             Nothing was recorded, or a score is not finite (names the module and the sample).
         """
-        batches = [(first, {i: s for i, s in sums.items() if i not in self._unclear}) for first, sums in self._batches]
-        parts = [self._batch_frame(first, sums) for first, sums in batches if sums]
-        if not parts:
+        self._settle(self._forward.get())
+        batches = [(start, len(real), sums) for start, real, sums in self._batches if start >= first]
+        parts = [self._batch_frame(*batch) for batch in batches]
+        if not sum(map(len, parts)):
             why = f"; of {len(self._maps)} linear maps, {summary(self.unseen())}" if self.samples else ""
             raise ValueError(f"nothing was recorded: run a forward inside `with record_norms(model)`{why}")
         frame = pd.concat(parts, ignore_index=True)
@@ -146,17 +192,43 @@ class Record:
             )
         return frame
 
+    def real_tokens(self):
+        """Real tokens of each sample, numpy array (samples,)."""
+        return np.concatenate([real.cpu().numpy() for _, real, _ in self._batches] or [np.zeros(0)])
+
+    def forget(self, first):
+        """Drop the forwards from sample `first` on, as after one that ran out of memory."""
+        self._batches = [batch for batch in self._batches if batch[0] < first]
+        self.samples = min(self.samples, first)
+        self._forward.set(None)
+
+    def maps(self):
+        """The scored maps, one row each: `module`, `type`, `layer`."""
+        names = {name: [getattr(m, name) for m in self._maps] for name in ("name", "type")}
+        frame = pd.DataFrame(names).rename(columns={"name": "module"})
+        return frame.assign(layer=pd.array([m.layer for m in self._maps], dtype="Int64"))
+
+    def gains(self):
+        """The baseline of each map so far, or None."""
+        return [float(self._gains[i][1]) if i in self._gains else None for i in range(len(self._maps))]
+
+    def unclear(self):
+        """Names of the maps whose padding could not be told: what they showed before does not count either."""
+        return {self._maps[i].name for i in self._unclear}
+
     def unseen(self):
         """{module name: reason} for scored maps without a measurement so far."""
-        seen = {index for _, sums in self._batches for index in sums}
         reasons = {i: f"padding unknown for input shape {shape}" for i, shape in self._unclear.items()}
         reasons |= dict.fromkeys(self._zero, "all-zero weight")
         return {
-            m.name: reasons.get(i, "never fired") for i, m in enumerate(self._maps) if i in reasons or i not in seen
+            m.name: reasons.get(i, "never fired")
+            for i, m in enumerate(self._maps)
+            if i in reasons or i not in self._seen
         }
 
     def _attach(self):
         self._handles.append(self._trunk.register_forward_pre_hook(self._start_batch, with_kwargs=True))
+        self._handles.append(self._trunk.register_forward_hook(lambda *_: self._settle(self._forward.get())))
         if self._encoder is not None:
             self._handles.append(self._encoder.register_forward_hook(self._note_encoder_output))
         stacks = {}
@@ -174,66 +246,92 @@ class Record:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._last_input = self._last_norm = self._encoder_output = None
+        self._settle(self._forward.get())
+        self._forward.set(None)
 
     def _gain(self, index):
         """The map's baseline, recomputed when its weight was changed in place or replaced."""
-        linear_map = self._maps[index]
-        weight = getattr(linear_map.module, linear_map.parameter)
-        version = None if linear_map.is_packed else (weight.data_ptr(), weight._version)  # packed: frozen
-        if index not in self._gains or self._gains[index][0] != version:
-            gain = baseline_gain(linear_map.weight, self._baseline, self._seed)
-            if not torch.isfinite(gain):
-                raise ValueError(f"module {linear_map.name!r} has NaN or infinite weights: it cannot be scored")
-            self._gains[index] = (version, gain)
+        if index not in self._gains or self._gains[index][0] != self._version(index):
+            self._take_gains([index])
         return self._gains[index][1]
+
+    def _version(self, index):
+        linear_map = self._maps[index]
+        if linear_map.is_packed or index in self._away:  # frozen
+            return None
+        weight = getattr(linear_map.module, linear_map.parameter)
+        return weight.data_ptr(), weight._version
+
+    def _take_gains(self, indices):
+        """Baselines of these maps, on the devices of their weights; fetched once to be checked."""
+        for i in indices:
+            linear_map = self._maps[i]
+            with loaded(linear_map.module):
+                gain = baseline_gain(linear_map.weight, self._baseline, self._seed)
+                self._gains[i] = self._version(i), gain
+                if i in self._away and linear_map.bias is not None:
+                    self._away[i] = linear_map.bias.detach().clone()
+        values = _fetched([self._gains[i][1] for i in indices])
+        for i, value in zip(indices, values, strict=True):
+            if not np.isfinite(value):
+                raise ValueError(f"module {self._maps[i].name!r} has NaN or infinite weights: it cannot be scored")
+            (self._zero.discard if value else self._zero.add)(i)
 
     @torch.no_grad()
     def _start_batch(self, _, args, kwargs):
         """Before a forward of the trunk: note who is padding, and open a new batch of samples."""
+        self._settle(self._forward.get())
         given = {**self._signature.bind_partial(*args, **kwargs).arguments, **kwargs}
-        self._mask = _mask(given, "attention_mask", ("input_ids", "inputs_embeds"))
-        self._decoder_mask = _mask(given, "decoder_attention_mask", ("decoder_input_ids", "decoder_inputs_embeds"))
-        if self._mask is None:
+        mask = _mask(given, "attention_mask", ("input_ids", "inputs_embeds"))
+        decoder_mask = _mask(given, "decoder_attention_mask", ("decoder_input_ids", "decoder_inputs_embeds"))
+        if mask is None:
             inputs = next(v for v in given.values() if isinstance(v, torch.Tensor))
-            self._mask = torch.ones(inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1), device=inputs.device)
-        self.real_tokens.append(self._mask.sum(1))
-        self._encoder_output = None
-        self._images = given.get("pixel_values") is not None
-        self._batches.append((self.samples, {}))
-        self.samples += len(self._mask)
+            mask = torch.ones(inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1), device=inputs.device)
+        sums = []
+        self._forward.set(_Forward(mask, decoder_mask, given.get("pixel_values") is not None, sums))
+        self._batches.append((self.samples, mask.sum(1), sums))
+        self.samples += len(mask)
 
     def _note_encoder_output(self, _, args, out):
+        if (forward := self._forward.get()) is None:  # the encoder called by itself
+            return
         first = out if isinstance(out, torch.Tensor) else out[0]
-        self._encoder_output = weakref.ref(first) if isinstance(first, torch.Tensor) else None
+        forward.encoder_output = weakref.ref(first) if isinstance(first, torch.Tensor) else None
 
     @torch.no_grad()
     def _measure(self, index, z, out):
-        """After a map's forward: add the sums over real tokens of ||z||, ||W z|| and their ratio."""
-        if index in self._zero or not self._batches:  # a map called by itself, outside of a forward
+        """After a map's forward: ||z|| and ||W z|| of its tokens."""
+        forward = self._forward.get()
+        if forward is None:  # a map called by itself, outside of a forward
             return
-        mask = self._mask_for(index, z)
+        gain = self._gain(index)
+        if index in self._zero:
+            return
+        mask = self._mask_for(forward, index, z)
         if mask is None:
             self._unclear[index] = tuple(z.shape)
             return
-        if self._biases[index] is not None:
-            out = out.float() - self._biases[index].float()
-        norm_in = self._input_norm(z)
-        norm_out = torch.linalg.vector_norm(out, dim=-1, dtype=torch.float32)
-        values = self._values(index, mask, norm_in, norm_out)
+        bias = self._away[index] if index in self._away else self._maps[index].bias
+        norm_in, norm_out = self._input_norm(forward, z), _norms(out, bias)
         if index in self._time_major:
-            values = values.transpose(1, 2)
-        self._add(index, values.reshape(4, len(self._mask), -1).sum(-1))
+            norm_in, norm_out = norm_in.transpose(0, 1), norm_out.transpose(0, 1)
+        samples = len(forward.mask)
+        forward.seen.append((index, norm_in.reshape(samples, -1), norm_out.reshape(samples, -1), gain, mask))
+        self._seen.add(index)
 
-    def _values(self, index, mask, norm_in, norm_out):
-        """(4, ...): one, ||z||, ||W z|| and their ratio for each real token, zero for the others."""
-        real = (mask.to(norm_in.device) > 0) & (norm_in != 0)  # 0 / 0: some models zero their padding
-        ratio = norm_out / (norm_in * self._gain(index).to(norm_in.device))
-        return torch.where(real, torch.stack([torch.ones_like(norm_in), norm_in, norm_out, ratio]), 0.0)
-
-    def _add(self, index, sums):
-        batch = self._batches[-1][1]
-        batch[index] = batch[index] + sums if index in batch else sums  # a shared layer fires again
+    @torch.no_grad()
+    def _settle(self, forward=None):
+        """The sums over tokens of all maps seen in a forward, maps of like shape together."""
+        groups = {}
+        for row in forward.seen if forward else []:
+            groups.setdefault((id(row[-1]), row[1].device), []).append(row)
+        for rows in groups.values():
+            indices, norm_in, norm_out, gains, masks = zip(*rows, strict=True)
+            gain = torch.stack([g.to(norm_in[0].device) for g in gains])[:, None, None]
+            values = _values(masks[0].to(gain.device), torch.stack(norm_in), torch.stack(norm_out), gain)
+            forward.sums.append((indices, values.sum(-1)))
+        if forward:
+            forward.seen.clear()
 
     @torch.no_grad()
     def _measure_experts(self, experts, indices, args, kwargs):
@@ -241,100 +339,127 @@ class Record:
 
         The stack does not show them, so they are computed once more from its inputs.
         """
-        if not self._batches:  # called by itself, outside of a forward
+        forward = self._forward.get()
+        if forward is None:  # called by itself, outside of a forward
             return
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
         hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
         chosen = next((t for t in tensors[1:] if not t.is_floating_point()), None)
         copies = 1 if chosen is not None else len(stack_parameters(experts)[0])  # llama4: one copy an expert
-        mask = self._sides(hidden.shape[0] // copies)
+        mask = _sides(forward, hidden.shape[0] // copies)
         if mask is None:
             self._unclear.update(dict.fromkeys(indices.values(), tuple(hidden.shape)))
             return
         owner = torch.arange(len(mask), device=hidden.device).repeat_interleave(mask.shape[1])
         real = mask.reshape(-1).to(hidden.device)
-        for expert in sorted({e for _, e in indices}):
-            if chosen is not None:
-                tokens = (chosen.reshape(len(hidden), -1) == expert).any(-1).nonzero().squeeze(-1)
-                z, who = hidden[tokens], tokens
-            else:
-                z = hidden.view(copies, -1, hidden.shape[-1])[expert]
-                who = torch.arange(len(z), device=z.device)
-            for parameter, inputs, out in _expert_steps(experts, expert, z):
-                if indices[parameter, expert] in self._zero:
-                    continue
-                values = self._values(indices[parameter, expert], real[who], inputs.float().norm(dim=-1), out)
-                sums = torch.zeros(4, len(mask), device=z.device).index_add_(1, owner[who], values)
-                self._add(indices[parameter, expert], sums)
+        found = {}
+        with loaded(experts):
+            for expert in sorted({e for _, e in indices}):
+                if chosen is not None:
+                    tokens = (chosen.reshape(len(hidden), -1) == expert).any(-1).nonzero().squeeze(-1)
+                    z, who = hidden[tokens], tokens
+                else:
+                    z = hidden.view(copies, -1, hidden.shape[-1])[expert]
+                    who = torch.arange(len(z), device=z.device)
+                for parameter, inputs, norm_out in _expert_steps(experts, expert, z):
+                    index = indices[parameter, expert]
+                    gain = self._gain(index).to(z.device)
+                    if index not in self._zero:
+                        values = _values(real[who], _norms(inputs), norm_out, gain)
+                        found[index] = torch.zeros(4, len(mask), device=z.device).index_add_(1, owner[who], values)
+        forward.sums.append((tuple(found), torch.stack(list(found.values()), 1)))
+        self._seen.update(found)
 
-    def _sides(self, tokens):
-        """The mask, encoder's or decoder's, with this many tokens in all; None where they differ."""
-        fitting = [m for m in (self._mask, self._decoder_mask) if m is not None and m.numel() == tokens]
-        if len(fitting) == 2 and not torch.equal(*fitting):
-            return None
-        return fitting[0] if fitting else None
-
-    def _mask_for(self, index, z):
-        """Which of a map's input vectors are real tokens, shape z.shape[:-1]; None where it cannot be known."""
+    def _mask_for(self, forward, index, z):
+        """Which of a map's input vectors are real tokens, shape (batch, visits); None where it cannot be known."""
         lead = z.shape[:-1]
-        fits = lambda mask: None if mask is None else self._fit(index, mask, lead)
-        if self._reads_encoder[index] or self._decoder_mask is None:
-            own, other = fits(self._mask), None
+        fits = lambda mask: None if mask is None else self._fit(forward, index, mask, lead)
+        if self._reads_encoder[index] or forward.decoder_mask is None:
+            own, other = fits(forward.mask), None
         else:
-            from_encoder = self._encoder_output is not None and self._encoder_output() is z
-            own, other = fits(self._decoder_mask), fits(self._mask)
+            from_encoder = forward.encoder_output is not None and forward.encoder_output() is z
+            own, other = fits(forward.decoder_mask), fits(forward.mask)
             if from_encoder or own is None:
                 own = other
-        if own is None and self._images and lead[0] == len(self._mask) and VISION.search(self._maps[index].name):
-            return torch.ones(lead, device=z.device)  # patches: an image has no padding
+        if own is None and forward.images and lead[0] == len(forward.mask) and VISION.search(self._maps[index].name):
+            return torch.ones(lead, device=z.device).flatten(1)  # patches: an image has no padding
         return own
 
-    def _fit(self, index, mask, lead):
-        """`mask` (batch, length) for an input of leading shape `lead`, or None."""
+    def _fit(self, forward, index, mask, lead):
+        """`mask` (batch, length) for an input of leading shape `lead`, as (batch, visits), or None."""
         batch, length = mask.shape
         by_time = len(lead) >= 2 and lead[:2] == (length, batch)
         if by_time and (batch != length or index in self._time_major):
             self._time_major.add(index)
-            mask, lead_mask = mask.T, (length, batch)
-        else:
-            lead_mask = (batch, length)
-        if lead[1:] == (length, length):  # heads or tokens, in which order?
-            return None
-        if lead[:2] == lead_mask:  # one vector a token, or several (heads)
-            return mask.reshape(*lead_mask, *[1] * (len(lead) - 2)).expand(lead)
-        if len(lead) == 3 and lead[0] == batch and lead[2] == length:  # (batch, heads, length)
-            return mask[:, None].expand(lead)
-        if lead == (batch * length,):  # tokens flattened
-            return mask.reshape(-1)
-        if lead == (batch,):  # a pooled vector
-            return torch.ones_like(mask[:, 0])
-        return None
+            lead = (batch, length, *lead[2:])
+        key = id(mask), lead
+        if key not in forward.by_layout:
+            fitted = _laid_out(mask, lead)
+            forward.by_layout[key] = None if fitted is None else fitted.reshape(batch, -1)
+        return forward.by_layout[key]
 
-    def _input_norm(self, z):
+    def _input_norm(self, forward, z):
         """||z|| per token; computed once for maps that read the same tensor (query, key, value)."""
-        if self._last_input is None or self._last_input() is not z:
-            self._last_input = weakref.ref(z)
-            self._last_norm = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float32)
-        return self._last_norm
+        if forward.last_input is None or forward.last_input() is not z:
+            forward.last_input, forward.last_norm = weakref.ref(z), _norms(z)
+        return forward.last_norm
 
-    def _batch_frame(self, first, sums):
-        index = sorted(sums)
-        counts, norm_in, norm_out, nfn = torch.stack([sums[i].cpu() for i in index], 1).double().numpy()
-        samples, maps = counts.shape[1], [self._maps[i] for i in index]
-        frame = pd.DataFrame(
-            {
-                "sample": [first + s for s in range(samples) for _ in maps],
-                "module": [m.name for m in maps] * samples,
-                "type": [m.type for m in maps] * samples,
-                "layer": pd.array([m.layer for m in maps] * samples, dtype="Int64"),
-                "tokens": counts.T.ravel().astype(int),
-            }
-        )
-        frame = frame.assign(input_norm=norm_in.T.ravel(), feature_norm=norm_out.T.ravel(), nfn=nfn.T.ravel())
-        frame = frame[frame["tokens"] > 0].copy()
-        for column in ("input_norm", "feature_norm", "nfn"):
-            frame[column] /= frame["tokens"]
+    def _batch_frame(self, first, samples, sums):
+        total = np.zeros((4, len(self._maps), samples))
+        for (indices, _), values in zip(sums, _fetched([v for _, v in sums]), strict=True):
+            np.add.at(total, (slice(None), list(indices)), values)  # a shared layer fires several times
+        total[:, list(self._unclear)] = 0
+        counts, norm_in, norm_out, nfn = total.transpose(0, 2, 1).reshape(4, -1)
+        frame = pd.concat([self.maps()] * samples, ignore_index=True)
+        frame.insert(0, "sample", np.repeat(first + np.arange(samples), len(self._maps)))
+        frame["tokens"] = counts.astype(int)
+        frame = frame.assign(input_norm=norm_in, feature_norm=norm_out, nfn=nfn)[counts > 0].copy()
+        means = ["input_norm", "feature_norm", "nfn"]
+        frame[means] = frame[means].div(frame["tokens"], axis=0)
         return frame
+
+
+def _values(mask, norm_in, norm_out, gain):
+    """(4, ...): one, ||z||, ||W z|| and their ratio for each real token, zero for the others."""
+    real = (mask > 0) & (norm_in != 0)  # 0 / 0: some models zero their padding
+    return torch.where(real, torch.stack([torch.ones_like(norm_in), norm_in, norm_out, norm_out / (norm_in * gain)]), 0.0)
+
+
+def _fetched(tensors):
+    """Small tensors as float64 arrays: one copy from each device."""
+    arrays, by_device = [None] * len(tensors), {}
+    for i, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(i)
+    for indices in by_device.values():
+        flat = torch.cat([tensors[i].reshape(-1) for i in indices]).double().cpu().numpy()
+        ends = np.cumsum([tensors[i].numel() for i in indices])
+        for i, part in zip(indices, np.split(flat, ends[:-1]), strict=True):
+            arrays[i] = part.reshape(tensors[i].shape)
+    return arrays
+
+
+def _sides(forward, tokens):
+    """The mask, encoder's or decoder's, with this many tokens in all; None where they differ."""
+    fitting = [m for m in (forward.mask, forward.decoder_mask) if m is not None and m.numel() == tokens]
+    if len(fitting) == 2 and not torch.equal(*fitting):
+        return None
+    return fitting[0] if fitting else None
+
+
+def _laid_out(mask, lead):
+    """`mask` (batch, length) expanded to the leading shape of an input, samples first; None where it does not fit."""
+    batch, length = mask.shape
+    if lead[1:] == (length, length):  # heads or tokens, in which order?
+        return None
+    if lead[:2] == (batch, length):  # one vector a token, or several (heads)
+        return mask.reshape(batch, length, *[1] * (len(lead) - 2)).expand(lead)
+    if len(lead) == 3 and lead[0] == batch and lead[2] == length:  # (batch, heads, length)
+        return mask[:, None].expand(lead)
+    if lead == (batch * length,):  # tokens flattened
+        return mask
+    if lead == (batch,):  # a pooled vector
+        return torch.ones_like(mask[:, :1])
+    return None
 
 
 def summary(unseen):
@@ -376,7 +501,7 @@ def _expert_steps(experts, expert, z):
     transposed = stack_is_transposed(experts)
     apply = lambda z, stack: z @ (stack[expert] if transposed else stack[expert].T)
     out = apply(z, up)
-    yield name, z, out.float().norm(dim=-1)
+    yield name, z, _norms(out)
     if (bias := getattr(experts, f"{name}_bias", None)) is not None:
         out = out + bias[expert]
     if not fused:
@@ -386,4 +511,4 @@ def _expert_steps(experts, expert, z):
     else:
         gate, up_out = out.chunk(2, dim=-1)
         hidden = experts.act_fn(gate) * up_out
-    yield "down_proj", hidden, apply(hidden, down).float().norm(dim=-1)
+    yield "down_proj", hidden, _norms(apply(hidden, down))

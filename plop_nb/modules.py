@@ -10,6 +10,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from plop_nb.offload import is_offloaded
+
 SCORED = "scored"
 HEAD = "output head"
 ROUTER = "router"  # of tokens to experts, or of queries to keys: its choice has no gradient
@@ -56,14 +58,24 @@ class LinearMap:
 
     @property
     def is_packed(self):
-        """Whether W has to be recovered from what the module returns: 4-bit, 8-bit, or offloaded."""
+        """Whether W has to be recovered from what the module returns: 4-bit or 8-bit."""
         weight = getattr(self.module, self.parameter)
-        return weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize == 1
+        return not weight.is_floating_point() or weight.dtype.itemsize == 1
+
+    @property
+    def is_offloaded(self):
+        """Whether accelerate keeps the weight elsewhere: to be read inside `offload.loaded`."""
+        return getattr(self.module, self.parameter).is_meta and is_offloaded(self.module)
 
     @property
     def weight(self):
         """W, shape (out_features, in_features): a view where the model stores it so, else recovered."""
         weight = getattr(self.module, self.parameter).detach()
+        if weight.is_meta:
+            raise ValueError(
+                f"module {self.name!r} has no weights, it is on the meta device: load the model's weights, "
+                "or dispatch it with accelerate"
+            )
         if self.expert is not None:
             weight = weight[self.expert]
             return weight.T if stack_is_transposed(self.module) else weight
@@ -74,13 +86,10 @@ class LinearMap:
     @property
     def bias(self):
         """b, shape (out_features,), or None."""
-        bias = getattr(self.module, "bias" if self.expert is None else f"{self.parameter}_bias", None)
-        if bias is None or self.expert is not None:
-            return bias
-        return self._call(torch.zeros(1, self.shape[1]))[0] if bias.is_meta else bias.detach()
+        return getattr(self.module, "bias" if self.expert is None else f"{self.parameter}_bias", None)
 
     def _probed(self):
-        """W of a packed (4-bit, 8-bit) or offloaded map, from what the module returns on the unit vectors."""
+        """W of a packed map (4-bit, 8-bit), from what the module returns on the unit vectors."""
         return (self._call(torch.eye(self.shape[1])) - self._call(torch.zeros(1, self.shape[1]))).T
 
     @torch.no_grad()
@@ -88,8 +97,7 @@ class LinearMap:
         """The module's output on `inputs`, in the dtype and on the device that it works with; float32."""
         floats = [p for p in self.module.parameters() if p.is_floating_point() and p.dtype.itemsize > 1]
         dtype = getattr(self.module, "compute_dtype", None) or (floats[0].dtype if floats else torch.float32)
-        device = torch.device("cpu") if self.module.weight.is_meta else self.module.weight.device
-        return self.module(inputs.to(device, dtype)).float()
+        return self.module(inputs.to(self.module.weight.device, dtype)).float()
 
 
 def unwrapped(model):

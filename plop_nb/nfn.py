@@ -1,27 +1,42 @@
 """Normalized Feature Norms of a model on texts: one forward pass of the trunk."""
 
-import inspect
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from contextlib import contextmanager
 
+import numpy as np
+import pandas as pd
 import torch
-from torch.nn.utils.rnn import pad_sequence
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
 
+from plop_nb import batches
 from plop_nb.hooks import record_norms, summary
 from plop_nb.modules import trunk_of
+from plop_nb.offload import interleaved, is_offloaded
+from plop_nb.partial import Partial, key
 
-# Models in which padding reaches real tokens (convolutions and pooling over tokens, Fourier mixing,
-# landmark attention, an unmasked prefix): their texts are batched with texts of the same length only.
-MIXES_PADDING = {
-    "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "paligemma", "prophetnet", "xlstm", "yoso"
-}  # fmt: skip
+WINDOW = 2**16  # tokens that visit an offloaded block before it goes away: 512 MB of hidden states at width 4096, bf16
 
 
-def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, baseline="rms", seed=0, progress=True):
+def nfn_scores(
+    model,
+    data,
+    tokenizer=None,
+    *,
+    batch_size=8,
+    max_length=256,
+    baseline="rms",
+    seed=0,
+    progress=True,
+    partial=None,
+    distribute=True,
+):
     """Score every linear map of a model on texts (PLoP, section 3).
 
     `NFN(W, z) = ||W z|| / ||W z~||` with `z~` noise of the norm of `z`, averaged over the real
@@ -29,18 +44,22 @@ def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, bas
     along small ones. Runs the trunk once, in the model's dtype, with statistics in float32;
     the model comes back as it was, also after an error or an interrupt.
 
+    A model that accelerate has offloaded (`device_map`, `disk_offload`) is run block by block, each
+    block fetched once for up to 65,536 tokens.
+
     Parameters
     ----------
     model : torch.nn.Module
-        A transformers model on its device.
+        A transformers model on its device, or on several.
     data : iterable of str, or iterable of dict
         Texts (with `tokenizer`), or batches of tensors as a data collator yields them; padding is
         moved to the right, unless a batch has `position_ids`. The decoder of an encoder-decoder
         model reads `decoder_input_ids`, else `labels`, else the text itself.
     tokenizer : transformers tokenizer
         Needs no pad token.
-    batch_size : int
-        Texts per forward; texts of like length go together. No influence on the scores.
+    batch_size : int or "auto"
+        Texts per forward; texts of like length go together. "auto" grows to what fits, and halves a
+        batch that ran out of memory (a collator's too). No influence on the scores.
     max_length : int
         Tokens of each text that are used.
     baseline : {"rms", "gaussian"}
@@ -49,6 +68,12 @@ def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, bas
         Seeds the draws of the Gaussian baseline.
     progress : bool
         Show a progress bar.
+    partial : str or Path, optional
+        A file that keeps finished samples. The same call after an interrupt goes on from there;
+        any other call with this file is refused.
+    distribute : bool
+        Under `accelerate launch`, share the samples over the processes and give all of them the
+        whole frame: call it in every process. False: this process scores everything itself.
 
     Returns
     -------
@@ -61,145 +86,156 @@ def nfn_scores(model, data, tokenizer=None, *, batch_size=8, max_length=256, bas
     TypeError, ValueError
         Bad input (names the argument, its value and what would do), or a module with
         non-finite weights or activations (names the module).
+    torch.OutOfMemoryError
+        One batch does not fit, with "auto" one text.
 
     Warns
     -----
     UserWarning
         Some linear maps got no score: names them, with the reason.
     """
-    first, data = _peek(data)
-    if isinstance(first, Mapping):
-        order, batches, total = None, data, None
-    else:
-        encoded = _encode(list(data), tokenizer, max_length)
-        equal_lengths = getattr(getattr(model, "config", None), "model_type", None) in MIXES_PADDING
-        how = {"multiple": _length_multiple(model), "equal_lengths": equal_lengths}
-        order, batches, total = _batched(encoded, tokenizer, _positive("batch_size", batch_size), **how)
-    bar = tqdm(desc="NFN", unit="text", total=total, disable=not progress or bool(os.environ.get("TQDM_DISABLE")))
-    trunk = trunk_of(model)
-    with bar, _evaluating(model), torch.no_grad(), record_norms(model, baseline=baseline, seed=seed) as record:
-        for batch in batches:
-            bar.update(_forward(trunk, batch))
-    if record.unseen():
-        warnings.warn(f"linear maps without a score: {summary(record.unseen())}", stacklevel=2)
-    frame = record.frame().drop(columns=["input_norm", "feature_norm"])
-    if (empty := (torch.cat(record.real_tokens) == 0).nonzero()).numel():
-        raise ValueError(f"sample {empty[0].item()} has no real tokens: its attention_mask is zero throughout")
-    if order is not None:
-        frame["sample"] = frame["sample"].map(dict(enumerate(order)))
-    return frame.sort_values("sample", kind="stable", ignore_index=True)
-
-
-def _peek(data):
-    """The first element of `data`, and `data` whole again."""
-    if isinstance(data, (str, Mapping)) or not isinstance(data, Iterable):
-        raise TypeError(f"data is one {type(data).__name__}, expected a list of texts or of batches: put it in a list")
-    data = iter(data)
-    for first in data:
-        return first, itertools.chain([first], data)
-    raise ValueError("data is empty: no texts to score (see plop.load_texts)")
-
-
-def _encode(texts, tokenizer, max_length):
-    """Token ids of each text: list of dicts of 1-D tensors, every text checked."""
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{i}] is {type(text).__name__} ({text!r:.40}), expected str")
-        if not text.strip():
-            raise ValueError(f"texts[{i}] is blank ({text!r:.40}): it has no tokens to score, leave it out")
-    if tokenizer is None:
-        raise TypeError("tokenizer is missing: texts need one, as in nfn_scores(model, texts, tokenizer)")
-    encoded = tokenizer(texts, truncation=True, max_length=_positive("max_length", max_length))
-    rows = [{k: torch.tensor(v[i]) for k, v in encoded.items()} for i in range(len(texts))]
-    for i, row in enumerate(rows):
-        if not len(row["input_ids"]):
-            raise ValueError(f"texts[{i}] ({texts[i]!r:.40}) gives no tokens with this tokenizer, leave it out")
-    return rows
-
-
-def _length_multiple(model):
-    """Lengths that a model would pad to by itself, out of sight of the mask (windows and blocks)."""
-    config = getattr(model, "config", None)
-    sizes = getattr(config, "attention_window", None) or getattr(config, "block_size", None) or 1
-    return max(sizes) if isinstance(sizes, (list, tuple)) else sizes
-
-
-def _batched(rows, tokenizer, batch_size, *, multiple, equal_lengths):
-    """(order, batches, count): rows sorted by length, longest first, padded batch by batch.
-
-    On the right, whatever the tokenizer prefers: absolute positions then stay what they are.
-    """
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
-    fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}  # masked: its value does not matter
-
-    def padded(chunk):
-        batch = {k: pad_sequence([rows[i][k] for i in chunk], True, fill.get(k, 0)) for k in rows[chunk[0]]}
-        extra = -batch["input_ids"].shape[1] % multiple
-        return {k: torch.nn.functional.pad(v, (0, extra), value=fill.get(k, 0)) for k, v in batch.items()}
-
-    chunks = [[]]
-    for i in order:
-        same = not chunks[-1] or len(rows[i]["input_ids"]) == len(rows[chunks[-1][-1]]["input_ids"])
-        if len(chunks[-1]) == batch_size or equal_lengths and not same:
-            chunks.append([])
-        chunks[-1].append(i)
-    batches = (padded(chunk) for chunk in chunks)
-    return order, batches, len(rows)
-
-
-def _forward(trunk, batch):
-    """Run the trunk on one batch; returns the number of samples."""
-    accepted, batch = _accepted(trunk), _padded_right(batch)
-    device = next((p.device for p in trunk.parameters() if not p.is_meta), None)
-    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items() if k in accepted}
-    if not any(isinstance(v, torch.Tensor) for v in inputs.values()):
-        raise ValueError(f"a batch has keys {list(batch)}, {type(trunk).__name__} takes tensors named {accepted}")
-    if "input_ids" in inputs:
-        _check_vocabulary(trunk, inputs["input_ids"])
-    if "decoder_input_ids" in accepted and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs):
-        inputs |= _decoder_inputs(trunk, inputs, batch.get("labels"))
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
-    trunk(**inputs)
-    return len(next(v for v in inputs.values() if isinstance(v, torch.Tensor)))
-
-
-def _padded_right(batch):
-    """The batch with each row's real tokens first: under left padding absolute positions would move."""
-    mask = batch.get("attention_mask")
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or "position_ids" in batch:
-        return batch
-    order = (mask == 0).int().argsort(dim=1, stable=True)
-    rows = torch.arange(len(mask), device=mask.device)[:, None]
-    by_token = {k for k, v in batch.items() if isinstance(v, torch.Tensor) and v.shape[:2] == mask.shape}
-    return {k: v[rows, order] if k in by_token else v for k, v in batch.items()}
-
-
-def _accepted(trunk):
-    """Names of the arguments of the trunk's forward, looked up behind wrappers that pass everything on."""
-    names = list(inspect.signature(trunk.forward).parameters)
-    return _accepted(trunk.decoder) if names == ["args", "kwargs"] and hasattr(trunk, "decoder") else names
-
-
-def _decoder_inputs(trunk, inputs, labels):
-    """What the decoder of an encoder-decoder model reads: the labels, or the text itself."""
-    if labels is None:
-        mask = {"decoder_attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
-        return {"decoder_input_ids": inputs["input_ids"], **mask} if "input_ids" in inputs else {}
-    real = (labels != -100).to(inputs["input_ids"].device)
-    return {"decoder_input_ids": labels.to(real.device) * real, "decoder_attention_mask": real.long()}
-
-
-def _check_vocabulary(trunk, ids):
+    first, data = batches.peek(data)
+    trunk, settings = trunk_of(model), {"baseline": baseline, "seed": seed}
+    size = batches.BatchSize(batch_size, batches.device_of(trunk))
+    rank, processes = _processes() if distribute else (0, 1)
+    result = None
     try:
-        size = getattr(trunk.get_input_embeddings(), "num_embeddings", None)
-    except (AttributeError, NotImplementedError):
-        return
-    if size and (ids.max() >= size or ids.min() < 0):
-        bad = ids[(ids >= size) | (ids < 0)][0].item()
-        raise ValueError(
-            f"input_ids holds {bad}, outside the model's vocabulary of {size}: is this the model's own tokenizer?"
-        )
+        rows = None if isinstance(first, Mapping) else batches.encode(list(data), tokenizer, max_length)
+        with _evaluating(model), torch.no_grad(), record_norms(model, **settings) as record:
+            done = _finished(partial, rank, processes, model, record, settings | {"max_length": max_length})
+            if rows is None:
+                source = _left(itertools.islice(batches.of_collator(data), rank, None, processes), done)
+            else:
+                own = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[rank::processes]
+                own = [i for i in own if done is None or not done.has(i, rows[i])]
+                source = batches.of_texts(rows, own, size, model, tokenizer)
+            hidden = not progress or rank > 0 or bool(os.environ.get("TQDM_DISABLE"))
+            with tqdm(desc="NFN", unit="text", total=None if rows is None else len(own), disable=hidden) as bar:
+                result = _run(trunk, source, size, record, done, bar), record.unseen(), record.unclear()
+    except Exception as error:
+        if processes == 1:
+            raise
+        result = error  # to all processes: none of them waits for ever
+    frame, unseen = _merged(gather_object([result]) if processes > 1 else [result])
+    if unseen:
+        warnings.warn(f"linear maps without a score: {summary(unseen)}", stacklevel=2)
+    return frame
+
+
+def _run(trunk, source, size, record, done, bar):
+    """Forward all batches of `source`; frames of their samples, and of those finished before."""
+    samples = []  # position in the data of each sample that was recorded
+    window_tokens = WINDOW if is_offloaded(trunk) else 1
+    queue = deque()
+    while window := _window(queue, source, window_tokens):
+        if error := _out_of_memory(trunk, [batch for _, batch in window]):
+            record.forget(len(samples))
+            queue.extendleft(reversed(_halved(window, size, error)))
+            continue
+        new = [i for positions, _ in window for i in positions]
+        if done is not None:
+            done.add(_positioned(record.frame(first=len(samples)), samples + new), _keys(window), record.unclear())
+        samples += new
+        size.fitted(window[-1][1])
+        bar.update(len(new))
+    frames = [done.frame()] if done is not None else []
+    if samples:
+        frames.append(_positioned(record.frame(), samples).drop(columns=["input_norm", "feature_norm"]))
+        if len(empty := np.flatnonzero(record.real_tokens() == 0)):
+            raise ValueError(f"sample {samples[empty[0]]} has no real tokens: its attention_mask is zero throughout")
+    return frames
+
+
+def _window(queue, source, tokens):
+    """The next batches, as many as hold this many tokens: one for a model in memory."""
+    window = []
+    while tokens > 0 and (item := queue.popleft() if queue else next(source, None)):
+        window.append(item)
+        tokens -= batches.tokens(item[1])
+    return window
+
+
+def _out_of_memory(trunk, group):
+    """Run the forwards; returns the error when memory did not suffice."""
+    try:
+        interleaved(trunk, [lambda batch=batch: forward(trunk, batch) for batch in group])
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        return error.with_traceback(None)  # the frames of the traceback hold activations
+    return None
+
+
+def forward(trunk, batch):
+    """One forward of the trunk on a batch, for what the hooks see of it."""
+    trunk(**batches.arguments(trunk, batch))
+
+
+def _halved(window, size, error):
+    """The batches of a window that did not fit, each in two; the error where that is no remedy."""
+    clear_device_cache(garbage_collection=True)
+    parts = []
+    for positions, batch in window:
+        halves = size.failed(batch) if size.auto else []
+        cut = batches.count(halves[0]) if halves else len(positions)
+        parts += zip([positions[:cut], positions[cut:]], halves or [batch], strict=False)
+    if len(parts) == len(window):
+        remedy = "use a shorter max_length" if size.auto else 'pass batch_size="auto", or a smaller one'
+        error.add_note(f"plop_nb: {batches.count(window[0][1])} texts at a time do not fit: {remedy}")
+        raise error
+    return parts
+
+
+def _positioned(frame, samples):
+    """The record's samples renumbered by their position in the data."""
+    return frame.assign(sample=np.array(samples)[frame["sample"]])
+
+
+def _finished(path, rank, processes, model, record, settings):
+    """The file of finished samples, each process its own; None where none is wanted."""
+    if path is None:
+        return None
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    settings = settings | {"model": f"{type(model).__name__} {name}", "dtype": str(getattr(model, "dtype", None))}
+    return Partial(path if processes == 1 else f"{path}.{rank}", record.maps(), settings, record.gains())
+
+
+def _left(source, done):
+    """The batches of a collator with a sample that is not finished."""
+    for positions, batch in source:
+        if done is None or not all([done.has(i, _row(batch, row)) for row, i in enumerate(positions)]):
+            yield positions, batch
+
+
+def _row(batch, row):
+    return {k: v[row] for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim and row < len(v)}
+
+
+def _keys(window):
+    return {i: key(_row(batch, row)) for positions, batch in window for row, i in enumerate(positions)}
+
+
+def _processes():
+    """(rank, number) of the processes that `accelerate launch` or `torchrun` has started."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def _merged(results):
+    """(frame, unseen) of all processes; raises the error of any."""
+    for error in results:
+        if isinstance(error, Exception):
+            raise error
+    frames, unseen, unclear = zip(*results, strict=True)
+    frames = [frame for part in frames for frame in part if len(frame)]
+    frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+    if dropped := set().union(*unclear):
+        frame = frame[~frame["module"].isin(dropped)]
+    seen = set(frame["module"])
+    unseen = {name: why for part in unseen for name, why in part.items() if name not in seen}
+    return frame.sort_values("sample", kind="stable", ignore_index=True), unseen
 
 
 @contextmanager
@@ -213,9 +249,3 @@ def _evaluating(model):
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _positive(name, value):
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}, expected an integer of at least 1")
-    return value

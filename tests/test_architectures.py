@@ -28,7 +28,8 @@ from transformers import (
 
 import plop_nb as plop
 from plop_nb.modules import SCORED, trunk_of
-from plop_nb.nfn import MIXES_PADDING, _forward
+from plop_nb.batches import MIXES_PADDING
+from plop_nb.nfn import forward
 from tests.tiny_models import CANNOT_BUILD, build, model_types, more_inputs
 
 # Types that are refused on what `tiny_models.more_inputs` gives.
@@ -91,7 +92,7 @@ def naive(model, inputs, names):
         for name in names
     ]
     with torch.no_grad():
-        _forward(trunk_of(model), inputs)
+        forward(trunk_of(model), inputs)
     for handle in handles:
         handle.remove()
     scores = {}
@@ -162,7 +163,7 @@ def check_adapters(model, model_type, scores):
     adapted = get_peft_model(model, everything.lora_config(model, r=2))
     outputs = []
     handle = trunk_of(adapted).register_forward_hook(lambda *given: outputs.append(given[-1]))
-    _forward(trunk_of(adapted), inputs_of(model, model_type, rows()[:1] * 2))
+    forward(trunk_of(adapted), inputs_of(model, model_type, rows()[:1] * 2))
     handle.remove()
     values = outputs[0].values() if hasattr(outputs[0], "values") else outputs[0]
     loss = sum(v.float().square().sum() for v in values if isinstance(v, torch.Tensor) and v.requires_grad)
