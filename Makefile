@@ -1,12 +1,13 @@
 # make quickstart   executes the first notebook on the real model, prints ranking and target modules
 # make test         unit tests, doctests, README snippets, and every notebook's outputs compared
 # make notebooks    executes all notebooks in place (after a change)
+# make bench        what scoring costs beside a forward pass and other ways to choose (20 minutes on two cores)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test notebooks clean
+.PHONY: quickstart test notebooks bench clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python notebooks/run.py 00_quickstart --out build
@@ -16,6 +17,10 @@ test: $(VENV)/ready
 
 notebooks: $(VENV)/ready
 	$(BIN)/python notebooks/run.py
+
+bench: $(VENV)/ready
+	mkdir -p build
+	$(BIN)/python -m tests.bench --out build
 
 $(VENV)/ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

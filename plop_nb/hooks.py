@@ -422,7 +422,8 @@ class Record:
 def _values(mask, norm_in, norm_out, gain):
     """(4, ...): one, ||z||, ||W z|| and their ratio for each real token, zero for the others."""
     real = (mask > 0) & (norm_in != 0)  # 0 / 0: some models zero their padding
-    return torch.where(real, torch.stack([torch.ones_like(norm_in), norm_in, norm_out, norm_out / (norm_in * gain)]), 0.0)
+    values = [torch.ones_like(norm_in), norm_in, norm_out, norm_out / (norm_in * gain)]
+    return torch.where(real, torch.stack(values), 0.0)
 
 
 def _fetched(tensors):
