@@ -18,11 +18,13 @@ from plop_nb.modules import module_table
 from plop_nb.nfn import nfn_scores
 from plop_nb.placement import Placement, place
 from plop_nb.plots import plot_heatmap, plot_types
-from plop_nb.stats import by_type
+from plop_nb.stats import by_layer, by_module, by_type
 from plop_nb.texts import load_texts
 
 __all__ = [
     "Placement",
+    "by_layer",
+    "by_module",
     "by_type",
     "load_model",
     "load_texts",

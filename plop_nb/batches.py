@@ -109,7 +109,7 @@ def halves(batch):
 
 def arguments(trunk, batch):
     """What the trunk's forward takes of a batch, on the trunk's device."""
-    accepted, batch = _accepted(trunk), _padded_right(batch)
+    accepted = _accepted(trunk)
     inputs = {k: v for k, v in batch.items() if k in accepted}
     if not any(isinstance(v, torch.Tensor) for v in inputs.values()):
         raise ValueError(f"a batch has keys {list(batch)}, {type(trunk).__name__} takes tensors named {accepted}")
@@ -144,7 +144,7 @@ def _length_multiple(config):
     return max(sizes) if isinstance(sizes, (list, tuple)) else sizes
 
 
-def _padded_right(batch):
+def padded_right(batch):
     """The batch with each row's real tokens first: under left padding absolute positions would move."""
     mask = batch.get("attention_mask")
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or "position_ids" in batch:

@@ -16,6 +16,7 @@ from plop_nb.offload import loaded
 
 BASELINES = ("rms", "gaussian")
 DRAWS = 256  # noise directions of the Gaussian baseline, per module
+MEANS = ["input_norm", "feature_norm", "nfn", "nfn_square"]
 CHUNK = {"cpu": 2**17, "cuda": 2**24}  # entries held in float32 at a time: what fits a core's cache, and a GPU's slack
 VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
 
@@ -120,7 +121,7 @@ class _Forward:
     mask: torch.Tensor  # (batch, length), 1 for real tokens
     decoder_mask: torch.Tensor | None
     images: bool
-    sums: list  # of (map indices, statistics (4, maps, batch)): what stays afterwards
+    sums: list  # of (map indices, statistics (5, maps, batch)): what stays afterwards
     seen: list = field(default_factory=list)  # (map index, ||z||, ||W z||, gain, mask), norms (batch, visits)
     by_layout: dict = field(default_factory=dict)  # the mask in the layout of an input
     encoder_output: weakref.ref | None = None
@@ -144,6 +145,7 @@ class Record:
         self._forward = ContextVar("forward", default=None)  # several may be under way: see offload.interleaved
         self._batches = []  # (first sample, real tokens of each sample, sums)
         self.samples = 0
+        self.score_mask = None  # (batch, length): which real tokens of the next forward count
         self._seen = set()  # map indices
         self._unclear = {}  # map index -> input shape whose padding cannot be told: such a map gets no score at all
         self._time_major = set()  # map indices that were seen to read (length, batch, features)
@@ -169,7 +171,7 @@ class Record:
             Columns `sample` (0, 1, ... in the order met), `module`, `type`, `layer`, `tokens`
             (real tokens counted; a map that fires several times counts every visit),
             `input_norm` (mean ||z||), `feature_norm` (mean ||W z||), `nfn` (mean of
-            ||W z|| / (||z|| * baseline), dimensionless).
+            ||W z|| / (||z|| * baseline), dimensionless), `nfn_square` (mean of its square).
 
         Raises
         ------
@@ -183,7 +185,7 @@ class Record:
             why = f"; of {len(self._maps)} linear maps, {summary(self.unseen())}" if self.samples else ""
             raise ValueError(f"nothing was recorded: run a forward inside `with record_norms(model)`{why}")
         frame = pd.concat(parts, ignore_index=True)
-        bad = frame[~np.isfinite(frame[["input_norm", "feature_norm", "nfn"]]).all(axis=1)]
+        bad = frame[~np.isfinite(frame[MEANS]).all(axis=1)]
         if len(bad):
             row = bad.iloc[0]
             raise ValueError(
@@ -287,6 +289,8 @@ class Record:
         if mask is None:
             inputs = next(v for v in given.values() if isinstance(v, torch.Tensor))
             mask = torch.ones(inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1), device=inputs.device)
+        if self.score_mask is not None:
+            mask, self.score_mask = mask * self.score_mask.to(mask), None
         sums = []
         self._forward.set(_Forward(mask, decoder_mask, given.get("pixel_values") is not None, sums))
         self._batches.append((self.samples, mask.sum(1), sums))
@@ -366,7 +370,8 @@ class Record:
                     gain = self._gain(index).to(z.device)
                     if index not in self._zero:
                         values = _values(real[who], _norms(inputs), norm_out, gain)
-                        found[index] = torch.zeros(4, len(mask), device=z.device).index_add_(1, owner[who], values)
+                        sums = torch.zeros(len(values), len(mask), device=z.device)
+                        found[index] = sums.index_add_(1, owner[who], values)
         forward.sums.append((tuple(found), torch.stack(list(found.values()), 1)))
         self._seen.update(found)
 
@@ -405,24 +410,24 @@ class Record:
         return forward.last_norm
 
     def _batch_frame(self, first, samples, sums):
-        total = np.zeros((4, len(self._maps), samples))
+        total = np.zeros((1 + len(MEANS), len(self._maps), samples))
         for (indices, _), values in zip(sums, _fetched([v for _, v in sums]), strict=True):
             np.add.at(total, (slice(None), list(indices)), values)  # a shared layer fires several times
         total[:, list(self._unclear)] = 0
-        counts, norm_in, norm_out, nfn = total.transpose(0, 2, 1).reshape(4, -1)
+        counts, *sums_over_tokens = total.transpose(0, 2, 1).reshape(len(total), -1)
         frame = pd.concat([self.maps()] * samples, ignore_index=True)
         frame.insert(0, "sample", np.repeat(first + np.arange(samples), len(self._maps)))
         frame["tokens"] = counts.astype(int)
-        frame = frame.assign(input_norm=norm_in, feature_norm=norm_out, nfn=nfn)[counts > 0].copy()
-        means = ["input_norm", "feature_norm", "nfn"]
-        frame[means] = frame[means].div(frame["tokens"], axis=0)
+        frame = frame.assign(**dict(zip(MEANS, sums_over_tokens, strict=True)))[counts > 0].copy()
+        frame[MEANS] = frame[MEANS].div(frame["tokens"], axis=0)
         return frame
 
 
 def _values(mask, norm_in, norm_out, gain):
-    """(4, ...): one, ||z||, ||W z|| and their ratio for each real token, zero for the others."""
+    """(5, ...): one, ||z||, ||W z||, NFN and its square for each real token, zero for the others."""
     real = (mask > 0) & (norm_in != 0)  # 0 / 0: some models zero their padding
-    values = [torch.ones_like(norm_in), norm_in, norm_out, norm_out / (norm_in * gain)]
+    nfn = norm_out / (norm_in * gain)
+    values = [torch.ones_like(norm_in), norm_in, norm_out, nfn, nfn.square()]
     return torch.where(real, torch.stack(values), 0.0)
 
 

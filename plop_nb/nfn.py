@@ -20,6 +20,7 @@ from plop_nb.hooks import record_norms, summary
 from plop_nb.modules import trunk_of
 from plop_nb.offload import interleaved, is_offloaded
 from plop_nb.partial import Partial, key
+from plop_nb.stats import StoppingRule, lowest, swaps
 
 WINDOW = 2**16  # tokens that visit an offloaded block before it goes away: 512 MB of hidden states at width 4096, bf16
 
@@ -34,6 +35,8 @@ def nfn_scores(
     baseline="rms",
     seed=0,
     progress=True,
+    stop=None,
+    k=3,
     partial=None,
     distribute=True,
 ):
@@ -54,7 +57,8 @@ def nfn_scores(
     data : iterable of str, or iterable of dict
         Texts (with `tokenizer`), or batches of tensors as a data collator yields them; padding is
         moved to the right, unless a batch has `position_ids`. The decoder of an encoder-decoder
-        model reads `decoder_input_ids`, else `labels`, else the text itself.
+        model reads `decoder_input_ids`, else `labels`, else the text itself. A tensor `score_mask`
+        (batch, length) in a batch says which tokens count; the model reads them all.
     tokenizer : transformers tokenizer
         Needs no pad token.
     batch_size : int or "auto"
@@ -68,6 +72,12 @@ def nfn_scores(
         Seeds the draws of the Gaussian baseline.
     progress : bool
         Show a progress bar.
+    stop : float, optional
+        Score only as many texts, drawn at random, as it takes to decide which `k` types are lowest
+        with this confidence (such as 0.99), 8 at least; see `stats.StoppingRule`. A collator's
+        batches are taken in their order. Prints how many it took, warns where all did not do.
+    k : int
+        How many types `stop` has in mind.
     partial : str or Path, optional
         A file that keeps finished samples. The same call after an interrupt goes on from there;
         any other call with this file is refused.
@@ -95,23 +105,28 @@ def nfn_scores(
         Some linear maps got no score: names them, with the reason.
     """
     first, data = batches.peek(data)
-    trunk, settings = trunk_of(model), {"baseline": baseline, "seed": seed}
-    size = batches.BatchSize(batch_size, batches.device_of(trunk))
+    rows = None if isinstance(first, Mapping) else batches.encode(list(data), tokenizer, max_length)
+    size = batches.BatchSize(batch_size, batches.device_of(trunk_of(model)))
+    rule = None if stop is None else StoppingRule(stop, k)
     rank, processes = _processes() if distribute else (0, 1)
-    result = None
+    if rule and processes > 1:
+        raise ValueError(f"stop={stop!r} works in one process: pass distribute=False")
+    settings = {"baseline": baseline, "seed": seed, "max_length": max_length}
     try:
-        rows = None if isinstance(first, Mapping) else batches.encode(list(data), tokenizer, max_length)
-        with _evaluating(model), torch.no_grad(), record_norms(model, **settings) as record:
-            done = _finished(partial, rank, processes, model, record, settings | {"max_length": max_length})
+        with _evaluating(model), torch.no_grad(), record_norms(model, baseline=baseline, seed=seed) as record:
+            done = _finished(partial, rank, processes, model, record, settings)
             if rows is None:
-                source = _left(itertools.islice(batches.of_collator(data), rank, None, processes), done)
+                own = _left(itertools.islice(batches.of_collator(data), rank, None, processes), done)
+                sources = [own] if rule is None else map(iter, _looks(own, rule, lambda item: len(item[0])))
             else:
-                own = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[rank::processes]
+                own = _shuffled(rows, seed) if rule else _share(rows, rank, processes)
                 own = [i for i in own if done is None or not done.has(i, rows[i])]
-                source = batches.of_texts(rows, own, size, model, tokenizer)
-            hidden = not progress or rank > 0 or bool(os.environ.get("TQDM_DISABLE"))
-            with tqdm(desc="NFN", unit="text", total=None if rows is None else len(own), disable=hidden) as bar:
-                result = _run(trunk, source, size, record, done, bar), record.unseen(), record.unclear()
+                looks = [own] if rule is None else _looks(own, rule, lambda item: 1)
+                sources = (batches.of_texts(rows, look, size, model, tokenizer) for look in looks)
+            total = None if rows is None else len(own)
+            with tqdm(desc="NFN", unit="text", total=total, disable=_hidden(progress, rank)) as bar:
+                frame, decided = _run(model, sources, size, record, done, rule, bar)
+            result = frame, record.unseen(), record.unclear()
     except Exception as error:
         if processes == 1:
             raise
@@ -119,31 +134,83 @@ def nfn_scores(
     frame, unseen = _merged(gather_object([result]) if processes > 1 else [result])
     if unseen:
         warnings.warn(f"linear maps without a score: {summary(unseen)}", stacklevel=2)
+    if rule:
+        _report(frame, decided, stop, k, progress)
     return frame
 
 
-def _run(trunk, source, size, record, done, bar):
-    """Forward all batches of `source`; frames of their samples, and of those finished before."""
-    samples = []  # position in the data of each sample that was recorded
+def _share(rows, rank, processes):
+    """Positions of the texts of one process: like lengths dealt out in turn."""
+    return sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))[rank::processes]
+
+
+def _shuffled(rows, seed):
+    return np.random.default_rng(seed).permutation(len(rows)).tolist()
+
+
+def _looks(items, rule, samples):
+    """The items in parts that end at the rule's looks; `samples` counts those of an item."""
+    part, taken = [], 0
+    for item in items:
+        part.append(item)
+        taken += samples(item)
+        if taken >= rule.next:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _report(frame, decided, stop, k, progress):
+    """Tell how many texts it took, or warn that they were too few."""
+    texts = frame["sample"].nunique()
+    if not decided:
+        pair = swaps(frame, lowest(frame, k)).iloc[0]
+        warnings.warn(
+            f"undecided at confidence {stop:.0%} after all {texts} texts: {pair['chosen']} and {pair['other']} are "
+            f"{pair['gap']:.3f} apart. Score more texts, or choose another k",
+            stacklevel=3,
+        )
+    elif progress:
+        print(f"the {k} lowest types are decided with confidence {stop:.0%} after {texts} texts")
+
+
+def _run(model, sources, size, record, done, rule, bar):
+    """Forward the batches of all sources, up to a look that decides; (frame, decided)."""
+    samples = []  # position in the data of every sample recorded
+    for source in sources:
+        _forward_all(trunk_of(model), source, size, record, done, samples, bar)
+        if rule and rule.decided(_frame(record, samples, done)):
+            return _frame(record, samples, done), True
+    return _frame(record, samples, done), False
+
+
+def _forward_all(trunk, source, size, record, done, samples, bar):
+    """Forward the batches of a source, adding to `samples` the position in the data of each."""
     window_tokens = WINDOW if is_offloaded(trunk) else 1
     queue = deque()
     while window := _window(queue, source, window_tokens):
-        if error := _out_of_memory(trunk, [batch for _, batch in window]):
+        if error := _out_of_memory(trunk, [batch for _, batch in window], record):
             record.forget(len(samples))
             queue.extendleft(reversed(_halved(window, size, error)))
             continue
-        new = [i for positions, _ in window for i in positions]
+        before = len(samples)
+        samples += [i for positions, _ in window for i in positions]
         if done is not None:
-            done.add(_positioned(record.frame(first=len(samples)), samples + new), _keys(window), record.unclear())
-        samples += new
+            done.add(_positioned(record.frame(first=before), samples), _keys(window), record.unclear())
         size.fitted(window[-1][1])
-        bar.update(len(new))
-    frames = [done.frame()] if done is not None else []
+        bar.update(len(samples) - before)
+
+
+def _frame(record, samples, done):
+    """Scores of the samples of this run, and of those finished before."""
+    frames = [] if done is None else [done.frame()]
     if samples:
-        frames.append(_positioned(record.frame(), samples).drop(columns=["input_norm", "feature_norm"]))
+        frames.append(_positioned(record.frame(), samples).drop(columns=["input_norm", "feature_norm", "nfn_square"]))
         if len(empty := np.flatnonzero(record.real_tokens() == 0)):
             raise ValueError(f"sample {samples[empty[0]]} has no real tokens: its attention_mask is zero throughout")
-    return frames
+    frames = [frame for frame in frames if len(frame)] or [pd.DataFrame()]
+    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
 
 
 def _window(queue, source, tokens):
@@ -155,10 +222,10 @@ def _window(queue, source, tokens):
     return window
 
 
-def _out_of_memory(trunk, group):
+def _out_of_memory(trunk, group, record):
     """Run the forwards; returns the error when memory did not suffice."""
     try:
-        interleaved(trunk, [lambda batch=batch: forward(trunk, batch) for batch in group])
+        interleaved(trunk, [lambda batch=batch: forward(trunk, batch, record) for batch in group])
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
             raise
@@ -166,8 +233,11 @@ def _out_of_memory(trunk, group):
     return None
 
 
-def forward(trunk, batch):
+def forward(trunk, batch, record=None):
     """One forward of the trunk on a batch, for what the hooks see of it."""
+    batch = batches.padded_right(batch)
+    if record is not None:
+        record.score_mask = batch.get("score_mask")
     trunk(**batches.arguments(trunk, batch))
 
 
@@ -215,6 +285,10 @@ def _keys(window):
     return {i: key(_row(batch, row)) for positions, batch in window for row, i in enumerate(positions)}
 
 
+def _hidden(progress, rank):
+    return not progress or rank > 0 or bool(os.environ.get("TQDM_DISABLE"))
+
+
 def _processes():
     """(rank, number) of the processes that `accelerate launch` or `torchrun` has started."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -229,7 +303,7 @@ def _merged(results):
         if isinstance(error, Exception):
             raise error
     frames, unseen, unclear = zip(*results, strict=True)
-    frames = [frame for part in frames for frame in part if len(frame)]
+    frames = [frame for frame in frames if len(frame)]
     frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     if dropped := set().union(*unclear):
         frame = frame[~frame["module"].isin(dropped)]

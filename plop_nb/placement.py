@@ -1,6 +1,7 @@
 """Which module types get adapters, and the LoraConfig that hits exactly them."""
 
 import copy
+import html
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from plop_nb.modules import linear_maps, unwrapped
-from plop_nb.stats import by_type, resampled_type_means
+from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps
 
 TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -44,12 +45,10 @@ def place(scores, k=3, *, seed=0):
     ValueError
         `k` is out of range, or `scores` is not a frame of scores.
     """
-    ranking = by_type(scores, seed=seed)
-    if not isinstance(k, int) or not 1 <= k <= len(ranking):
-        raise ValueError(f"k={k!r}, expected an integer from 1 to {len(ranking)}, the number of module types scored")
-    types = ranking["type"].head(k).tolist()
+    types = lowest(scores, k)
     modules = scores.loc[scores["type"].isin(types), "module"].unique().tolist()
-    return Placement(types, modules, _confidence(scores, types, seed), ranking)
+    sure = confidence(scores, types, seed=seed)
+    return Placement(types, modules, sure, by_type(scores), swaps(scores, types), diagnoses(scores, types, sure))
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,15 +62,22 @@ class Placement:
     modules : list of str
         Full names of their modules.
     confidence : float
-        Share of resamples of the texts that choose the same set of types (NaN for one text).
+        Probability that texts without end would choose the same set of types (NaN for one text).
     ranking : pandas.DataFrame
         All types, from `by_type`.
+    swaps : pandas.DataFrame
+        Every chosen type against every other one, the pair that is likeliest to swap first:
+        `chosen`, `other`, `gap`, `probability`.
+    notes : list of str
+        What is wrong with the ranking, if anything: all scores near 1, too few texts, undecided.
     """
 
     types: list
     modules: list
     confidence: float
     ranking: pd.DataFrame
+    swaps: pd.DataFrame
+    notes: list
 
     def lora_config(self, model, r=16, *, layers=None, **options):
         """The `peft.LoraConfig` that puts adapters on exactly `self.modules` of `model`.
@@ -157,25 +163,17 @@ class Placement:
 
     def __repr__(self):
         lines = [f"adapters on {', '.join(self.types)} ({len(self.modules)} modules), confidence {self.confidence:.0%}"]
-        return "\n".join(lines + [self._table().to_string(index=False)])
+        return "\n".join([*lines, *self.notes, self._table().to_string(index=False)])
 
     def _repr_html_(self):
         table = self._table().style.set_uuid("placement").hide(axis="index").format(precision=3)
         table = table.apply(lambda row: ["font-weight: bold" if row["adapters"] else ""] * len(row), axis=1)
-        return table.set_caption(repr(self).splitlines()[0]).to_html()
+        caption = [repr(self).splitlines()[0], *self.notes]
+        return table.set_caption("<br>".join(html.escape(line) for line in caption)).to_html()
 
     def _table(self):
         chosen = self.ranking["type"].isin(self.types).map({True: "yes", False: ""})
         return self.ranking.round({"nfn": 3, "low": 3, "high": 3}).assign(adapters=chosen)
-
-
-def _confidence(scores, types, seed):
-    draws = resampled_type_means(scores, seed)
-    if draws.isna().to_numpy().any():
-        return float("nan")
-    worst_chosen = draws[types].max(axis=1)
-    best_other = draws.drop(columns=types).min(axis=1)
-    return float((worst_chosen < best_other).mean()) if draws.shape[1] > len(types) else 1.0
 
 
 def _task_type(model):

@@ -217,6 +217,26 @@ def slopes(rows):
     return rows.groupby("against", sort=False)[["value", "seconds"]].apply(fit).rename("exponent").reset_index()
 
 
+def markdown(medians):
+    """The README's table: a row per method, seconds and ratio to a plain forward per dtype, peak memory."""
+    dtypes = medians["dtype"].unique()
+    lines = [
+        "| | " + " | ".join(f"{dtype}, s | of plain" for dtype in dtypes) + " | extra memory, MB |",
+        "|---|" + "---:|" * (2 * len(dtypes) + 1),
+    ]
+    for name, rows in medians.groupby("method", sort=False):
+        cells = []
+        for dtype in dtypes:
+            row = rows[rows["dtype"] == dtype]
+            if row.empty:
+                cells += ["", ""]
+                continue
+            above = "> " if row["seconds"].iloc[0] >= LIMIT else ""
+            cells += [f"{above}{row['seconds'].iloc[0]:.1f}", f"{above}{row['of_plain'].iloc[0]:.2f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {rows['peak_mb'].iloc[0]:.0f} |")
+    return "\n".join(lines)
+
+
 def provenance(frame):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu()}, {os.cpu_count()} cores"
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
@@ -238,7 +258,7 @@ def main():
     given = parser.parse_args()
     texts = plop.load_texts("math", n=given.texts)
     found = table(compare(given.methods, given.dtypes, texts, given.repeats))
-    print(found.round(2).to_string(index=False))
+    print(markdown(found))
     sizes = scaling(texts, min(given.repeats, 3))
     print(sizes.round(2).to_string(index=False), slopes(sizes).round(2).to_string(index=False), sep="\n")
     if given.out:

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 import plop_nb as plop
-from plop_nb.modules import SCORED, trunk_of
 from plop_nb.batches import MIXES_PADDING
+from plop_nb.modules import SCORED, trunk_of
 from plop_nb.nfn import forward
 from tests.tiny_models import CANNOT_BUILD, build, model_types, more_inputs
 

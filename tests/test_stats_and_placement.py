@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import plop_nb as plop
+from plop_nb.stats import StoppingRule, lowest, per_text
 
 
 def frame(values, types):
@@ -198,3 +199,146 @@ def test_plots_return_axes(math_scores):
     assert heat.collections[0].get_array().shape == (30, 7)
     with pytest.raises(ValueError, match="stack of layers"):
         plop.plot_heatmap(math_scores.assign(layer=pd.array([None] * len(math_scores), dtype="Int64")))
+
+
+# How sure
+
+
+def test_per_text_keeps_the_mean_where_texts_miss_modules():
+    """Experts that get no token of some text: the mean of per_text is that of by_type, its spread that of the means."""
+    generator = np.random.default_rng(0)
+    scores = frame(generator.normal(1, 0.1, (40, 2)), "ab")
+    scores = pd.concat([scores, frame(generator.normal(1, 0.1, (40, 2)), "ab").assign(module=["a.1", "b.1"] * 40)])
+    scores = scores[~((scores["module"] == "a.1") & (scores["sample"] % 2 == 1))]
+    table = per_text(scores)
+    by_hand = scores.groupby(["type", "module"])["nfn"].mean().groupby("type").mean()
+    pd.testing.assert_series_equal(table.mean(), by_hand, check_names=False)
+    halves = [scores.query("module == @m")["nfn"] for m in ("a.0", "a.1")]
+    error = np.sqrt(sum(h.var() / len(h) for h in halves)) / 2  # of a mean of two independent means, 40 and 20 texts
+    assert table["a"].std() / np.sqrt(40) == pytest.approx(error, rel=0.15)
+
+
+def test_layers_and_modules_have_intervals_too(math_scores):
+    layers, modules = plop.by_layer(math_scores), plop.by_module(math_scores)
+    assert layers["layer"].tolist() == list(range(30)) and (layers["modules"] == 7).all()
+    assert len(modules) == 210 and modules["nfn"].is_monotonic_increasing
+    expected = math_scores.groupby("module")["nfn"].agg(["mean", "sem"]).loc[modules["module"]]
+    np.testing.assert_allclose(modules["nfn"], expected["mean"])
+    np.testing.assert_allclose(modules["high"] - modules["nfn"], 2.0395 * expected["sem"], rtol=1e-3)  # t, 31 d.o.f.
+
+
+@pytest.mark.parametrize("texts", [3, 5, 10, 30])
+@pytest.mark.parametrize("draw", ["normal", "skewed"])
+def test_intervals_cover_at_their_rate(texts, draw):
+    generator = np.random.default_rng(texts)
+    values = generator.normal(1, 0.2, (texts, 600)) if draw == "normal" else generator.gamma(8, 1 / 8, (texts, 600))
+    types = plop.by_type(frame(values, [f"t{i}" for i in range(600)]))
+    coverage = ((types["low"] <= 1) & (1 <= types["high"])).mean()
+    assert 0.90 <= coverage <= 0.98
+    assert draw == "skewed" or 0.925 <= coverage  # exact: 0.95, sampling error 0.009
+
+
+@pytest.mark.parametrize("texts", [4, 12])
+def test_confidence_is_the_rate_at_which_it_is_right(texts):
+    """Where it says 80 %, about 80 % of placements are right (a flat prior: gaps drawn as wide as can be)."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(1500):
+        truth = generator.uniform(0, 4, 3)
+        scores = frame(10 + truth + generator.normal(0, 1, (texts, 3)), "abc")
+        placement = plop.place(scores, k=1)
+        rows.append((placement.confidence, placement.types == ["abc"[truth.argmin()]]))
+    rows = pd.DataFrame(rows, columns=["said", "right"])
+    bins = rows.groupby(pd.cut(rows["said"], [0, 0.6, 0.8, 0.95, 1]), observed=True).agg(["mean", "size"])
+    error = np.sqrt(0.25 / bins["right", "size"])
+    assert ((bins["said", "mean"] - bins["right", "mean"]).abs() < 3 * error).all(), bins
+
+
+def test_swaps_are_paired_t_tests():
+    from scipy.stats import ttest_rel
+
+    generator = np.random.default_rng(1)
+    values = generator.normal(0, 1, (9, 1)) + generator.normal(0, 0.1, (9, 3)) + [10, 10.05, 10.4]  # texts in common
+    table = plop.place(frame(values, "abc"), k=1).swaps
+    expected = [ttest_rel(values[:, 0], values[:, i], alternative="less").pvalue for i in (1, 2)]
+    assert table["other"].tolist() == ["b", "c"] and table["probability"].tolist() == pytest.approx(expected)
+
+
+def test_stopping_rule_errs_no_more_than_it_says():
+    """Skewed texts, gaps from none to clear: a wrong set in at most 5 % of runs at 95 %, and no wasted texts."""
+    generator = np.random.default_rng(0)
+    used = {}
+    for gap in (0.0, 0.02, 0.2, 1.0):
+        wrong = []
+        for _ in range(400):
+            values = pd.DataFrame(generator.gamma(4, 0.25, (256, 4)) + [1, 2, 2 + gap, 5], columns=list("abcd"))
+            values, rule = values.rename_axis(columns="type"), StoppingRule(0.95, 2)
+            while rule.next <= 256 and not (stopped := rule.decided(head := values.head(rule.next))):
+                pass
+            wrong.append(stopped and lowest(head, 2) != ["a", "b"])
+            used.setdefault(gap, []).append(len(head))
+        assert np.mean(wrong) <= 0.05
+    assert np.mean(used[1.0]) < 0.15 * np.mean(used[0.0]) and np.mean(used[0.0]) > 240
+    assert min(min(u) for u in used.values()) >= 8
+
+
+def test_stop_scores_a_few_texts_and_says_so(smollm, capsys):
+    model, tokenizer = smollm
+    texts = plop.load_texts("math", n=40)
+    found = plop.nfn_scores(model, texts, tokenizer, stop=0.99)
+    assert capsys.readouterr().out == "the 3 lowest types are decided with confidence 99% after 8 texts\n"
+    positions = found["sample"].unique()
+    assert len(positions) == 8 and max(positions) > 8  # drawn from all of them
+    alone = plop.nfn_scores(model, [texts[positions[-1]]], tokenizer, progress=False)
+    np.testing.assert_allclose(found.query("sample == @positions[-1]")["nfn"], alone["nfn"], rtol=1e-3)
+
+
+def test_stop_on_a_tie_uses_all_texts_and_warns(tiny_llama, byte_tokenizer):
+    for layer in tiny_llama.model.layers:  # two types that are the same map
+        layer.mlp.up_proj.weight.data = layer.mlp.gate_proj.weight.data.clone()
+    texts = [f"text number {i}, not like the others {i * i}" for i in range(20)]
+    ranking = plop.by_type(plop.nfn_scores(tiny_llama, texts, byte_tokenizer, progress=False))["type"].tolist()
+    k = 1 + min(ranking.index("gate_proj"), ranking.index("up_proj"))
+    with pytest.warns(UserWarning, match="99% after all 20 texts: (gate|up)_proj and (gate|up)_proj are 0.000 apart"):
+        found = plop.nfn_scores(tiny_llama, texts, byte_tokenizer, stop=0.99, k=k, progress=False)
+    assert found["sample"].nunique() == 20
+
+
+def test_stop_takes_a_collators_batches_in_order(tiny_llama, byte_tokenizer):
+    byte_tokenizer.pad_token = "!"
+    texts = [[f"{i} {j} text" for j in range(3)] for i in range(20)]
+    data = [dict(byte_tokenizer(part, padding=True, return_tensors="pt")) for part in texts]
+    k = 7  # all types: nothing to decide
+    found = plop.nfn_scores(tiny_llama, iter(data), stop=0.99, k=k, progress=False)
+    assert found["sample"].unique().tolist() == list(range(9))  # the first look that 8 texts allow
+
+
+@pytest.mark.parametrize("stop", [1.0, 0.2, 99, "0.99"])
+def test_bad_stop(tiny_llama, byte_tokenizer, stop):
+    with pytest.raises(ValueError, match="stop=.*expected a confidence from 0.5 to below 1"):
+        plop.nfn_scores(tiny_llama, ["a text"], byte_tokenizer, stop=stop)
+
+
+def test_score_mask_counts_only_some_tokens(tiny_llama, byte_tokenizer):
+    """Equal to the difference of sums; the model still reads the other tokens."""
+    ids = byte_tokenizer("a text of some length", return_tensors="pt")["input_ids"]
+    whole = plop.nfn_scores(tiny_llama, [{"input_ids": ids}], progress=False)
+    first = (torch.arange(ids.shape[1])[None] < 4).long()
+    masked = [{"input_ids": ids, "score_mask": mask} for mask in (first, 1 - first)]
+    parts = [plop.nfn_scores(tiny_llama, [one], progress=False) for one in masked]
+    assert parts[0]["tokens"].eq(4).all() and parts[1]["tokens"].eq(ids.shape[1] - 4).all()
+    together = sum(part["nfn"] * part["tokens"] for part in parts) / whole["tokens"]
+    np.testing.assert_allclose(together, whole["nfn"], rtol=1e-5)
+    with pytest.raises(ValueError, match="no real tokens"):
+        plop.nfn_scores(tiny_llama, [{"input_ids": ids, "score_mask": 0 * first}, {"input_ids": ids}], progress=False)
+
+
+def test_notes_name_what_is_wrong():
+    noise = np.random.default_rng(0).normal(0, 0.02, (16, 4))
+    assert plop.place(frame(noise + [1, 2, 3, 4], "abcd"), k=2).notes == []
+    near_one = plop.place(frame(noise + [0.97, 0.99, 1.02, 1.05], "abcd"), k=2)
+    assert near_one.notes[0].startswith("all scores near 1 (0.9") and "all scores near 1" in repr(near_one)
+    tie = plop.place(frame(noise + [1, 2, 2, 4], "abcd"), k=2)
+    assert tie.notes[0].startswith("ranking undecided: ") and "ranking undecided" in tie._repr_html_()
+    few = plop.place(frame(noise[:3] + [1, 2, 3, 4], "abcd"), k=2)
+    assert few.notes == ["too few texts (3) to know how sure k=2 is: score at least 8"]
