@@ -167,7 +167,7 @@ below.map("{:.0%} of layers below 1".format)
 # %% [markdown]
 # ## The placement
 #
-# The `K` lowest types. `confidence` is the share of resampled sets of texts that lead to the same choice.
+# The `K` lowest types. `confidence` is the probability that more texts would lead to the same choice.
 
 # %% tags=["show"]
 placement = plop.place(scores, k=K)

@@ -16,6 +16,7 @@ from plop_nb.offload import loaded
 
 BASELINES = ("rms", "gaussian")
 DRAWS = 256  # noise directions of the Gaussian baseline, per module
+BLOCK = 64  # norms that are kept side by side
 MEANS = ["input_norm", "feature_norm", "nfn", "nfn_square"]
 CHUNK = {"cpu": 2**17, "cuda": 2**24}  # entries held in float32 at a time: what fits a core's cache, and a GPU's slack
 VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
@@ -124,9 +125,19 @@ class _Forward:
     sums: list  # of (map indices, statistics (5, maps, batch)): what stays afterwards
     seen: list = field(default_factory=list)  # (map index, ||z||, ||W z||, gain, mask), norms (batch, visits)
     by_layout: dict = field(default_factory=dict)  # the mask in the layout of an input
+    blocks: dict = field(default_factory=dict)  # (shape, device) -> (block of norms, rows used)
     encoder_output: weakref.ref | None = None
     last_input: weakref.ref | None = None
     last_norm: torch.Tensor | None = None
+
+    def keep(self, norm):
+        """The norm in a larger block: single small tensors that outlive activations leave holes in a CPU's heap."""
+        block, used = self.blocks.get((norm.shape, norm.device), (None, BLOCK))
+        if used == BLOCK:
+            block, used = norm.new_empty(BLOCK, *norm.shape), 0
+        block[used] = norm
+        self.blocks[norm.shape, norm.device] = block, used + 1
+        return block[used]
 
 
 class Record:
@@ -316,7 +327,7 @@ class Record:
             self._unclear[index] = tuple(z.shape)
             return
         bias = self._away[index] if index in self._away else self._maps[index].bias
-        norm_in, norm_out = self._input_norm(forward, z), _norms(out, bias)
+        norm_in, norm_out = self._input_norm(forward, z), forward.keep(_norms(out, bias))
         if index in self._time_major:
             norm_in, norm_out = norm_in.transpose(0, 1), norm_out.transpose(0, 1)
         samples = len(forward.mask)
@@ -336,6 +347,7 @@ class Record:
             forward.sums.append((indices, values.sum(-1)))
         if forward:
             forward.seen.clear()
+            forward.blocks.clear()
 
     @torch.no_grad()
     def _measure_experts(self, experts, indices, args, kwargs):
@@ -406,7 +418,7 @@ class Record:
     def _input_norm(self, forward, z):
         """||z|| per token; computed once for maps that read the same tensor (query, key, value)."""
         if forward.last_input is None or forward.last_input() is not z:
-            forward.last_input, forward.last_norm = weakref.ref(z), _norms(z)
+            forward.last_input, forward.last_norm = weakref.ref(z), forward.keep(_norms(z))
         return forward.last_norm
 
     def _batch_frame(self, first, samples, sums):

@@ -45,7 +45,8 @@ def load_model(name=None, *, dtype=None, device=None, progress=True, **options):
     progress : bool
         Show a progress bar while downloading.
     **options
-        Passed on to `from_pretrained` (`revision`, `device_map`, `trust_remote_code`, ...).
+        Passed on to `from_pretrained` (`revision`, `trust_remote_code`, ...; for a model larger than
+        memory, or over several GPUs, `device_map="auto"`, `max_memory`, `offload_folder`).
 
     Returns
     -------

@@ -293,7 +293,7 @@ def _processes():
     """(rank, number) of the processes that `accelerate launch` or `torchrun` has started."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     return state.process_index, state.num_processes
 
 

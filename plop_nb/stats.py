@@ -106,8 +106,11 @@ def swaps(scores, types):
         return pd.DataFrame(columns=["chosen", "other", "gap", "probability"])
     gaps = np.stack([values[o] - values[c] for c, o in pairs], axis=1)
     mean = gaps.mean(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = mean / (gaps.std(axis=0, ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else mean * np.nan
+    t = np.full(len(pairs), np.nan)
+    if len(gaps) > 1:
+        error = gaps.std(axis=0, ddof=1) / np.sqrt(len(gaps))
+        certain = np.where(mean == 0, 0.0, np.copysign(np.inf, mean))  # the same gap in every text
+        t = np.divide(mean, error, out=certain, where=error > 0)
     chosen, other = zip(*pairs, strict=True)
     table = pd.DataFrame({"chosen": chosen, "other": other, "gap": mean, "probability": student.sf(t, len(gaps) - 1)})
     return table.sort_values(["probability", "gap"], ascending=[False, True], ignore_index=True)

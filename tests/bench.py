@@ -67,10 +67,11 @@ def naive(model, batches, **_):
         model(**batch, use_cache=False)
         real = batch["attention_mask"].bool()
         for name, linear in maps.items():
-            z, weight = inputs[name][real], linear.weight.float()
+            z, weight = inputs[name], linear.weight.float()
             noise = torch.randn_like(z)
             noise *= z.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-            scores[name].append(((z @ weight.T).norm(dim=-1) / (noise @ weight.T).norm(dim=-1)).mean().item())
+            ratio = (z @ weight.T).norm(dim=-1) / (noise @ weight.T).norm(dim=-1)
+            scores[name].append(ratio[real].mean().item())
     for handle in handles:
         handle.remove()
     return scores
@@ -254,17 +255,19 @@ def main():
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--no-scaling", action="store_true", help="skip the cost against texts, width and depth")
     parser.add_argument("--out", type=Path, help="folder for bench_cpu.csv or bench_cuda.csv, and bench_scaling_*.csv")
     given = parser.parse_args()
     texts = plop.load_texts("math", n=given.texts)
     found = table(compare(given.methods, given.dtypes, texts, given.repeats))
     print(markdown(found))
-    sizes = scaling(texts, min(given.repeats, 3))
-    print(sizes.round(2).to_string(index=False), slopes(sizes).round(2).to_string(index=False), sep="\n")
-    if given.out:
-        where = "cuda" if torch.cuda.is_available() else "cpu"
-        provenance(found).to_csv(given.out / f"bench_{where}.csv", index=False, float_format="%.4g")
-        provenance(sizes).to_csv(given.out / f"bench_scaling_{where}.csv", index=False, float_format="%.4g")
+    results = {"bench": found}
+    if not given.no_scaling:
+        sizes = results["bench_scaling"] = scaling(texts, min(given.repeats, 3))
+        print(sizes.round(2).to_string(index=False), slopes(sizes).round(2).to_string(index=False), sep="\n")
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, frame in results.items() if given.out else []:
+        provenance(frame).to_csv(given.out / f"{name}_{where}.csv", index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

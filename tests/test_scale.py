@@ -303,21 +303,23 @@ from accelerate import PartialState
 from tests.test_scale import MANY
 model, tokenizer = plop.load_model(dtype="float32", device="cpu", progress=False)
 texts = MANY[:3] if sys.argv[2] == "few" else MANY[:11]
-if sys.argv[2] == "bad" and PartialState().process_index == 1:
+state = PartialState(cpu=True)
+if sys.argv[2] == "bad" and state.process_index == 1:
     model.model.layers[3].mlp.up_proj.weight.data[0] = float("nan")
 scores = plop.nfn_scores(model, texts, tokenizer, batch_size=1 if sys.argv[2] == "few" else 4)
 own = plop.nfn_scores(model, texts[:1], tokenizer, distribute=False)
 assert own["sample"].nunique() == 1
-scores.to_csv(f"{sys.argv[1]}/{PartialState().process_index}.csv", index=False)
+scores.to_csv(f"{sys.argv[1]}/{state.process_index}.csv", index=False)
 """
 
 
 def launched(tmp_path, kind):
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    # On a CPU `accelerate launch --cpu` starts one process, or needs MPI; this way it starts two, without any GPU.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     command += ["--main_process_port", "0", str(tmp_path / "script.py"), str(tmp_path), kind]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
