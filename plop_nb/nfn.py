@@ -163,16 +163,16 @@ def _looks(items, rule, samples):
 
 def _report(frame, decided, stop, k, progress):
     """Tell how many texts it took, or warn that they were too few."""
-    texts = frame["sample"].nunique()
+    texts, pairs = frame["sample"].nunique(), swaps(frame, lowest(frame, k))
+    if decided and progress:
+        print(f"the {k} lowest types are decided with confidence {stop:.0%} after {texts} texts")
     if not decided:
-        pair = swaps(frame, lowest(frame, k)).iloc[0]
+        why = [f"{pair.chosen} and {pair.other} are {pair.gap:.3f} apart. " for pair in pairs.head(1).itertuples()]
         warnings.warn(
-            f"undecided at confidence {stop:.0%} after all {texts} texts: {pair['chosen']} and {pair['other']} are "
-            f"{pair['gap']:.3f} apart. Score more texts, or choose another k",
+            f"undecided at confidence {stop:.0%} after all {texts} texts: {''.join(why)}Score more texts, or choose "
+            "another k",
             stacklevel=3,
         )
-    elif progress:
-        print(f"the {k} lowest types are decided with confidence {stop:.0%} after {texts} texts")
 
 
 def _run(model, sources, size, record, done, rule, bar):
@@ -182,7 +182,8 @@ def _run(model, sources, size, record, done, rule, bar):
         _forward_all(trunk_of(model), source, size, record, done, samples, bar)
         if rule and rule.decided(_frame(record, samples, done)):
             return _frame(record, samples, done), True
-    return _frame(record, samples, done), False
+    frame = _frame(record, samples, done)  # of a finished file there is nothing to run, and still to decide
+    return frame, bool(rule and rule.decided(frame))
 
 
 def _forward_all(trunk, source, size, record, done, samples, bar):

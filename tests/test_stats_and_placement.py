@@ -313,6 +313,17 @@ def test_stop_takes_a_collators_batches_in_order(tiny_llama, byte_tokenizer):
     assert found["sample"].unique().tolist() == list(range(9))  # the first look that 8 texts allow
 
 
+def test_stop_with_a_finished_file_and_with_too_few_texts(tiny_llama, byte_tokenizer, tmp_path, capsys):
+    texts = [f"{i} text" for i in range(9)]
+    run = lambda data: plop.nfn_scores(tiny_llama, data, byte_tokenizer, stop=0.9, k=7, partial=tmp_path / "p.jsonl")
+    with pytest.warns(UserWarning, match="undecided at confidence 90% after all 3 texts: Score more texts"):
+        run(texts[:3])
+    for _ in range(2):  # the second time nothing is left to run
+        found = run(texts)
+        assert "decided with confidence 90% after" in capsys.readouterr().out
+        assert found["sample"].nunique() >= 8
+
+
 @pytest.mark.parametrize("stop", [1.0, 0.2, 99, "0.99"])
 def test_bad_stop(tiny_llama, byte_tokenizer, stop):
     with pytest.raises(ValueError, match="stop=.*expected a confidence from 0.5 to below 1"):
