@@ -1,7 +1,7 @@
 # make quickstart   executes the first notebook on the real model, prints ranking and target modules
 # make test         unit tests, doctests, README snippets, and every notebook's outputs compared
 # make notebooks    executes all notebooks in place (after a change)
-# make bench        what scoring costs beside a forward pass and other ways to choose (20 minutes on two cores)
+# make bench        what scoring costs beside a forward pass and other ways to choose (half an hour on two cores)
 
 PYTHON ?= python3
 VENV := .venv
