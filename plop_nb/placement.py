@@ -4,7 +4,7 @@ import copy
 import html
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -76,8 +76,8 @@ class Placement:
     modules: list
     confidence: float
     ranking: pd.DataFrame
-    swaps: pd.DataFrame
-    notes: list
+    swaps: pd.DataFrame | None = None
+    notes: list = field(default_factory=list)
 
     def lora_config(self, model, r=16, *, layers=None, **options):
         """The `peft.LoraConfig` that puts adapters on exactly `self.modules` of `model`.
