@@ -384,8 +384,9 @@ class Record:
                         values = _values(real[who], _norms(inputs), norm_out, gain)
                         sums = torch.zeros(len(values), len(mask), device=z.device)
                         found[index] = sums.index_add_(1, owner[who], values)
-        forward.sums.append((tuple(found), torch.stack(list(found.values()), 1)))
-        self._seen.update(found)
+        if found:  # not all weights are zero
+            forward.sums.append((tuple(found), torch.stack(list(found.values()), 1)))
+            self._seen.update(found)
 
     def _mask_for(self, forward, index, z):
         """Which of a map's input vectors are real tokens, shape (batch, visits); None where it cannot be known."""

@@ -222,7 +222,7 @@ def markdown(medians):
     """The README's table: a row per method, seconds and ratio to a plain forward per dtype, peak memory."""
     dtypes = medians["dtype"].unique()
     lines = [
-        "| | " + " | ".join(f"{dtype}, s | of plain" for dtype in dtypes) + " | extra memory, MB |",
+        "| | " + " | ".join(f"{dtype}, s | of plain" for dtype in dtypes) + " | extra memory (" + dtypes[0] + "), MB |",
         "|---|" + "---:|" * (2 * len(dtypes) + 1),
     ]
     for name, rows in medians.groupby("method", sort=False):

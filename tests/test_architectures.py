@@ -231,6 +231,17 @@ def test_experts_equal_unrolled_linears(model_type):
     np.testing.assert_allclose(experts, unrolled[experts.index], rtol=1e-4)
 
 
+def test_a_stack_of_zero_weights_is_named_and_the_rest_scored():
+    model = build("mixtral")
+    stack = model.model.layers[0].mlp.experts
+    stack.gate_up_proj.data.zero_()
+    stack.down_proj.data.zero_()
+    with pytest.warns(UserWarning, match="all-zero weight"):
+        scores = plop.nfn_scores(model, [batch(rows())], progress=False)
+    assert scores["module"].str.contains("layers.1.mlp.experts").any()
+    assert not scores["module"].str.contains("layers.0.mlp.experts").any()
+
+
 def test_experts_called_outside_of_a_forward_are_not_recorded():
     model = build("mixtral")
     experts = model.model.layers[0].mlp.experts
