@@ -109,6 +109,38 @@ def nfn_without(model, data, tokenizer, directions, *, batch_size=8, max_length=
     return frame[frame["module"].isin(directions)][SCORES].reset_index(drop=True)
 
 
+def interventions(texts, tokenizer, *, max_length=256, seed=0):
+    """The same texts with one thing changed, as batches for `mean_split`: what does the shared direction need?
+
+    Returns
+    -------
+    dict
+        "as it is"; "first token left out" (read, not counted); "tokens shuffled" (all but the
+        first); "random tokens" (drawn evenly from the vocabulary, but for the first).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = [row["input_ids"] for row in batches.encode(list(texts), tokenizer, max_length)]
+    kept = lambda ids, change: torch.cat([ids[:1], change(ids[1:])])[None]
+    shuffled = lambda ids: ids[torch.randperm(len(ids), generator=generator)]
+    drawn = lambda ids: torch.randint(len(tokenizer), ids.shape, generator=generator)
+    return {
+        "as it is": [{"input_ids": ids[None]} for ids in rows],
+        "first token left out": [
+            {"input_ids": ids[None], "score_mask": (torch.arange(len(ids)) > 0).long()[None]} for ids in rows
+        ],
+        "tokens shuffled": [{"input_ids": kept(ids, shuffled)} for ids in rows],
+        "random tokens": [{"input_ids": kept(ids, drawn)} for ids in rows],
+    }
+
+
+def untrained(model, *, seed=0):
+    """A model of the same shape with the weights that training would start from."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(model)(model.config)
+    return fresh.to(model.device, model.dtype).eval()
+
+
 class _Means(Record):
     """Also sums the directions of the inputs."""
 
