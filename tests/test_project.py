@@ -75,6 +75,13 @@ def test_readme_large_model_is_the_recorded_one():
     assert recorded["largest_difference"].iloc[0] < 1e-3
 
 
+def test_published_figures_name_their_source():
+    path = ROOT / "data" / "published" / "nfn_llama.csv"
+    assert "arXiv 2506.20629" in path.read_text().splitlines()[1]
+    published = pd.read_csv(path, comment="#")
+    assert published.groupby("model").size().to_dict() == {"Llama-3.2-1B-Instruct": 448, "Llama-3.2-3B-Instruct": 196}
+
+
 # Packaging
 
 
