@@ -170,8 +170,12 @@ sns.despine()
 lowest_types = lambda s: ", ".join(sorted(short(t) for t in s.droplevel([0, 1]).nsmallest(K).index))
 means = everything.groupby(["model", "domain", "type"])["nfn"].mean()
 chosen = means.groupby(["model", "domain"]).apply(lowest_types).unstack()[DOMAINS]
-print("different placements over the domains:", chosen.nunique(axis=1).to_dict())
-chosen.fillna("")
+ranking = means.groupby(["model", "domain"]).apply(lambda s: ", ".join(s.droplevel([0, 1]).sort_values().index))
+counts = pd.DataFrame({"placements": chosen.nunique(axis=1), "rankings": ranking.groupby("model").nunique()})
+assert (counts["placements"] == 1).all()
+print(counts, "different over the domains\n")
+for name, domains in chosen.iterrows():
+    print(f"{name}: {domains['math']}")
 
 # %% [markdown]
 # ### Does your Llama-3.2-1B give the published scores?
@@ -211,7 +215,8 @@ print("own Llama-3.2-1B against the published figures:", "agrees" if own is not 
 #
 # Split the squared deviations of all scores of a model (module by domain) into parts that add up exactly: which *type*,
 # which *layer* of the type, which *domain* (all types moving together, which changes no ranking), **type × domain**
-# (types moving against each other, the only part that can change a placement by types), and the rest, *module × domain*.
+# (types moving against each other, the only part that can change a placement by types), and the rest,
+# *module × domain*.
 
 
 # %%
@@ -228,7 +233,7 @@ def decomposed(part):
 # %%
 several = everything.groupby("model", sort=False).filter(lambda part: part["domain"].nunique() == 4)
 shares = several.groupby("model", sort=False)[["type", "module", "domain", "nfn"]].apply(decomposed)
-assert np.allclose(shares.sum(axis=1), 1) and (shares["type × domain"] < 0.02).all()
+assert np.allclose(shares.sum(axis=1), 1) and (shares["type × domain"] < 0.01).all()
 shares.map("{:.2%}".format)
 
 # %%
@@ -241,6 +246,12 @@ sns.despine()
 
 # %% [markdown]
 # ## The transfer test
+#
+# The paper reports that a specialised model scores higher on its domain than its base model does (Qwen2.5-Math against
+# Qwen2.5). Name such a pair in `HUB` to see both profiles. Where no pair can be had, one can be made: all weights of
+# SmolLM2, finetuned on math questions with worked solutions, scored before and after on the same texts of all four
+# domains (recorded; text by text differences). The finetuning did work: loss (nats per token) on held-out texts, by
+# step. The held-out math texts are of the same kind as the training texts, with other numbers and names.
 
 # %%
 transfer = pd.read_csv(data_file("results/transfer.csv"), comment="#")
@@ -248,14 +259,22 @@ loss = transfer.groupby(["domain", "step"])["loss"].first().unstack()
 assert loss.loc["math"].iloc[-1] < loss.loc["math"].iloc[0] - 0.3
 loss.loc[DOMAINS].round(2)
 
+# %% [markdown]
+# Value, up and gate rise on math, and there by more than on any other domain; output and down maps do not rise. Percent
+# of the score before:
+
 # %%
 last = transfer.query("step == step.max()").copy()
 last["percent"] = 100 * last["change"] / (last["nfn"] - last["change"])
 sure = last[(last["low"] > 0) | (last["high"] < 0)]
-pass
-last.pivot(index="type", columns="domain", values="percent")[DOMAINS].round(2)
+change, grown = last.pivot(index="type", columns="domain", values="percent")[DOMAINS], ["v_proj", "up_proj", "gate_proj"]
+assert (change.loc[grown, "math"] > change.loc[grown, DOMAINS[1:]].max(axis=1)).all() and change.abs().max(axis=None) < 6
+placements = transfer.groupby(["step", "domain"]).apply(lambda t: frozenset(t.nsmallest(K, "nfn")["type"]))
+assert placements.nunique() == 1
+print(f"after {last['step'].iloc[0]} steps; sure changes: {len(sure)} of {len(last)}; placements: {placements.nunique()}")
+change.round(2)
 
-# %%
+# %% tags=["nbval-ignore-output"]
 order = last.groupby("type")["nfn"].mean().sort_values().index
 fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for shift, (domain, color) in enumerate(zip(DOMAINS, sns.color_palette("colorblind"))):
@@ -266,6 +285,7 @@ for shift, (domain, color) in enumerate(zip(DOMAINS, sns.color_palette("colorbli
     ax.errorbar(part["percent"], at, xerr=spread, fmt="o", color=color, label=domain, capsize=3)
 ax.axvline(0, color="0.15", lw=1, ls="--", zorder=0)
 ax.set(yticks=range(len(order)), yticklabels=order, xlabel="change of NFN by finetuning on math, % (95 % over texts)")
+ax.set_title("Finetuned on math, the scores on math move most", loc="left")
 ax.legend(frameon=False, title="scored on")
 sns.despine()
 
@@ -350,8 +370,8 @@ fig.legend(loc="outside lower center", ncols=3, frameon=False)
 
 # %% [markdown]
 # Most of what single modules choose in the two decoders lies in the `K` lowest types anyway; the rest comes from low
-# layers of other types. In MiniLM the two choices have little in common. Which of the two trains better is a question for
-# finetuning, not answered here.
+# layers of other types. In MiniLM the two choices have little in common. Which of the two trains better is a question
+# for finetuning, not answered here.
 #
 # ## Images
 #
@@ -374,11 +394,13 @@ else:
 # * **Established for these three small models, the published Llama-3.2-1B, and these four domains**: which type a
 #   module has and which layer it sits in make nearly all of the variance of its score; type × domain, the only part
 #   that can change a placement by types, is below 1 %. The `K` = 3 lowest types are the same on all four domains.
-# * The order of *neighbouring* types can change with the domain (Gemma's query, gate and down maps).
+# * The order of *neighbouring* types can change with the domain: Gemma and MiniLM have several rankings, one placement.
 # * In the three models scored here half of the variance and more is **between layers of one type**, in the published
 #   Llama an eighth. Scores of single modules are stable over texts and
 #   nearly so over domains, so instability of the score does not explain why placement by layer worked inconsistently.
 # * Gemma's lowest three hold the key maps rather than the down maps: no one set of types serves all architectures.
-# * x
+# * **Transfer**: finetuned on math, SmolLM2 scores higher on math in value, up, gate, query and key, in the first three
+#   by more than on any other domain: the direction that the paper reports. It is a matter of a few percent and changes
+#   no placement. One run, one seed, held-out texts of the same kind as the training texts.
 # * **Not shown**: larger models (but for the published figures), long texts, other languages, and whether any of it
 #   makes finetuning better.
