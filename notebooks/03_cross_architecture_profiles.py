@@ -250,8 +250,9 @@ sns.despine()
 # The paper reports that a specialised model scores higher on its domain than its base model does (Qwen2.5-Math against
 # Qwen2.5). Name such a pair in `HUB` to see both profiles. Where no pair can be had, one can be made: all weights of
 # SmolLM2, finetuned on math questions with worked solutions, scored before and after on the same texts of all four
-# domains (recorded; text by text differences). The finetuning did work: loss (nats per token) on held-out texts, by
-# step. The held-out math texts are of the same kind as the training texts, with other numbers and names.
+# domains (recorded up to step 100; text by text differences). The finetuning did work: loss (nats per token) on
+# held-out texts, by step. The held-out math texts are of the same kind as the training texts, with other numbers and
+# names.
 
 # %%
 transfer = pd.read_csv(data_file("results/transfer.csv"), comment="#")

@@ -26,7 +26,7 @@ from plop_nb.texts import STRIDE
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 POOL = {"math": 500, "logic": 500, "code": 164, "history": 160}  # code and history have no more
 MODELS = ["SmolLM2-135M-Instruct", "gemma-3-270m", "minilm"]
-STEPS = [0, 20, 50, 100]  # of the finetuning on math, where it is scored
+STEPS = [0, 20, 50, 100, 150]  # of the finetuning on math, where it is scored
 
 
 def texts():
