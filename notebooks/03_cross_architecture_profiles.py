@@ -249,45 +249,38 @@ sns.despine()
 #
 # The paper reports that a specialised model scores higher on its domain than its base model does (Qwen2.5-Math against
 # Qwen2.5). Name such a pair in `HUB` to see both profiles. Where no pair can be had, one can be made: all weights of
-# SmolLM2, finetuned on math questions with worked solutions, scored before and after on the same texts of all four
-# domains (recorded up to step 100; text by text differences). The finetuning did work: loss (nats per token) on
-# held-out texts, by step. The held-out math texts are of the same kind as the training texts, with other numbers and
-# names.
+# SmolLM2, finetuned on math questions with worked solutions, scored on the way on the same texts of all four domains
+# (recorded: five seeds with different training texts, intervals over seeds). The finetuning did work: loss (nats per
+# token) on held-out texts, by step. The held-out math texts are of the same kind as the training texts, with other
+# numbers and names.
 
 # %%
 transfer = pd.read_csv(data_file("results/transfer.csv"), comment="#")
-loss = transfer.groupby(["domain", "step"])["loss"].first().unstack()
-assert loss.loc["math"].iloc[-1] < loss.loc["math"].iloc[0] - 0.3
+loss = transfer.groupby(["domain", "step"])["loss"].mean().unstack()
+assert loss.loc["math"].iloc[-1] < loss.loc["math"].iloc[0] / 2
 loss.loc[DOMAINS].round(2)
 
 # %% [markdown]
-# Value, up and gate rise on math, and there by more than on any other domain; output and down maps do not rise. Percent
-# of the score before:
+# Change of each type's score after the last step, in percent of the score before:
 
 # %%
-last = transfer.query("step == step.max()").copy()
-last["percent"] = 100 * last["change"] / (last["nfn"] - last["change"])
-sure = last[(last["low"] > 0) | (last["high"] < 0)]
-change = last.pivot(index="type", columns="domain", values="percent")[DOMAINS]
-grown = change.loc[["v_proj", "up_proj", "gate_proj"]]
-assert (grown["math"] > grown[DOMAINS[1:]].max(axis=1)).all() and change.abs().max(axis=None) < 6
-placements = transfer.groupby(["step", "domain"]).apply(lambda t: frozenset(t.nsmallest(K, "nfn")["type"]))
-assert placements.nunique() == 1
-print(f"step {transfer['step'].max()}: {len(sure)} of {len(last)} changes are sure, {placements.nunique()} placement")
-change.round(2)
+from scipy.stats import t as student
+
+nfn = transfer.pivot(index=["step", "seed"], columns=["type", "domain"], values="nfn")
+change = 100 * (nfn.loc[nfn.index[-1][0]] / nfn.loc[0] - 1)  # one row a seed
+half = student.ppf(0.975, len(change) - 1) * change.std() / np.sqrt(len(change))
+mean = change.mean().unstack()[DOMAINS]
+mean.round(1)
 
 # %% tags=["nbval-ignore-output"]
-order = last.groupby("type")["nfn"].mean().sort_values().index
+order = mean["math"].sort_values().index
 fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for shift, (domain, color) in enumerate(zip(DOMAINS, sns.color_palette("colorblind"))):
-    part = last.query("domain == @domain").set_index("type").loc[order]
-    base = (part["nfn"] - part["change"]) / 100
-    spread = [(part["change"] - part["low"]) / base, (part["high"] - part["change"]) / base]
     at = np.arange(len(order)) + 0.16 * (shift - 1.5)
-    ax.errorbar(part["percent"], at, xerr=spread, fmt="o", color=color, label=domain, capsize=3)
+    spread = half.xs(domain, level="domain")[order]
+    ax.errorbar(mean.loc[order, domain], at, xerr=spread, fmt="o", color=color, label=domain, capsize=3)
 ax.axvline(0, color="0.15", lw=1, ls="--", zorder=0)
-ax.set(yticks=range(len(order)), yticklabels=order, xlabel="change of NFN by finetuning on math, % (95 % over texts)")
-ax.set_title("Finetuned on math, the scores on math move most", loc="left")
+ax.set(yticks=range(len(order)), yticklabels=order, xlabel="change of NFN by finetuning on math, % (95 % over seeds)")
 ax.legend(frameon=False, title="scored on")
 sns.despine()
 

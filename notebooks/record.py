@@ -2,7 +2,7 @@
 
     python notebooks/record.py texts         scores of up to 500 texts a domain, for notebook 02 (3 minutes)
     python notebooks/record.py profiles      every module of three models on four domains, for notebook 03 (3 minutes)
-    python notebooks/record.py transfer      SmolLM2 finetuned on math, scored before and after, for notebook 03 (10 minutes)
+    python notebooks/record.py transfer      SmolLM2 finetuned on math, scored before and after, for notebook 03 (a GPU: 4 minutes)
     python notebooks/record.py directions    the mean split of three models, and interventions, for notebook 04 (6 minutes)
 
 Each file begins with lines of `# name: value`: device, versions, seed, and the command.
@@ -10,23 +10,22 @@ Each file begins with lines of `# name: value`: device, versions, seed, and the 
 
 import os
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
 
 import plop_nb as plop
 from plop_nb.directions import interventions, mean_inputs, nfn_without, untrained
-from plop_nb.stats import per_text
+from plop_nb.stats import per_text, type_means
 from plop_nb.texts import STRIDE
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 POOL = {"math": 500, "logic": 500, "code": 164, "history": 160}  # code and history have no more
 MODELS = ["SmolLM2-135M-Instruct", "gemma-3-270m", "minilm"]
-STEPS = [0, 20, 50, 100, 150]  # of the finetuning on math, where it is scored
+STEPS = [0, 25, 50, 100, 200, 300]  # of the finetuning on math, where it is scored
 
 
 def texts():
@@ -88,14 +87,23 @@ def cosine(a, b):
 
 
 def transfer():
-    """SmolLM2, all weights finetuned on math questions with solutions: NFN and loss before, during and after."""
+    """SmolLM2, all weights finetuned on math questions with solutions, five times: NFN and loss on the way."""
+    parts = []
+    for seed in range(5):
+        parts += finetuned_on_math(seed)
+        columns = ["seed", "step", "domain", "type", "nfn", "loss"]
+        save(pd.concat(parts)[columns], "transfer.csv")  # after every seed: an interrupted run keeps what it has
+
+
+def finetuned_on_math(seed):
+    """One frame per step of STEPS and domain: NFN of each type and loss on held-out texts."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = plop.load_model()
+    model, tokenizer = plop.load_model(dtype="float32")
     scored = {domain: plop.load_texts(domain, n=12) for domain in POOL}
-    found, losses = {}, {}
+    found = []
 
     class Score(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
@@ -103,29 +111,24 @@ def transfer():
                 measure(state.global_step)
 
     def measure(step):
-        found[step] = {d: per_text(plop.nfn_scores(model, t, tokenizer, progress=False)) for d, t in scored.items()}
-        metrics = trainer.evaluate()
-        losses[step] = {domain: metrics[f"eval_{domain}_loss"] for domain in POOL}
-        parts = [
-            paired(found[at][domain], found[0][domain]).assign(step=at, domain=domain, loss=losses[at][domain])
-            for at in found
-            for domain in POOL
-        ]
-        columns = ["step", "domain", "type", "nfn", "change", "low", "high", "samples", "loss"]
-        save(pd.concat(parts)[columns], "transfer.csv")  # at every look: an interrupted run keeps what it has
+        losses = trainer.evaluate()
+        for domain, texts in scored.items():
+            scores = type_means(plop.nfn_scores(model, texts, tokenizer, progress=False)).rename("nfn").reset_index()
+            found.append(scores.assign(seed=seed, step=step, domain=domain, loss=losses[f"eval_{domain}_loss"]))
 
     held_out = {domain: Dataset.from_dict({"text": texts}) for domain, texts in scored.items()}
     held_out["math"] = Dataset.from_dict({"text": solutions(0, 12)})
     settings = SFTConfig(
         max_steps=STEPS[-1], per_device_train_batch_size=2, learning_rate=5e-5, warmup_steps=10, max_length=256,
         bf16=False, gradient_checkpointing=False, dataloader_pin_memory=False, save_strategy="no", report_to="none",
-        logging_steps=25, seed=0,
+        logging_steps=25, seed=seed, output_dir=tempfile.mkdtemp(),
     )  # fmt: skip
-    train = Dataset.from_dict({"text": solutions(1, 2 * STEPS[-1])})
+    train = Dataset.from_dict({"text": solutions(1 + seed, 2 * STEPS[-1])})
     options = {"eval_dataset": held_out, "processing_class": tokenizer, "callbacks": [Score()]}
     trainer = SFTTrainer(model, settings, train_dataset=train, **options)
     measure(0)
     trainer.train()
+    return found
 
 
 def solutions(seed, n):
@@ -135,14 +138,6 @@ def solutions(seed, n):
     draws = range(seed * STRIDE, seed * STRIDE + n)
     entries = [reasoning_gym.create_dataset("gsm_symbolic", size=1, seed=draw)[0] for draw in draws]
     return [f"{e['question']}\n{e['metadata']['answer_cot']}" for e in entries]
-
-
-def paired(after, before):
-    """Change of each type's NFN, text by text, with its 95 % interval."""
-    change = after - before
-    half = student.ppf(0.975, len(change) - 1) * change.std() / np.sqrt(len(change))
-    table = {"nfn": after.mean(), "change": change.mean(), "low": change.mean() - half, "high": change.mean() + half}
-    return pd.DataFrame(table).rename_axis("type").reset_index().assign(samples=len(change))
 
 
 def save(frame, name):
