@@ -46,7 +46,9 @@ class LinearMap:
             return None, None
         if self.expert is None and hasattr(self.module, "in_features"):
             return self.module.out_features, self.module.in_features
-        return tuple(self.weight.shape)
+        shape = tuple(getattr(self.module, self.parameter).shape)[-2:]  # also where the weight is offloaded
+        turned = isinstance(self.module, Conv1D) if self.expert is None else stack_is_transposed(self.module)
+        return shape[::-1] if turned else shape
 
     @property
     def numel(self):

@@ -3,7 +3,7 @@
 import itertools
 import os
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import contextmanager
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from plop_nb import batches
 from plop_nb.hooks import record_norms, summary
-from plop_nb.modules import trunk_of
+from plop_nb.modules import SCORED, linear_maps, trunk_of
 from plop_nb.offload import interleaved, is_offloaded
 from plop_nb.partial import Partial, key
 from plop_nb.stats import StoppingRule, lowest, swaps
@@ -89,7 +89,8 @@ def nfn_scores(
     -------
     pandas.DataFrame
         One row per sample and module: `sample` (position in `data`), `module`, `type`, `layer`,
-        `tokens`, `nfn` (dimensionless).
+        `tokens`, `nfn` (dimensionless), and the module's shape: `in_features`, `out_features`,
+        `experts` (in its stack; 1 for a map that stands alone).
 
     Raises
     ------
@@ -136,7 +137,15 @@ def nfn_scores(
         warnings.warn(f"linear maps without a score: {summary(unseen)}", stacklevel=2)
     if rule:
         _report(frame, decided, stop, k, progress)
-    return frame
+    return frame.join(_shapes(model), on="module")
+
+
+def _shapes(model):
+    """`in_features`, `out_features` and `experts` of every scored map."""
+    maps = [m for m in linear_maps(model) if m.status == SCORED]
+    stacked = Counter(m.target for m in maps)
+    rows = {m.name: (m.shape[1], m.shape[0], stacked[m.target]) for m in maps}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["in_features", "out_features", "experts"])
 
 
 def _share(rows, rank, processes):

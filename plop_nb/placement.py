@@ -5,6 +5,7 @@ import html
 import re
 import warnings
 from dataclasses import dataclass, field
+from math import isnan
 
 import pandas as pd
 import torch
@@ -13,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from plop_nb.modules import linear_maps, unwrapped
-from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps
+from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps, type_means
 
 TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -24,15 +25,19 @@ TASKS = {
 }
 
 
-def place(scores, k=3, *, seed=0):
-    """Choose the `k` module types with the lowest score (PLoP, section 3; the paper uses k = 3).
+def place(scores, k=None, *, parameters=None, r=16, seed=0):
+    """Choose the module types with the lowest score (PLoP, section 3): `k` of them, or what a budget allows.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         From `nfn_scores`.
-    k : int
-        How many types, 1 to all of them.
+    k : int, optional
+        How many types, 1 to all of them; 3 by default, as in the paper.
+    parameters : int, optional
+        Instead of `k`: from the lowest type on, as many as keep the adapters within so many parameters.
+    r : int
+        Rank of the adapters that `parameters` counts.
     seed : int
         Seeds the resampling of texts behind the confidence.
 
@@ -43,12 +48,39 @@ def place(scores, k=3, *, seed=0):
     Raises
     ------
     ValueError
-        `k` is out of range, or `scores` is not a frame of scores.
+        `k` is out of range, or given together with `parameters`; the adapters of the lowest type
+        alone exceed `parameters`; or `scores` is not a frame of scores.
     """
-    types = lowest(scores, k)
+    if parameters is not None:
+        if k is not None:
+            raise ValueError(f"k={k!r} and parameters={parameters!r} both say how many types: leave one of them out")
+        k = _affordable(scores, parameters, r)
+    types = lowest(scores, 3 if k is None else k)
     modules = scores.loc[scores["type"].isin(types), "module"].unique().tolist()
     sure = confidence(scores, types, seed=seed)
     return Placement(types, modules, sure, by_type(scores), swaps(scores, types), diagnoses(scores, types, sure))
+
+
+def _affordable(scores, parameters, r):
+    """How many of the lowest types have adapters of rank `r` within so many parameters."""
+    sizes = _adapter_sizes(scores)
+    cost = r * sizes.loc[type_means(scores).index].cumsum()
+    if cost.iloc[0] > parameters:
+        raise ValueError(
+            f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {cost.index[0]} alone at "
+            f"r={r}: allow more, or lower r"
+        )
+    return int((cost <= parameters).sum())
+
+
+def _adapter_sizes(scores):
+    """Parameters of adapters of rank 1 on each type: in_features + out_features of a map, for all experts of a stack."""
+    if missing := {"in_features", "out_features", "experts"} - set(scores.columns):
+        raise ValueError(f"scores lacks the columns {sorted(missing)}, which a budget needs: see nfn_scores")
+    maps = scores.drop_duplicates("module")
+    target = maps["module"].where(maps["experts"] == 1, maps["module"].str.replace(r"\.\d+$", "", regex=True))
+    maps = maps.assign(size=maps["experts"] * (maps["in_features"] + maps["out_features"]), target=target)
+    return maps.drop_duplicates("target").groupby("type")["size"].sum()
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,14 +94,16 @@ class Placement:
     modules : list of str
         Full names of their modules.
     confidence : float
-        Probability that texts without end would choose the same set of types (NaN for one text).
+        Probability that texts without end would choose the same set of types (NaN for one text, and
+        where the types were chosen by hand).
     ranking : pandas.DataFrame
         All types, from `by_type`.
     swaps : pandas.DataFrame
         Every chosen type against every other one, the pair that is likeliest to swap first:
         `chosen`, `other`, `gap`, `probability`.
     notes : list of str
-        What is wrong with the ranking, if anything: all scores near 1, too few texts, undecided.
+        What is wrong with the ranking, if anything: all scores near 1, too few texts, undecided; or that
+        the choice was made by hand.
     """
 
     types: list
@@ -79,12 +113,41 @@ class Placement:
     swaps: pd.DataFrame | None = None
     notes: list = field(default_factory=list)
 
+    @classmethod
+    def of_types(cls, scores, types):
+        """A placement on types chosen by hand, to compare with.
+
+        Parameters
+        ----------
+        scores : pandas.DataFrame
+            From `nfn_scores`.
+        types : iterable of str
+            Their names, as in the column `type`.
+
+        Raises
+        ------
+        ValueError
+            `scores` has no such type.
+        """
+        _known(scores, "type", types)
+        return cls.of_modules(scores, scores.loc[scores["type"].isin(set(types)), "module"].unique())
+
+    @classmethod
+    def of_modules(cls, scores, modules):
+        """A placement on modules chosen by hand (their names, as in the column `module`); else as `of_types`."""
+        _known(scores, "module", modules)
+        chosen = scores.loc[scores["module"].isin(set(modules))]
+        types = [t for t in type_means(scores).index if t in set(chosen["type"])]
+        return cls(types, chosen["module"].unique().tolist(), float("nan"), by_type(scores), None, ["chosen by hand"])
+
     def lora_config(self, model, r=16, *, layers=None, **options):
         """The `peft.LoraConfig` that puts adapters on exactly `self.modules` of `model`.
 
         Tries short names, anchored regular expressions, full names and parameter names, and returns
         the first form that hits every chosen module and no other. That is checked by injecting the
-        adapters into an empty copy of the model; `check` shows the counts.
+        adapters into an empty copy of the model; `check` shows the counts. Its own method
+        `save_pretrained(folder)` writes the `adapter_config.json` that other programs take, such as the
+        MetaMathQA suite in PEFT's `method_comparison`.
 
         Parameters
         ----------
@@ -162,7 +225,8 @@ class Placement:
         return wanted
 
     def __repr__(self):
-        lines = [f"adapters on {', '.join(self.types)} ({len(self.modules)} modules), confidence {self.confidence:.0%}"]
+        lines = [f"adapters on {', '.join(self.types)} ({len(self.modules)} modules)"]
+        lines[0] += "" if isnan(self.confidence) else f", confidence {self.confidence:.0%}"
         return "\n".join([*lines, *self.notes, self._table().to_string(index=False)])
 
     def _repr_html_(self):
@@ -174,6 +238,13 @@ class Placement:
     def _table(self):
         chosen = self.ranking["type"].isin(self.types).map({True: "yes", False: ""})
         return self.ranking.round({"nfn": 3, "low": 3, "high": 3}).assign(adapters=chosen)
+
+
+def _known(scores, column, names):
+    if isinstance(names, str) or not len(names):
+        raise ValueError(f"{column}s={names!r}, expected a list of names from the column {column!r} of scores")
+    if unknown := [n for n in names if n not in set(scores[column])]:
+        raise ValueError(f"{unknown[0]!r} is not a {column} in scores, choose from {sorted(set(scores[column]))[:10]}")
 
 
 def _task_type(model):

