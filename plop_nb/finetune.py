@@ -144,9 +144,8 @@ def finetune(
     config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
     with _restored(model), _seeded(seed):
         lora = get_peft_model(model, config)
-        parameters, modules = lora.get_nb_trainable_parameters()[0], len(lora.targeted_module_names) + len(
-            getattr(lora, "targeted_parameter_names", ())
-        )
+        adapted = len(lora.targeted_module_names) + len(getattr(lora, "targeted_parameter_names", ()))
+        parameters = lora.get_nb_trainable_parameters()[0]
         trainer = _trainer(
             trl, lora, tokenizer, task, list(callbacks), progress, learning_rate=lr, max_steps=steps,
             per_device_train_batch_size=batch_size, seed=seed, max_length=max_length, logging_steps=logging_steps,
@@ -157,7 +156,7 @@ def finetune(
         found = evaluate(lora, tokenizer, task, final, accuracy=accuracy, max_length=max_length)
     return {
         "task": task.name, "model": _name(model), "dtype": _dtype(model), "types": "+".join(placement.types),
-        "modules": modules, "r": r, "lora_alpha": lora_alpha, "parameters": parameters, "lr": lr, "steps": steps,
+        "modules": adapted, "r": r, "lora_alpha": lora_alpha, "parameters": parameters, "lr": lr, "steps": steps,
         "batch_size": batch_size, "max_length": max_length, "seed": seed, "split": final, **found, "seconds": seconds,
         "peak_memory": peak, "curve": [[e["step"], e["loss"]] for e in trainer.state.log_history if "loss" in e],
     }  # fmt: skip
@@ -276,19 +275,21 @@ def _loss(model, rows, pad):
     """Mean cross-entropy over all labelled tokens, in batches of like length."""
     total, tokens = 0.0, 0
     for batch in _batches(rows, lambda row: len(row["input_ids"]), TOKENS):
-        length = max(len(row["input_ids"]) for row in batch)
-        fill = lambda name, value: torch.tensor(
-            [row[name] + [value] * (length - len(row[name])) for row in batch], device=model.device
-        )
-        mask = torch.tensor([[i < len(row["input_ids"]) for i in range(length)] for row in batch])
-        logits = model(input_ids=fill("input_ids", pad), attention_mask=mask.long().to(model.device)).logits[:, :-1]
-        labels = fill("labels", -100)[:, 1:]
-        labelled = labels != -100
-        losses = torch.nn.functional.cross_entropy(
-            logits[labelled].float(), labels[labelled].to(logits.device), reduction="none"
-        )
-        total, tokens = total + losses.double().sum().item(), tokens + losses.numel()
+        ids, labels = (_padded([row[k] for row in batch], fill) for k, fill in (("input_ids", pad), ("labels", -100)))
+        mask = _padded([[1] * len(row["input_ids"]) for row in batch], 0)
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1]
+        labels = labels[:, 1:].to(logits.device)
+        counted = labels != -100
+        total += torch.nn.functional.cross_entropy(logits[counted].float(), labels[counted], reduction="sum").item()
+        tokens += counted.sum().item()
     return total / tokens
+
+
+def _padded(rows, fill, left=False):
+    """Lists of unlike length as one tensor."""
+    length = max(map(len, rows))
+    gaps = [[fill] * (length - len(row)) for row in rows]
+    return torch.tensor([gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)])
 
 
 def _batches(rows, length, tokens):
@@ -309,15 +310,14 @@ def _generate(model, tokenizer, prompts, new_tokens, max_length, batch_size):
     texts = {}
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        length = max(len(ids[i]) for i in part)
-        tokens = torch.tensor([[_pad(tokenizer)] * (length - len(ids[i])) + ids[i] for i in part])
-        mask = torch.tensor([[0] * (length - len(ids[i])) + [1] * len(ids[i]) for i in part])
+        tokens = _padded([ids[i] for i in part], _pad(tokenizer), left=True)
+        mask = _padded([[1] * len(ids[i]) for i in part], 0, left=True)
         made = model.generate(
             input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=new_tokens,
             do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, repetition_penalty=None,
             use_cache=True, pad_token_id=_pad(tokenizer), eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        texts |= zip(part, tokenizer.batch_decode(made[:, length:], skip_special_tokens=True), strict=True)
+        texts |= zip(part, tokenizer.batch_decode(made[:, tokens.shape[1] :], skip_special_tokens=True), strict=True)
     return [texts[i] for i in range(len(prompts))]
 
 
