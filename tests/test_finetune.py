@@ -179,6 +179,13 @@ def test_accuracy_is_that_of_one_prompt_at_a_time(tiny_llama, tokenizer, task, m
         assert text == tokenizer.decode(ids[0, len(tokenizer(prompt)["input_ids"]) :], skip_special_tokens=True)
 
 
+def test_batches_keep_within_their_tokens():
+    rows = ["x" * n for n in (3, 50, 1, 4, 7, 3)]
+    parts = list(ft._batches(rows, len, 9))
+    assert sorted(sum(parts, [])) == sorted(rows) and len(parts) == 4
+    assert all(len(part) == 1 or len(part) * max(map(len, part)) <= 9 for part in parts)
+
+
 def test_labels_are_the_completion_and_its_end_and_truncation_spares_them(tokenizer, task):
     row = ft._encoded(task, "train", tokenizer, 512)[3]
     prompt = tokenizer(task.train[3]["prompt"])["input_ids"]
