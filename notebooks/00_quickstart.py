@@ -121,7 +121,7 @@ guess = "q_proj"  # your guess
 
 # %%
 scores = plop.nfn_scores(model, texts, tokenizer)
-scores.head(7).round(2)
+scores.iloc[:7, :6].round(2)
 
 # %% [markdown]
 # Averaged over layers and texts, lowest first. `low` and `high` bound the mean: a 95 % interval from drawing other

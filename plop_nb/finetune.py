@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -142,11 +141,11 @@ def finetune(
     _check(model, tokenizer, task, final)
     lora_alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
-    with _restored(model), _seeded(seed):
+    with _restored(model), _seeded(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
         lora = get_peft_model(model, config)
-        parameters, modules = lora.get_nb_trainable_parameters()[0], len(lora.targeted_module_names) + len(
-            getattr(lora, "targeted_parameter_names", ())
-        )
+        adapted = len(lora.targeted_module_names) + len(getattr(lora, "targeted_parameter_names", ()))
+        parameters = lora.get_nb_trainable_parameters()[0]
         trainer = _trainer(
             trl, lora, tokenizer, task, list(callbacks), progress, learning_rate=lr, max_steps=steps,
             per_device_train_batch_size=batch_size, seed=seed, max_length=max_length, logging_steps=logging_steps,
@@ -157,7 +156,7 @@ def finetune(
         found = evaluate(lora, tokenizer, task, final, accuracy=accuracy, max_length=max_length)
     return {
         "task": task.name, "model": _name(model), "dtype": _dtype(model), "types": "+".join(placement.types),
-        "modules": modules, "r": r, "lora_alpha": lora_alpha, "parameters": parameters, "lr": lr, "steps": steps,
+        "modules": adapted, "r": r, "lora_alpha": lora_alpha, "parameters": parameters, "lr": lr, "steps": steps,
         "batch_size": batch_size, "max_length": max_length, "seed": seed, "split": final, **found, "seconds": seconds,
         "peak_memory": peak, "curve": [[e["step"], e["loss"]] for e in trainer.state.log_history if "loss" in e],
     }  # fmt: skip
@@ -193,7 +192,8 @@ def evaluate(model, tokenizer, task, split="test", *, accuracy=True, max_length=
         right = None
         if accuracy and task.check is not None:
             examples = getattr(task, split)
-            texts = _generate(model, tokenizer, [e["prompt"] for e in examples], task.new_tokens, max_length, batch_size)
+            prompts = [e["prompt"] for e in examples]
+            texts = _generate(model, tokenizer, prompts, task.new_tokens, max_length, batch_size)
             right = float(np.mean([task.check(text, e) for text, e in zip(texts, examples, strict=True)]))
         return {"loss": _loss(model, _encoded(task, split, tokenizer, max_length), _pad(tokenizer)), "accuracy": right}
 
@@ -224,18 +224,16 @@ def _trainer(trl, lora, tokenizer, task, callbacks, progress, **settings):
 
     on_cpu = lora.device.type == "cpu"
     rows = Dataset.from_list(_encoded(task, "train", tokenizer, settings["max_length"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers on TRL's own default
-        args = trl.SFTConfig(
-            output_dir=tempfile.gettempdir(), save_strategy="no", report_to="none", disable_tqdm=not progress,
-            lr_scheduler_type="linear", warmup_steps=round(0.1 * settings["max_steps"]), logging_nan_inf_filter=False,
-            bf16=False, fp16=False, gradient_checkpointing=False, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
-            packing=False, dataset_kwargs={"skip_prepare_dataset": True}, **settings,
-        )  # fmt: skip
-        trainer = trl.SFTTrainer(
-            lora, args, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(_pad(tokenizer)),
-            processing_class=tokenizer, callbacks=callbacks,
-        )  # fmt: skip
+    args = trl.SFTConfig(
+        output_dir=tempfile.gettempdir(), save_strategy="no", report_to="none", disable_tqdm=not progress,
+        lr_scheduler_type="linear", warmup_steps=round(0.1 * settings["max_steps"]), logging_nan_inf_filter=False,
+        bf16=False, fp16=False, gradient_checkpointing=False, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
+        packing=False, dataset_kwargs={"skip_prepare_dataset": True}, **settings,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        lora, args, train_dataset=rows, data_collator=DataCollatorForLanguageModeling(_pad(tokenizer)),
+        processing_class=tokenizer, callbacks=callbacks,
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -250,6 +248,8 @@ def _train(trainer, device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter() - start, torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return time.perf_counter() - start, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -276,19 +276,21 @@ def _loss(model, rows, pad):
     """Mean cross-entropy over all labelled tokens, in batches of like length."""
     total, tokens = 0.0, 0
     for batch in _batches(rows, lambda row: len(row["input_ids"]), TOKENS):
-        length = max(len(row["input_ids"]) for row in batch)
-        fill = lambda name, value: torch.tensor(
-            [row[name] + [value] * (length - len(row[name])) for row in batch], device=model.device
-        )
-        mask = torch.tensor([[i < len(row["input_ids"]) for i in range(length)] for row in batch])
-        logits = model(input_ids=fill("input_ids", pad), attention_mask=mask.long().to(model.device)).logits[:, :-1]
-        labels = fill("labels", -100)[:, 1:]
-        labelled = labels != -100
-        losses = torch.nn.functional.cross_entropy(
-            logits[labelled].float(), labels[labelled].to(logits.device), reduction="none"
-        )
-        total, tokens = total + losses.double().sum().item(), tokens + losses.numel()
+        ids, labels = (_padded([row[k] for row in batch], fill) for k, fill in (("input_ids", pad), ("labels", -100)))
+        mask = _padded([[1] * len(row["input_ids"]) for row in batch], 0)
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1]
+        labels = labels[:, 1:].to(logits.device)
+        counted = labels != -100
+        total += torch.nn.functional.cross_entropy(logits[counted].float(), labels[counted], reduction="sum").item()
+        tokens += counted.sum().item()
     return total / tokens
+
+
+def _padded(rows, fill, left=False):
+    """Lists of unlike length as one tensor."""
+    length = max(map(len, rows))
+    gaps = [[fill] * (length - len(row)) for row in rows]
+    return torch.tensor([gap + row if left else row + gap for row, gap in zip(rows, gaps, strict=True)])
 
 
 def _batches(rows, length, tokens):
@@ -309,15 +311,14 @@ def _generate(model, tokenizer, prompts, new_tokens, max_length, batch_size):
     texts = {}
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        length = max(len(ids[i]) for i in part)
-        tokens = torch.tensor([[_pad(tokenizer)] * (length - len(ids[i])) + ids[i] for i in part])
-        mask = torch.tensor([[0] * (length - len(ids[i])) + [1] * len(ids[i]) for i in part])
+        tokens = _padded([ids[i] for i in part], _pad(tokenizer), left=True)
+        mask = _padded([[1] * len(ids[i]) for i in part], 0, left=True)
         made = model.generate(
             input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=new_tokens,
             do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, repetition_penalty=None,
             use_cache=True, pad_token_id=_pad(tokenizer), eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        texts |= zip(part, tokenizer.batch_decode(made[:, length:], skip_special_tokens=True), strict=True)
+        texts |= zip(part, tokenizer.batch_decode(made[:, tokens.shape[1] :], skip_special_tokens=True), strict=True)
     return [texts[i] for i in range(len(prompts))]
 
 
@@ -331,7 +332,8 @@ def _restored(model):
     configs = [getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config")]
     owners = list({id(o): o for o in (*model.modules(), *configs) if hasattr(o, "__dict__")}.values())
     # One level down as well: children, parameters and hooks are kept in dictionaries.
-    before = [{k: (v, copy.copy(v) if isinstance(v, dict | list) else None) for k, v in vars(o).items()} for o in owners]
+    content = lambda value: copy.copy(value) if isinstance(value, dict | list) else None
+    before = [{name: (value, content(value)) for name, value in vars(owner).items()} for owner in owners]
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         yield
@@ -339,10 +341,10 @@ def _restored(model):
         for owner, attributes in zip(owners, before, strict=True):
             vars(owner).clear()
             vars(owner).update({k: v for k, (v, _) in attributes.items()})
-            for value, content in attributes.values():
-                if content is not None:
+            for value, kept in attributes.values():
+                if kept is not None:
                     value.clear()
-                    (value.update if isinstance(value, dict) else value.extend)(content)
+                    (value.update if isinstance(value, dict) else value.extend)(kept)
         for parameter, trains, grad in flags:
             parameter.requires_grad_(trains)
             parameter.grad = grad
@@ -418,7 +420,8 @@ def grid(
             cells.append((task, name, placement, run, _key(model, tokenizer, task, placement, run)))
     done = {(row["key"], row["placement"]): row for row in _lines(path)}
     own = [cell for cell in cells[part::parts] if (cell[-1], cell[1]) not in done]
-    for task, name, placement, run, key in tqdm(own, desc="runs", disable=not progress or bool(os.environ.get("TQDM_DISABLE"))):
+    hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
+    for task, name, placement, run, key in tqdm(own, desc="runs", disable=hidden):
         same = next((row for (k, _), row in done.items() if k == key), None)  # under another name
         row = same or finetune(model, tokenizer, task, placement, **run)
         done[key, name] = {**row, "key": key, "placement": name}
@@ -465,7 +468,7 @@ def _key(model, tokenizer, task, placement, run):
     settings["lora_alpha"] = settings["lora_alpha"] or 2 * settings["r"]
     settings |= {"model": _name(model), "weights": model.num_parameters(), "dtype": _dtype(model)}
     settings |= {"task": _digest(task), "modules": sorted(placement.modules)}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(_json(dict(sorted(settings.items()))).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=16)
@@ -495,7 +498,11 @@ def _append(path, row):
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         cut = size and file.read(1) != b"\n"
-        file.write(b"\n" * bool(cut) + json.dumps(row).encode() + b"\n")
+        file.write(b"\n" * bool(cut) + _json(row).encode() + b"\n")
+
+
+def _json(row):
+    return json.dumps(row, default=lambda value: value.item())  # numbers of numpy
 
 
 def _frame(rows):
@@ -571,6 +578,7 @@ def versus(runs, reference, value="loss", level=0.95):
         raise ValueError("several runs of one task, placement and seed: keep one learning rate, split and rank of each")
     if not isinstance(level, float) or not 0 < level < 1:
         raise ValueError(f"level={level!r}, expected a number between 0 and 1, such as 0.95")
+    columns = ["difference", "low", "high", "seeds", "parameters", "reference_parameters", "verdict"]
     rows = []
     for task, group in runs.groupby("task", sort=False):
         wide = group.pivot(index="seed", columns="placement", values=value)
@@ -578,13 +586,14 @@ def versus(runs, reference, value="loss", level=0.95):
         for name in (n for n in parameters.index if n != reference):
             gaps = (wide[name] - wide[reference]).dropna() if reference in wide else []
             if len(gaps) < 2:
-                raise ValueError(f"{name!r} and {reference!r} have {len(gaps)} seeds in common on {task!r}: run 2 or more")
+                raise ValueError(
+                    f"{name!r} and {reference!r} have {len(gaps)} seeds in common on {task!r}: run 2 or more"
+                )
             half = student.ppf((1 + level) / 2, len(gaps) - 1) * gaps.std() / len(gaps) ** 0.5
-            interval = gaps.mean() - half, gaps.mean() + half
+            mean, interval = gaps.mean(), (gaps.mean() - half, gaps.mean() + half)
             verdict = _verdict(*interval, LOWER_IS_BETTER[value])
-            rows.append((task, name, gaps.mean(), *interval, len(gaps), parameters[name], parameters[reference], verdict))
-    columns = ["task", "placement", "difference", "low", "high", "seeds", "parameters", "reference_parameters", "verdict"]
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((task, name, mean, *interval, len(gaps), parameters[name], parameters[reference], verdict))
+    return pd.DataFrame(rows, columns=["task", "placement", *columns])
 
 
 def _verdict(low, high, lower_is_better):

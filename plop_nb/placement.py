@@ -74,7 +74,7 @@ def _affordable(scores, parameters, r):
 
 
 def _adapter_sizes(scores):
-    """Parameters of adapters of rank 1 on each type: in_features + out_features of a map, for all experts of a stack."""
+    """Parameters of adapters of rank 1 on each type: in + out features of a map, of all experts in a stack."""
     if missing := {"in_features", "out_features", "experts"} - set(scores.columns):
         raise ValueError(f"scores lacks the columns {sorted(missing)}, which a budget needs: see nfn_scores")
     maps = scores.drop_duplicates("module")

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 import re
 import subprocess
@@ -139,7 +138,7 @@ def _passes(text, example):
     command = [sys.executable, "-c", RUN_CODE, str(MEMORY), str(SECONDS)]
     try:
         ran = subprocess.run(command, input=json.dumps([example["problem"], body]), text=True, capture_output=True,
-                             timeout=10 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+                             timeout=10 * SECONDS, check=False)  # fmt: skip
     except subprocess.TimeoutExpired:
         return False
     return ran.returncode == 0
