@@ -133,7 +133,7 @@ print(f"value without the mean, over models and domains: {value['nfn_centred'].a
 
 # %% [markdown]
 # In the two decoders half of the (squared) attention input is one direction that all tokens share. Query and key
-# amplify it, value cuts it to a third. Without it query lies near 1; value comes up to 0.83 to 0.89, closer to 1 but
+# amplify it, value cuts it to a third. Without it query lies near 1; value comes up to 0.83 to 0.88, closer to 1 but
 # still below. In MiniLM the shared share is below a fifth and value lies near 1 anyway.
 
 # %% tags=["nbval-ignore-output", "picture"]

@@ -140,14 +140,14 @@ def solutions(seed, n):
     return [f"{e['question']}\n{e['metadata']['answer_cot']}" for e in entries]
 
 
-def save(frame, name):
+def save(frame, name, **head):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    head = {"device": device, "torch": version("torch"), "transformers": version("transformers"), "seed": 0}
+    found = {"device": device, "torch": version("torch"), "transformers": version("transformers"), "seed": 0}
     command = {"interventions.csv": "directions"}.get(name, name.removesuffix(".csv"))
-    head["command"] = f"python notebooks/record.py {command}"
+    found["command"] = f"python notebooks/record.py {command}"
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / name).open("w") as file:
-        file.writelines(f"# {key}: {value}\n" for key, value in head.items())
+        file.writelines(f"# {key}: {value}\n" for key, value in (found | head).items())
         frame.to_csv(file, index=False, float_format="%.5g")
 
 

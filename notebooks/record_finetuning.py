@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import save
+from record import RESULTS, save
 
 import plop_nb as plop
 from plop_nb import finetune as ft
@@ -118,15 +118,26 @@ def run(folder, workers, minutes, tasks, stages):
     rows = [row for row in json.loads((folder / "plan.json").read_text()) if row["task"] in tasks]
     rows = sorted((row for row in rows if row["stage"] in stages), key=lambda row: stages.index(row["stage"]))
     jobs = list({(row["task"], row["placement"]): row for row in reversed(rows)}.values())[::-1]
+    done = finished()
+    jobs = [job for job in jobs if (job["task"], job["placement"]) not in done]
     with torch.multiprocessing.get_context("spawn").Pool(workers, loaded, [tasks]) as pool:
-        done = pool.imap_unordered(tune_and_train, [(folder / "runs.jsonl", job) for job in jobs])
+        results = pool.imap_unordered(tune_and_train, [(folder / "runs.jsonl", job) for job in jobs])
         try:
             for number in range(len(jobs)):
-                print(f"{time.time() - end + 60 * minutes:.0f} s: {done.next(timeout=end - time.time())}, "
+                print(f"{time.time() - end + 60 * minutes:.0f} s: {results.next(timeout=end - time.time())}, "
                       f"{number + 1} of {len(jobs)}", flush=True)  # fmt: skip
         except torch.multiprocessing.TimeoutError:
             print(f"stopped after {minutes} minutes: the same command goes on")
             pool.terminate()
+
+
+def finished():
+    """(task, placement) of which data/results has all seeds."""
+    runs = recorded("finetuning.csv")
+    if runs.empty:
+        return set()
+    seeds = runs.query("split == 'test'").groupby(["task", "placement"])["seed"].nunique()
+    return set(seeds[seeds >= len(SEEDS)].index)
 
 
 def loaded(tasks):
@@ -157,17 +168,30 @@ def tune_and_train(job):
 
 
 def collect(folder):
-    """What is finished, as CSV files."""
+    """What is finished, as CSV files; runs that were recorded before stay."""
     runs = ft.read_runs(folder / "runs.jsonl")
+    runs = runs.groupby(["task", "placement"]).filter(lambda g: (g["split"] == "test").any())
     labels = pd.DataFrame(json.loads((folder / "plan.json").read_text()))
-    labels["types"] = labels["types"].map("+".join)
-    columns = ["task", "placement", "modules", "r", "parameters", "lr", "seed", "split", "steps", "loss", "accuracy",
-               "seconds", "peak_memory"]  # fmt: skip
-    save(runs[columns], "finetuning.csv")
+    head = {"device": ", ".join(runs["device"].unique()), "torch": ", ".join(runs["torch"].unique())}
+    head["seed"] = f"{SEEDS}, learning rates tuned with {TUNING_SEEDS}"
+    head["command"] = "python notebooks/record_finetuning.py run --workers 10, then collect"
+    columns = ["task", "placement", "r", "parameters", "steps", "lr", "seed", "split", "loss", "accuracy", "seconds",
+               "peak_memory"]  # fmt: skip
+    save(together(recorded("finetuning.csv"), runs[columns]), "finetuning.csv", **head)
     points = ft.curves(runs.query("split == 'test'")).groupby(["task", "placement", "step"])["train_loss"].mean()
-    save(points.reset_index(), "finetuning_curves.csv")
-    save(labels[["task", "stage", "label", "placement", "types"]], "finetuning_placements.csv")
-    save(pd.read_csv(folder / "types.csv"), "finetuning_types.csv")
+    save(together(recorded("finetuning_curves.csv"), points.reset_index()), "finetuning_curves.csv", **head)
+    labels["types"] = labels["types"].map("+".join)
+    save(labels[["task", "stage", "label", "placement", "types"]], "finetuning_placements.csv", **head)
+    save(pd.read_csv(folder / "types.csv"), "finetuning_types.csv", **head)
+
+
+def recorded(name):
+    return pd.read_csv(RESULTS / name, comment="#") if (RESULTS / name).exists() else pd.DataFrame()
+
+
+def together(old, new):
+    keys = [c for c in ("task", "placement", "split", "lr", "seed", "step") if c in new]
+    return pd.concat([old, new]).drop_duplicates(keys, keep="last")
 
 
 def main():

@@ -127,8 +127,8 @@ def finetune(
         `task`, `model`, `dtype`, `types` (joined by +), `modules` (adapted, PEFT's count), `r`, `lora_alpha`,
         `parameters` (trainable), `lr`, `steps`, `batch_size`, `max_length`, `seed`, `split`, `loss` (nats per
         completion token, end of text included), `accuracy` (share, or None), `seconds` (of training), `peak_memory`
-        (bytes: on CUDA the most allocated while training; else the most this process has ever held), `curve`
-        (list of [step, mean training loss since the point before]).
+        (bytes: on CUDA the most allocated while training; else the most this process has ever held), `device`,
+        `torch` (version), `curve` (list of [step, mean training loss since the point before]).
 
     Raises
     ------
@@ -158,7 +158,7 @@ def finetune(
         "task": task.name, "model": _name(model), "dtype": _dtype(model), "types": "+".join(placement.types),
         "modules": adapted, "r": r, "lora_alpha": lora_alpha, "parameters": parameters, "lr": lr, "steps": steps,
         "batch_size": batch_size, "max_length": max_length, "seed": seed, "split": final, **found, "seconds": seconds,
-        "peak_memory": peak, "curve": [[e["step"], e["loss"]] for e in trainer.state.log_history if "loss" in e],
+        "peak_memory": peak, "device": _device(model), "torch": torch.__version__, "curve": [[e["step"], e["loss"]] for e in trainer.state.log_history if "loss" in e],
     }  # fmt: skip
 
 
@@ -368,6 +368,10 @@ def _name(model):
     """The model's Hub id, or the last part of its folder: the same on every machine."""
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     return Path(name).name if os.path.isdir(name) else name
+
+
+def _device(model):
+    return torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
 
 
 def _dtype(model):
