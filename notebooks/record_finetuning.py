@@ -2,11 +2,14 @@
 
     python notebooks/record_finetuning.py run --workers 12        as many processes on one device, resumable
     python notebooks/record_finetuning.py collect                 what is finished, as CSV files
+    python notebooks/record_finetuning.py mechanism --tasks sums  scores of all types during 100 steps
+    python notebooks/record_finetuning.py halved --tasks sums     PLoP again, at half its tuned rate
 
 Learning rates are tuned on validation splits with seeds of their own; the results are of the test splits.
 """
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -185,6 +188,48 @@ def collect(folder):
     save(pd.read_csv(folder / "types.csv"), "finetuning_types.csv", **head)
 
 
+def mechanism(names, seeds=(0,)):
+    """Norms and scores of the effective maps while adapters on all types train at their tuned rate."""
+    model, tokenizer = plop.load_model()
+    parts = []
+    for name, seed in itertools.product(names, seeds):
+        task = ft.load_task(name)
+        texts = [e["prompt"] + e["completion"] for e in task.train[:8]]
+        scores = plop.nfn_scores(model, texts, tokenizer, progress=False)
+        every = Placement.of_types(scores, scores["type"].unique().tolist())
+        norms = ft.NormsCallback(texts, tokenizer, every=20)
+        ft.finetune(model, tokenizer, task, every, r=8, lr=rate_of(name, "all"), seed=seed, callbacks=[norms],
+                    **TASKS[name] | {"accuracy": False})  # fmt: skip
+        parts.append(norms.frame().assign(task=name, seed=seed))
+    head = {
+        "seed": list(seeds),
+        "command": f"python notebooks/record_finetuning.py mechanism --tasks {' '.join(names)}",
+    }
+    save(pd.concat(parts), "finetuning_norms.csv", **head)
+
+
+def halved(names, folder):
+    """PLoP with the final seeds at half its tuned rate: how much hangs on the tuning?"""
+    model, tokenizer = plop.load_model()
+    parts = []
+    for task in map(ft.load_task, names):
+        texts = [e["prompt"] + e["completion"] for e in task.train[:TEXTS]]
+        placement = {"PLoP": plop.place(plop.nfn_scores(model, texts, tokenizer, progress=False), k=3)}
+        rate = rate_of(task.name, "PLoP") / 2
+        parts.append(ft.grid(model, tokenizer, [task], placement, seeds=SEEDS, lrs=[rate], path=folder / "halved.jsonl",
+                             progress=False, **TASKS[task.name]))  # fmt: skip
+    head = {"seed": SEEDS, "command": f"python notebooks/record_finetuning.py halved --tasks {' '.join(names)}"}
+    columns = ["task", "placement", "r", "parameters", "steps", "lr", "seed", "split", "loss", "accuracy", "seconds"]
+    save(pd.concat(parts)[columns], "finetuning_halved.csv", **head)
+
+
+def rate_of(task, label):
+    """The tuned learning rate of a placement at equal parameters."""
+    rows = pd.read_csv(RESULTS / "finetuning_placements.csv", comment="#")
+    rows = rows.query("task == @task and label == @label and stage == 'equal parameters'")
+    return recorded("finetuning.csv").query("split == 'test'").merge(rows, on=["task", "placement"])["lr"].iloc[0]
+
+
 def recorded(name):
     return pd.read_csv(RESULTS / name, comment="#") if (RESULTS / name).exists() else pd.DataFrame()
 
@@ -196,7 +241,7 @@ def together(old, new):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "collect"])
+    parser.add_argument("what", choices=["run", "collect", "mechanism", "halved"])
     parser.add_argument("--folder", type=Path, default=Path("build/finetuning"))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
@@ -205,6 +250,10 @@ def main():
     given = parser.parse_args()
     if given.what == "run":
         run(given.folder, given.workers, given.minutes, given.tasks, given.stages)
+    elif given.what == "mechanism":
+        mechanism(given.tasks)
+    elif given.what == "halved":
+        halved(given.tasks, given.folder)
     else:
         collect(given.folder)
 

@@ -20,6 +20,7 @@ BLOCK = 64  # norms that are kept side by side
 MEANS = ["input_norm", "feature_norm", "nfn", "nfn_square"]
 CHUNK = {"cpu": 2**17, "cuda": 2**24}  # entries held in float32 at a time: what fits a core's cache, and a GPU's slack
 VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
+EVERY = re.compile("")
 
 
 def baseline_gain(weight, baseline="rms", seed=0):
@@ -127,7 +128,7 @@ class _Forward:
 
     mask: torch.Tensor  # (batch, length), 1 for real tokens
     decoder_mask: torch.Tensor | None
-    images: bool
+    images: re.Pattern | None  # in the names of maps that read images; None where there are none
     sums: list  # of (map indices, statistics (5, maps, batch)): what stays afterwards
     seen: list = field(default_factory=list)  # (map index, ||z||, ||W z||, gain, mask), norms (batch, visits)
     by_layout: dict = field(default_factory=dict)  # the mask in the layout of an input
@@ -303,13 +304,15 @@ class Record:
         given = {**self._signature.bind_partial(*args, **kwargs).arguments, **kwargs}
         mask = _mask(given, "attention_mask", ("input_ids", "inputs_embeds"))
         decoder_mask = _mask(given, "decoder_attention_mask", ("decoder_input_ids", "decoder_inputs_embeds"))
+        images = None if given.get("pixel_values") is None else VISION
         if mask is None:
+            images = images and EVERY
             inputs = next(v for v in given.values() if isinstance(v, torch.Tensor))
             mask = torch.ones(inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1), device=inputs.device)
         if self.score_mask is not None:
             mask, self.score_mask = mask * self.score_mask.to(mask), None
         sums = []
-        self._forward.set(_Forward(mask, decoder_mask, given.get("pixel_values") is not None, sums))
+        self._forward.set(_Forward(mask, decoder_mask, images, sums))
         self._batches.append((self.samples, mask.sum(1), sums))
         self.samples += len(mask)
 
@@ -415,7 +418,7 @@ class Record:
             own, other = fits(forward.decoder_mask), fits(forward.mask)
             if from_encoder or own is None:
                 own = other
-        if own is None and forward.images and lead[0] == len(forward.mask) and VISION.search(self._maps[index].name):
+        if own is None and forward.images and lead[0] == len(forward.mask) and forward.images.search(self._maps[index].name):
             return torch.ones(lead, device=z.device).flatten(1)  # patches: an image has no padding
         return own
 

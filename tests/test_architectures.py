@@ -357,6 +357,8 @@ def test_image_model_with_pixel_values():
     assert scores["tokens"].unique().tolist() == [5] and scores["layer"].nunique() == 2  # 4 patches and the class token
     placement = plop.place(scores, k=2)
     assert placement.check(model, placement.lora_config(model))["adapted"].tolist() == [2, 2]
+    alone = quietly(model.vit, [{"pixel_values": torch.randn(2, 3, 16, 16)}])  # no name tells that it reads images
+    assert alone["layer"].nunique() == 2 and set(alone["tokens"]) == {5}
 
 
 def test_vision_tower_is_scored_when_images_are_given():
