@@ -2,7 +2,7 @@
 
     python notebooks/record.py texts         scores of up to 500 texts a domain, for notebook 02 (3 minutes)
     python notebooks/record.py profiles      every module of three models on four domains, for notebook 03 (3 minutes)
-    python notebooks/record.py transfer      SmolLM2 finetuned on math, scored before and after, for notebook 03 (a GPU: 4 minutes)
+    python notebooks/record.py transfer      SmolLM2 finetuned on math and scored on the way, for notebook 03 (a GPU: 4 minutes)
     python notebooks/record.py directions    the mean split of three models, and interventions, for notebook 04 (6 minutes)
 
 Each file begins with lines of `# name: value`: device, versions, seed, and the command.

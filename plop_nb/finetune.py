@@ -158,7 +158,8 @@ def finetune(
         "task": task.name, "model": _name(model), "dtype": _dtype(model), "types": "+".join(placement.types),
         "modules": adapted, "r": r, "lora_alpha": lora_alpha, "parameters": parameters, "lr": lr, "steps": steps,
         "batch_size": batch_size, "max_length": max_length, "seed": seed, "split": final, **found, "seconds": seconds,
-        "peak_memory": peak, "device": _device(model), "torch": torch.__version__, "curve": [[e["step"], e["loss"]] for e in trainer.state.log_history if "loss" in e],
+        "peak_memory": peak, "device": _device(model), "torch": torch.__version__,
+        "curve": [[e["step"], e["loss"]] for e in trainer.state.log_history if "loss" in e],
     }  # fmt: skip
 
 
@@ -470,9 +471,15 @@ def _key(model, tokenizer, task, placement, run):
         raise TypeError(f"{unknown.pop()!r} is not an argument of finetune")
     settings = defaults | {k: v for k, v in run.items() if k in defaults}
     settings["lora_alpha"] = settings["lora_alpha"] or 2 * settings["r"]
-    settings |= {"model": _name(model), "weights": model.num_parameters(), "dtype": _dtype(model)}
+    settings |= {"model": _name(model), "weights": _fingerprint(model), "dtype": _dtype(model)}
     settings |= {"task": _digest(task), "modules": sorted(placement.modules)}
     return hashlib.sha256(_json(dict(sorted(settings.items()))).encode()).hexdigest()[:16]
+
+
+def _fingerprint(model):
+    """A hash of the first numbers of every parameter: tells checkpoints of one name apart."""
+    first = [p.detach().flatten()[:8].float().to(model.device) for p in model.parameters() if not p.is_meta]
+    return hashlib.sha256(torch.cat(first).cpu().numpy().tobytes()).hexdigest()
 
 
 @functools.lru_cache(maxsize=16)

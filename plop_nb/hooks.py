@@ -418,7 +418,8 @@ class Record:
             own, other = fits(forward.decoder_mask), fits(forward.mask)
             if from_encoder or own is None:
                 own = other
-        if own is None and forward.images and lead[0] == len(forward.mask) and forward.images.search(self._maps[index].name):
+        reads_images = forward.images and forward.images.search(self._maps[index].name)
+        if own is None and reads_images and lead[0] == len(forward.mask):
             return torch.ones(lead, device=z.device).flatten(1)  # patches: an image has no padding
         return own
 

@@ -218,7 +218,10 @@ def _frame(record, samples, done):
     if samples:
         frames.append(positioned(record.frame(), samples).drop(columns=["input_norm", "feature_norm", "nfn_square"]))
         if len(empty := np.flatnonzero(record.real_tokens() == 0)):
-            raise ValueError(f"sample {samples[empty[0]]} has no real tokens: its attention_mask is zero throughout (or, with score_mask, together)")
+            raise ValueError(
+                f"sample {samples[empty[0]]} has no real tokens: its attention_mask is zero throughout "
+                "(or, with score_mask, together)"
+            )
     frames = [frame for frame in frames if len(frame)] or [pd.DataFrame()]
     return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
 

@@ -392,7 +392,10 @@ def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, ta
     keys = [key(), key(task=ft.Task("toy", task.train, task.validation, digits(8, 200), None, 5)),
             key(task=ft.Task("toy", task.train[1:], task.validation, task.test, None, 5)),
             key(model=build("llama")), key(model=copy.deepcopy(tiny_llama).bfloat16())]  # fmt: skip
-    assert len(set(keys)) == 5 and key() == keys[0]
+    checkpoint = copy.deepcopy(tiny_llama)
+    checkpoint.model.layers[1].mlp.up_proj.weight.data *= 1.01
+    keys.append(key(model=checkpoint))
+    assert len(set(keys)) == 6 and key() == keys[0]
     assert (
         ft._key(tiny_llama, tokenizer, task, placement, {"lora_alpha": 32, "r": 16}) == keys[0]
     )  # the default, written out
