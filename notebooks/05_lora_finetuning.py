@@ -45,8 +45,6 @@ RANK = 16  # of the chosen placement; the others get the rank that gives as many
 
 # %% tags=["nbval-ignore-output"]
 import copy
-import tempfile
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,6 +104,9 @@ table
 # runs; the same call after an interrupt goes on from there.
 
 # %% tags=["nbval-ignore-output"]
+import tempfile
+from pathlib import Path
+
 folder = Path(tempfile.mkdtemp())
 settings = {"steps": STEPS, "batch_size": BATCH, "logging_steps": 1}
 runs = ft.grid(model, tokenizer, [task], placements, ranks=ranks, seeds=SEEDS, lrs=[LR], accuracy=False,
@@ -166,7 +167,6 @@ print("trained, loaded, merged: equal within 0.1 %;", ", ".join(sorted(p.name fo
 # %%
 recorded = pd.read_csv(data_file("results/finetuning.csv"), comment="#")
 labels = pd.read_csv(data_file("results/finetuning_placements.csv"), comment="#")
-types = pd.read_csv(data_file("results/finetuning_types.csv"), comment="#")
 tuning, tests = recorded.query("split == 'validation'"), recorded.query("split == 'test'")
 TASKS = ["sums", "syllogisms", "code"]
 
@@ -334,6 +334,7 @@ strict[["task", "placement", "difference", "low", "high", "verdict"]].round(4)
 # with 0.76 million parameters, each at its own tuned rate.
 
 # %%
+types = pd.read_csv(data_file("results/finetuning_types.csv"), comment="#")
 one_type = alone.merge(types.rename(columns={"type": "placement"}), on=["task", "placement"])
 criteria = {"nfn": "NFN", "centred": "centred NFN", "log_condition": "condition number", "gradient": "gradient norm"}
 correlate = lambda g: g[list(criteria)].corrwith(g["loss"], method="spearman")
