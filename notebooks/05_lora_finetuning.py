@@ -236,9 +236,11 @@ others = others[~((others["placement"] == "centred") & (others["task"] == "code"
 verdicts = ft.versus(others, "PLoP")
 verdict = verdicts.pivot(index="placement", columns="task", values="verdict")[TASKS]
 means = others.pivot_table(index="placement", columns="task", values="loss")
-assert not (verdict["code"] == "better").any() and means["code"].idxmin() == "PLoP"
-assert not (verdict["syllogisms"] == "worse").any() and means["syllogisms"].idxmax() == "PLoP"
-assert verdict.loc["inverse", ["syllogisms", "code"]].tolist() == ["better", "worse"]
+level = {"MLP", "modules", "centred"}
+assert (verdict["code"].drop(level) == "worse").all() and means["code"].idxmin() == "PLoP"
+assert not (verdict["syllogisms"] == "worse").any() and verdict.loc["inverse", "syllogisms"] == "better"
+assert means["syllogisms"].idxmax() == "PLoP" and means["syllogisms"].idxmin() == "inverse"
+assert (verdict["sums"] == "better").sum() == 5
 parameters = equal.groupby("placement")["parameters"].max().rename("parameters")
 verdict.fillna("the same").join(parameters)
 
@@ -246,7 +248,7 @@ verdict.fillna("the same").join(parameters)
 # * **Code**: PLoP has the lowest loss. It is better than attention, query + value, everything, the inverse and both
 #   random sets; against the MLP and against single modules it is undecided.
 # * **Syllogisms**: PLoP has the highest loss, and its inverse, the types with the *highest* scores, the lowest.
-# * **Sums**: PLoP looks worse than half of the others. Look closer before believing it:
+# * **Sums**: PLoP looks worse than five of the nine others. Look closer before believing it:
 #
 # ### How much hangs on the tuning?
 #
@@ -270,13 +272,15 @@ again[["difference", "low", "high", "verdict"]].round(3)
 # %% [markdown]
 # At half the rate PLoP is level with the others, and better than query + value: what looked like a verdict was the
 # tuning. So **on sums it is undecided**, and every verdict here stands only as firmly as its tuning. Those on syllogisms
-# and code do not hang on one rate. Validation loss of the inverse minus PLoP's, both at the same rate (tuned: 4e-3 on
+# and code do not hang on one rate: the inverse is ahead of PLoP at every rate on syllogisms, and behind it at all but
+# the highest, harmful one on code. Validation loss of the inverse minus PLoP's, both at the same rate (tuned: 4e-3 on
 # syllogisms and 1e-3 on code, for both):
 
 # %%
 wide = shown.pivot_table(index=["task", "lr"], columns="label", values="loss")
 gap = (wide["inverse"] - wide["PLoP"]).unstack()
 assert (gap.loc["syllogisms"].dropna() < -0.02).all() and (gap.loc["code", [0.0005, 0.001, 0.002]] > 0).all()
+assert wide.loc["code"].loc[0.004, ["PLoP", "inverse"]].min() > 0.05 + wide.loc["code"].loc[0.001, "inverse"]
 gap.loc[["syllogisms", "code"]].round(3)
 
 # %% [markdown]

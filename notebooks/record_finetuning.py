@@ -1,6 +1,6 @@
 """Record the finetuning runs of notebook 05 in data/results.
 
-    python notebooks/record_finetuning.py run --workers 12        as many processes on one device, resumable
+    python notebooks/record_finetuning.py run --workers 10        as many processes on one device (8 GB each), resumable
     python notebooks/record_finetuning.py collect                 what is finished, as CSV files
     python notebooks/record_finetuning.py mechanism --tasks sums  scores of all types during 100 steps
     python notebooks/record_finetuning.py halved --tasks sums     PLoP again, at half its tuned rate
