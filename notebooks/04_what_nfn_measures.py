@@ -48,7 +48,7 @@ import pandas as pd
 import seaborn as sns
 
 from plop_nb.directions import interventions, mean_inputs, nfn_without, untrained
-from plop_nb.plots import CHOSEN, CMAP, NORM, OTHER
+from plop_nb.plots import CHOSEN, CMAP, NORM
 from plop_nb.texts import data_file
 
 model, tokenizer = plop.load_model(MODEL)

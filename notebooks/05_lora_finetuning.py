@@ -54,7 +54,7 @@ from scipy.stats import t as student
 
 from plop_nb import finetune as ft
 from plop_nb.placement import Placement
-from plop_nb.plots import CHOSEN, OTHER
+from plop_nb.plots import CHOSEN
 from plop_nb.texts import data_file
 
 model, tokenizer = plop.load_model(MODEL)
