@@ -173,13 +173,13 @@ def tune_and_train(job):
 def collect(folder):
     """What is finished, as CSV files; runs that were recorded before stay."""
     runs = ft.read_runs(folder / "runs.jsonl")
-    runs = runs.groupby(["task", "placement"]).filter(lambda g: (g["split"] == "test").any())
+    runs = runs.groupby("task").filter(lambda g: (g["split"] == "test").any())
     labels = pd.DataFrame(json.loads((folder / "plan.json").read_text()))
     head = {"device": ", ".join(runs["device"].unique()), "torch": ", ".join(runs["torch"].unique())}
     head["seed"] = f"{SEEDS}, learning rates tuned with {TUNING_SEEDS}"
     head["command"] = "python notebooks/record_finetuning.py run --workers 10, then collect"
     columns = ["task", "placement", "r", "parameters", "steps", "lr", "seed", "split", "loss", "accuracy", "seconds",
-               "peak_memory"]  # fmt: skip
+               "peak_memory", "device"]  # fmt: skip
     save(together(recorded("finetuning.csv"), runs[columns]), "finetuning.csv", **head)
     points = ft.curves(runs.query("split == 'test'")).groupby(["task", "placement", "step"])["train_loss"].mean()
     save(together(recorded("finetuning_curves.csv"), points.reset_index()), "finetuning_curves.csv", **head)
