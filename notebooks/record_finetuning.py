@@ -2,6 +2,7 @@
 
     python notebooks/record_finetuning.py run --workers 10        as many processes on one device (8 GB each), resumable
     python notebooks/record_finetuning.py collect                 what is finished, as CSV files
+    python notebooks/record_finetuning.py run --small             sums at equal rank, on two cores in an hour
     python notebooks/record_finetuning.py mechanism --tasks sums  scores of all types during 100 steps
     python notebooks/record_finetuning.py halved --tasks sums     PLoP again, at half its tuned rate
 
@@ -30,10 +31,11 @@ TASKS = {  # code has 100 examples to train on, and long answers are judged by t
     "gsm": {"steps": 100, "accuracy": False},
     "code": {"steps": 25, "accuracy": False},
 }
+SMALL = {"steps": 30, "batch_size": 8}  # a run in half a minute on two cores
 STAGES = ["alone", "equal parameters", "equal rank", "nested"]
 RATES = [1e-3, 2e-3, 4e-3]  # and further ones while the best is at the edge
 ALONE = 760_320  # parameters: v_proj at rank 33
-TUNING_SEEDS, SEEDS = [100], [0, 1, 2, 3, 4]
+TUNING_SEEDS, SEEDS = [100, 101], [0, 1, 2, 3, 4]
 TEXTS = 16  # of the training split, to score types on
 
 
@@ -112,7 +114,7 @@ def plan(folder):
     (folder / "plan.json").write_text(json.dumps([row for _, rows in made for row in rows]))
 
 
-def run(folder, workers, minutes, tasks, stages):
+def run(folder, workers, minutes, tasks, stages, small):
     """All placements, shared out over processes; stops after so many minutes, to go on another time."""
     folder.mkdir(parents=True, exist_ok=True)
     end = time.time() + 60 * minutes
@@ -121,10 +123,10 @@ def run(folder, workers, minutes, tasks, stages):
     rows = [row for row in json.loads((folder / "plan.json").read_text()) if row["task"] in tasks]
     rows = sorted((row for row in rows if row["stage"] in stages), key=lambda row: stages.index(row["stage"]))
     jobs = list({(row["task"], row["placement"]): row for row in reversed(rows)}.values())[::-1]
-    done = finished()
+    done = set() if small else finished()
     jobs = [job for job in jobs if (job["task"], job["placement"]) not in done]
-    with torch.multiprocessing.get_context("spawn").Pool(workers, loaded, [tasks]) as pool:
-        results = pool.imap_unordered(tune_and_train, [(folder / "runs.jsonl", job) for job in jobs])
+    with torch.multiprocessing.get_context("spawn").Pool(workers, loaded, [tasks, small]) as pool:
+        results = pool.imap_unordered(tune_and_train, [(folder / "runs.jsonl", job, small) for job in jobs])
         try:
             for number in range(len(jobs)):
                 print(f"{time.time() - end + 60 * minutes:.0f} s: {results.next(timeout=end - time.time())}, "
@@ -143,21 +145,22 @@ def finished():
     return set(seeds[seeds >= len(SEEDS)].index)
 
 
-def loaded(tasks):
+def loaded(tasks, small):
     """What a process keeps from one placement to the next."""
     global model, tokenizer, loaded_tasks
     torch.set_num_threads(1)
     model, tokenizer = plop.load_model()
-    loaded_tasks = {name: ft.load_task(name) for name in tasks}
+    sizes = {"validation": 128, "test": 128} if small else {}
+    loaded_tasks = {name: ft.load_task(name, **sizes) for name in tasks}
 
 
 def tune_and_train(job):
     """Find the learning rate of a placement on the validation split, then train it with all seeds."""
-    path, row = job
+    path, row, small = job
     task, name = loaded_tasks[row["task"]], row["placement"]
     placements = {name: Placement(row["types"], row["modules"], np.nan, None)}
     options = {"ranks": {name: row["r"]}, "path": path, "progress": False}
-    options |= TASKS[task.name]
+    options |= TASKS[task.name] | (SMALL if small else {})
     tuning = {**options, "seeds": TUNING_SEEDS, "accuracy": False, "final": "validation"}
     rates = set(RATES)
     while len(rates) < 7:
@@ -170,16 +173,19 @@ def tune_and_train(job):
     return f"{task.name}, {name}"
 
 
-def collect(folder):
+def collect(folder, small):
     """What is finished, as CSV files; runs that were recorded before stay."""
     runs = ft.read_runs(folder / "runs.jsonl")
     runs = runs.groupby("task").filter(lambda g: (g["split"] == "test").any())
     labels = pd.DataFrame(json.loads((folder / "plan.json").read_text()))
     head = {"device": ", ".join(runs["device"].unique()), "torch": ", ".join(runs["torch"].unique())}
-    head["seed"] = f"{SEEDS}, learning rates tuned with {TUNING_SEEDS}"
-    head["command"] = "python notebooks/record_finetuning.py run --workers 10, then collect"
     columns = ["task", "placement", "r", "parameters", "steps", "lr", "seed", "split", "loss", "accuracy", "seconds",
                "peak_memory", "device"]  # fmt: skip
+    head["seed"] = f"tests {SEEDS}, learning rates tuned with others (split: validation)"
+    if small:
+        head["command"] = "python notebooks/record_finetuning.py run --small --workers 2, then collect --small"
+        return save(runs[columns], "finetuning_small.csv", **head)
+    head["command"] = "python notebooks/record_finetuning.py run --workers 10, then collect"
     save(together(recorded("finetuning.csv"), runs[columns]), "finetuning.csv", **head)
     points = ft.curves(runs.query("split == 'test'")).groupby(["task", "placement", "step"])["train_loss"].mean()
     save(together(recorded("finetuning_curves.csv"), points.reset_index()), "finetuning_curves.csv", **head)
@@ -242,20 +248,24 @@ def together(old, new):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "collect", "mechanism", "halved"])
-    parser.add_argument("--folder", type=Path, default=Path("build/finetuning"))
+    parser.add_argument("--folder", type=Path, help="of unfinished work, build/finetuning[_small] by default")
+    parser.add_argument("--small", action="store_true", help="30 steps of 8 on sums, at equal rank only")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     given = parser.parse_args()
+    if given.small:
+        given.tasks, given.stages = ["sums"], ["nested", "equal rank"]
+    given.folder = given.folder or Path("build/finetuning_small" if given.small else "build/finetuning")
     if given.what == "run":
-        run(given.folder, given.workers, given.minutes, given.tasks, given.stages)
+        run(given.folder, given.workers, given.minutes, given.tasks, given.stages, given.small)
     elif given.what == "mechanism":
         mechanism(given.tasks)
     elif given.what == "halved":
         halved(given.tasks, given.folder)
     else:
-        collect(given.folder)
+        collect(given.folder, given.small)
 
 
 if __name__ == "__main__":
