@@ -397,9 +397,49 @@ assert set(losses["sums"].nlargest(2).index) == {"q_proj", "k_proj"}
 losses.rank().astype(int).loc[types.query("task == 'sums'").sort_values("nfn")["type"]]
 
 # %% [markdown]
-# ## A budget instead of k
+# ## Equal rank, and how many types?
 #
-# The paper fixes k = 3. A budget of parameters decides it, too:
+# At equal *rank* a placement on more or wider types has more parameters. And the paper fixes k = 3: is that enough? A
+# smaller record for both, made on two CPU cores (`record_finetuning.py run --small`): sums, 30 steps of 8, r = 16
+# everywhere. Rates tuned with two seeds on the validation split; five other seeds, tested. First the lowest type alone,
+# then the two lowest, and so on to all seven:
+
+# %%
+small = pd.read_csv(data_file("results/finetuning_small.csv"), comment="#")
+rank_16 = small.query("split == 'test'").rename(columns={"placement": "trained"})
+plans = labels.query("task == 'sums' and stage in ['nested', 'equal rank']").rename(columns={"placement": "trained"})
+by_label = plans[["stage", "label", "trained", "types"]].merge(rank_16, on="trained")
+by_label = by_label.rename(columns={"label": "placement"})
+nested, same_rank = (by_label.query("stage == @name") for name in ("nested", "equal rank"))
+assert (by_label.groupby(["stage", "placement"])["seed"].nunique() == 5).all() and nested["placement"].nunique() == 7
+added = plans.query("stage == 'nested'").set_index("label")["types"]
+against = ft.versus(nested, "k = 3").set_index("placement")[["difference", "low", "high", "verdict"]]
+means = nested.groupby("placement")[["parameters", "lr", "loss", "accuracy"]].mean()
+means.astype({"parameters": int}).join(against).round(3)
+
+# %% tags=["nbval-ignore-output"]
+half = lambda x: student.ppf(0.975, 4) * x.std() / 5**0.5
+fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+others = same_rank.query("placement in ['inverse', 'attention', 'MLP', 'query + value']")
+for ax, column in zip(axes, ["loss", "accuracy"]):
+    for rows, style in ((nested, {"fmt": "o-", "color": CHOSEN}), (others, {"fmt": "s", "color": "0.5"})):
+        points = rows.groupby("placement").agg(x=("parameters", "first"), y=(column, "mean"), half=(column, half)).sort_values("x")
+        ax.errorbar(points["x"] / 1e6, points["y"], yerr=points["half"], capsize=3, **style)
+        for label, row in points.iterrows():
+            ax.annotate(label.removeprefix("k = "), (row["x"] / 1e6, row["y"]), (5, 6), textcoords="offset points")
+    ax.set(xlabel="adapter parameters (million), r = 16", ylabel=f"test {column}")
+fig.suptitle("Sums, 30 steps: the k lowest types (blue, k), and other placements of the same rank (95 % over seeds)")
+sns.despine()
+
+# %% [markdown]
+# TODO what it shows. At equal rank, each placement minus PLoP (k = 3), beside its parameters:
+
+# %%
+by_rank = ft.versus(same_rank, "PLoP").set_index("placement").sort_values("parameters")
+by_rank[["parameters", "difference", "low", "high", "verdict"]].round(3)
+
+# %% [markdown]
+# A budget of parameters can decide k, too:
 
 # %%
 for parameters in (400_000, 1_500_000, 2_500_000, 5_000_000):

@@ -32,8 +32,9 @@ TASKS = {  # code has 100 examples to train on, and long answers are judged by t
     "code": {"steps": 25, "accuracy": False},
 }
 SMALL = {"steps": 30, "batch_size": 8}  # a run in half a minute on two cores
+LEADING = ["PLoP", "attention", "MLP", "inverse", "all", "query + value"]  # of equal rank, where it is small
 STAGES = ["alone", "equal parameters", "equal rank", "nested"]
-RATES = [1e-3, 2e-3, 4e-3]  # and further ones while the best is at the edge
+RATES, SMALL_RATES = [1e-3, 2e-3, 4e-3], [1e-3, 2e-3]  # and further ones while the best is at the edge
 ALONE = 760_320  # parameters: v_proj at rank 33
 TUNING_SEEDS, SEEDS = [100, 101], [0, 1, 2, 3, 4]
 TEXTS = 16  # of the training split, to score types on
@@ -122,6 +123,8 @@ def run(folder, workers, minutes, tasks, stages, small):
         plan(folder)
     rows = [row for row in json.loads((folder / "plan.json").read_text()) if row["task"] in tasks]
     rows = sorted((row for row in rows if row["stage"] in stages), key=lambda row: stages.index(row["stage"]))
+    if small:
+        rows = [row for row in rows if row["stage"] == "nested" or row["label"] in LEADING]
     jobs = list({(row["task"], row["placement"]): row for row in reversed(rows)}.values())[::-1]
     done = set() if small else finished()
     jobs = [job for job in jobs if (job["task"], job["placement"]) not in done]
@@ -162,7 +165,7 @@ def tune_and_train(job):
     options = {"ranks": {name: row["r"]}, "path": path, "progress": False}
     options |= TASKS[task.name] | (SMALL if small else {})
     tuning = {**options, "seeds": TUNING_SEEDS, "accuracy": False, "final": "validation"}
-    rates = set(RATES)
+    rates = set(SMALL_RATES if small else RATES)
     while len(rates) < 7:
         best = ft.tuned(ft.grid(model, tokenizer, [task], placements, lrs=sorted(rates), **tuning))
         if not best["edge"].any():
@@ -256,7 +259,7 @@ def main():
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     given = parser.parse_args()
     if given.small:
-        given.tasks, given.stages = ["sums"], ["nested", "equal rank"]
+        given.tasks, given.stages = ["sums"], ["equal rank", "nested"]
     given.folder = given.folder or Path("build/finetuning_small" if given.small else "build/finetuning")
     if given.what == "run":
         run(given.folder, given.workers, given.minutes, given.tasks, given.stages, given.small)
