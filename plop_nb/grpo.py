@@ -255,7 +255,8 @@ def train(
     -------
     frame : pandas.DataFrame
         One row per step, measured before its update: `step` (from 1), `reward` (mean over completions of
-        the sum), the mean of each reward function by its name, `reward_std`, `kl` (nats per token),
+        the sum), the mean of each reward function
+        by its name (`format`, `approximate_format`, `answer`), `reward_std`, `kl` (nats per token),
         `completion_length` (tokens), `seconds`; and of the run `placement`, `types`, `r`, `parameters`, `lr`, `seed`.
     trained : peft.PeftModel
         `model` with the trained adapters.
@@ -271,7 +272,11 @@ def train(
     placement = placement if isinstance(placement, Placement) else placed(model, placement)
     alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r, lora_alpha=alpha, lora_dropout=lora_dropout)
-    options = {"num_generations": num_generations, "max_completion_length": max_completion_length, "beta": beta} | options
+    options = {
+        "num_generations": num_generations,
+        "max_completion_length": max_completion_length,
+        "beta": beta,
+    } | options
     options.setdefault("per_device_train_batch_size", prompts_per_step * num_generations)
     options.setdefault("generation_batch_size", prompts_per_step * num_generations)
     settings = _settings(trl.GRPOConfig, model, steps, lr, seed, **options)
@@ -324,8 +329,8 @@ def _settings(kind, model, steps, lr, seed, **options):
     """The settings that both trainers share: quiet, nothing saved, the model's own precision."""
     defaults = {
         "learning_rate": lr, "max_steps": steps, "seed": seed, "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": max(1, steps // 10), "bf16": False, "gradient_checkpointing": False, "use_cpu": model.device.type == "cpu",
-        "dataloader_pin_memory": False, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "warmup_steps": max(1, steps // 10), "bf16": False, "gradient_checkpointing": False, "logging_steps": 1,
+        "use_cpu": model.device.type == "cpu", "dataloader_pin_memory": False, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True, "output_dir": tempfile.gettempdir(),
     }  # fmt: skip
     return kind(**(defaults | options))
@@ -362,13 +367,14 @@ def samples(model, tokenizer, problems, rewards=REWARDS, n=8, *, max_completion_
     Returns
     -------
     pandas.DataFrame
-        Columns `prompt`, `completion`, `answer` (the right one), a reward by each function's name, `reward`.
+        Columns `prompt`, `completion`, `expected` (the right answer), each reward by its function's name
+        (`format`, `approximate_format`, `answer`), and their sum `reward`.
     """
     problems = problems[:n]
     prompts = [p["prompt"] for p in problems]
     found = completions(model, tokenizer, prompts, max_completion_length, greedy=greedy, seed=seed)
     columns = {key: [p[key] for p in problems] for key in problems[0] if key != "prompt"}
-    frame = pd.DataFrame({"prompt": prompts, "completion": found, "answer": columns.get("answer")})
+    frame = pd.DataFrame({"prompt": prompts, "completion": found, "expected": columns.get("answer")})
     earned = {f.__name__.removesuffix("_reward"): f(prompts, found, **columns) for f in rewards}
     return frame.assign(**earned, reward=sum(map(pd.Series, earned.values())))
 
