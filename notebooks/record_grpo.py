@@ -1,8 +1,8 @@
-"""Record GRPO with five placements, for notebook 06, in data/results/grpo.csv and grpo_samples.csv.
+"""Record GRPO with five placements, for notebook 06: grpo.csv, grpo_runs.csv, grpo_samples.csv in data/results.
 
     python notebooks/record_grpo.py runs                  every run, then collect (one GPU: see the cost in notebook 06)
     python notebooks/record_grpo.py runs --share 0/4      a quarter of the runs: start all four such processes together
-    python notebooks/record_grpo.py runs --collect        write the CSV files from finished runs
+    python notebooks/record_grpo.py runs --collect        write the CSV files from finished runs (on the same machine)
     python notebooks/record_grpo.py runs --quick          tiny sizes, to try it on a CPU, files in the same folder
 
 `runs` is a folder: it keeps the warmed-up model and one line a finished run in runs.jsonl, and the same
@@ -11,7 +11,7 @@ seeds of the record are run at it. The parameters are equal: each rank is the ne
 """
 
 import argparse
-import io
+import csv
 import json
 import os
 import shutil
@@ -148,33 +148,37 @@ def append(folder, run):
 
 
 def collect(folder, sizes, results):
-    """Write what is finished as grpo.csv (a row per step) and grpo_samples.csv (one seed's, before and after)."""
+    """Write what is finished: grpo.csv (a row per step), grpo_runs.csv (per run), grpo_samples.csv (one seed's)."""
     best = chosen_lrs(folder, sizes)
-    curves, tables = [], []
-    for run in sorted(finished(folder), key=lambda r: (r["placement"], r["lr"], r["seed"])):
-        tuned = run["seed"] == sizes["tuning_seed"]
-        if not tuned and best.get(run["placement"]) != run["lr"]:
+    curves, runs, tables = [], [], []
+    for run in sorted(finished(folder), key=lambda run: (run["placement"], run["lr"], run["seed"])):
+        name, seed, curve = run["placement"], run["seed"], pd.DataFrame(run["curve"])
+        tuned = seed == sizes["tuning_seed"]
+        if not tuned and best.get(name) != run["lr"]:
             continue
-        curve = pd.DataFrame(run["curve"])
         columns = ["placement", "types", "r", "parameters", "lr", "seed", "accuracy_before", "accuracy_after"]
-        curve = curve.assign(phase="tuning" if tuned else "seeds", **{c: run[c] for c in columns})
-        curves.append(curve[["phase", *columns[:6], *run["curve"], *columns[6:]]])
-        if not tuned and run["seed"] == sizes["seeds"][0]:
+        first, last = curve["reward"].head(5).mean(), curve["reward"].tail(sizes["last"]).mean()
+        row = {"phase": "tuning" if tuned else "seeds"} | {column: run[column] for column in columns}
+        runs.append(row | {"reward_first": first, "reward_last": last, "seconds": curve["seconds"].sum()})
+        if not tuned:
+            curves.append(pd.DataFrame({"placement": name, "seed": seed}, index=curve.index).join(curve))
+        if seed == sizes["seeds"][0]:
             for when in ("before", "after"):
-                tables.append(pd.DataFrame(run[f"samples_{when}"]).assign(placement=run["placement"], when=when))
-    for name, parts in {"grpo.csv": curves, "grpo_samples.csv": tables}.items():
-        if parts:
-            save(pd.concat(parts), results / name, sizes)
+                tables.append(pd.DataFrame(run[f"samples_{when}"]).assign(placement=name, when=when))
+    save(pd.DataFrame(runs), results / "grpo_runs.csv", sizes)
+    if curves:
+        save(pd.concat(curves), results / "grpo.csv", sizes)
+        save(pd.concat(tables), results / "grpo_samples.csv", sizes)
 
 
 def save(frame, path, sizes):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     head = {"device": device} | {p: version(p) for p in ("torch", "transformers", "trl", "peft", "reasoning_gym")}
     head |= {"dtype": "float32", **sizes, "command": "python notebooks/record_grpo.py runs"}
-    text = io.StringIO()
-    text.writelines(f"# {key}: {value}\n" for key, value in head.items())
-    frame.to_csv(text, index=False, float_format="%.5g")
-    path.write_text(text.getvalue())
+    quoted = csv.QUOTE_NONNUMERIC if "completion" in frame else csv.QUOTE_MINIMAL  # completions may contain a #
+    with path.open("w") as file:
+        file.writelines(f"# {key}: {value}\n" for key, value in head.items())
+        frame.to_csv(file, index=False, float_format="%.4g", quoting=quoted)
 
 
 if __name__ == "__main__":
