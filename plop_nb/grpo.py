@@ -21,6 +21,7 @@ from plop_nb.placement import Placement
 from plop_nb.texts import _missing
 
 OPEN, CLOSE = "<answer>", "</answer>"
+INSTRUCTION = f"Think step by step, then end with the number alone, as {OPEN}number{CLOSE}."
 EXACT = re.compile(rf"{OPEN}\s*([^<>\s][^<>]*?)\s*{CLOSE}\s*\Z")
 NUMBER = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?")  # [0-9], because \d and Decimal() take any script's digits
 
@@ -155,6 +156,34 @@ def sums(train=100, test=50, *, terms=2, digits=1, seed=0):
         f"train={train} and test={test} together are more than the {len(found)} sums of terms={terms} and "
         f"digits={digits} that were found: ask for fewer, or for more terms or digits"
     )
+
+
+def metamath(train=2000, test=200, *, seed=0):
+    """Problems of MetaMathQA (from the Hub) whose answer is a number, as messages that ask for the format.
+
+    Rephrasings of one original question stay on one side. Arguments and result as of `sums`.
+
+    Raises
+    ------
+    ValueError
+        The data set could not be loaded, or has fewer problems.
+    """
+    _, datasets = _trl()
+    try:
+        rows = datasets.load_dataset("meta-math/MetaMathQA", split="train").shuffle(seed=seed)
+    except Exception as error:  # many kinds: no network, no such split
+        raise ValueError(f"MetaMathQA could not be loaded from the Hub ({type(error).__name__}: {error})") from error
+    found = {}
+    for row in rows:
+        answer = row["response"].rsplit("The answer is: ", 1)[-1].strip()
+        if NUMBER.fullmatch(answer):
+            prompt = [{"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}]
+            problem = {"prompt": prompt, "answer": answer, "task": "gsm_symbolic"}
+            found.setdefault(row["original_question"], problem)
+        if len(found) == train + test:
+            problems = list(found.values())
+            return problems[test:], problems[:test]
+    raise ValueError(f"train={train} and test={test} together are more than the {len(found)} problems: ask for fewer")
 
 
 def _gym():

@@ -83,6 +83,21 @@ def test_sums_say_how_many_there_are():
         grpo.sums(150, 50)
 
 
+def test_metamath_keeps_numbers_and_one_rephrasing_of_each_question(monkeypatch):
+    import datasets
+
+    rows = [("1", "one", "So 1.\nThe answer is: 1"), ("2", "one", "The answer is: 1"), ("3", "two", "The answer is: $x$"),
+            ("4", "three", "The answer is: -1,042.5"), ("5", "four", "no answer")]  # fmt: skip
+    found = datasets.Dataset.from_list([dict(zip(("query", "original_question", "response"), row)) for row in rows])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: found)
+    (train,), (test,) = grpo.metamath(1, 1)
+    assert {train["answer"], test["answer"]} == {"1", "-1,042.5"}
+    completion = [{"role": "assistant", "content": f"Well. <answer>{train['answer']}</answer>"}]
+    assert grpo.answer_reward([train["prompt"]], [completion], [train["answer"]], [train["task"]]) == [1]
+    with pytest.raises(ValueError, match="more than the 2 problems"):
+        grpo.metamath(2, 1)
+
+
 # Training on a random model
 
 PROBLEMS = [{"prompt": f"{a} + 1 = ", "answer": str(a + 1), "task": "chain_sum"} for a in range(6)]
@@ -153,6 +168,13 @@ def test_same_seed_same_result(base):
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not one["reward"].equals(other["reward"]) or not one["kl"].equals(other["kl"])
+
+
+def test_conversations_train_too(base):
+    base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
+    frame, trained = grpo.train(*base, problems, ["v_proj"], **SMALL)
+    assert list(frame["format"]) == [0, 0] and grpo.accuracy(trained, base[1], problems) == 0
 
 
 def test_without_kl(base):
