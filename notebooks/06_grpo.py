@@ -41,7 +41,7 @@ TASK = "sums"  # or "metamath": MetaMathQA from the Hub
 STEPS = 15  # of the live run; 500 for Qwen3
 PROMPTS = 2  # a step, with 8 completions each; 16 for Qwen3
 TOKENS = 12  # of a completion at most; 512 for metamath
-LR = 1e-3  # 5e-6 in the paper, for larger models and many more steps
+LR = 3e-4  # 5e-6 in the paper, for larger models and many more steps
 WARM_STEPS = 6  # of supervised warm-up; 0 for a model that keeps to a format when it is told to
 
 # %% [markdown]
@@ -146,7 +146,7 @@ print("the reward rose by more than the margin:", bool(rise > MARGIN))
 # %% tags=["nbval-ignore-output"]
 both = {"before": model, "after": trained}
 table = pd.concat({when: grpo.samples(m, tokenizer, test, n=8, max_completion_length=TOKENS)
-                   for when, m in both.items()}, names=["when"])  # fmt: skip
+                   for when, m in both.items()}, names=["when", "test"])  # fmt: skip
 table["prompt"] = table["prompt"].str.extract(r": (.*)")
 table
 
@@ -157,7 +157,7 @@ table
 # %%
 paid = table[table["answer"] == 1]
 stated = paid["completion"].str.extract(r"<answer>\s*([-+0-9.]+)\s*</answer>\s*$")[0].astype(float)
-assert (stated == paid["expected"].astype(float)).all()
+assert (stated.to_numpy() == paid["expected"].astype(float).to_numpy()).all()
 assert not any("lora" in name for name, _ in model.named_parameters())
 print("no paid answer is wrong, and the base model has no adapters")
 
