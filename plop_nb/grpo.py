@@ -1,4 +1,4 @@
-"""Reinforcement learning with a placement: GRPO on sums whose answers reasoning-gym checks (PLoP, section 5).
+"""Reinforcement learning with a placement: GRPO on sums whose answers reasoning-gym checks (the paper's third experiment).
 
 Needs TRL and reasoning-gym (`pip install 'plop_nb[tasks,finetune]'`), but only once something is trained.
 
@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from plop_nb.modules import module_table
-from plop_nb.placement import Placement
-from plop_nb.texts import _missing
+from plop_nb.finetune import import_trl
+from plop_nb.tasks import shuffled
+from plop_nb.texts import reasoning_gym
 
 OPEN, CLOSE = "<answer>", "</answer>"
 INSTRUCTION = f"Think step by step, then end with the number alone, as {OPEN}number{CLOSE}."
@@ -106,12 +106,13 @@ def _tags(text):
 def _right(found, answer, task):
     if found is None or not NUMBER.fullmatch(found):
         return False
-    return _checker(task)(found, {"answer": answer}) == 1
+    return checker(task)(found, {"answer": answer}) == 1
 
 
 @cache
-def _checker(task):
-    return _gym().get_score_answer_fn(task)
+def checker(task):
+    """reasoning-gym's own checker of a task: `checker(task)(text, {"answer": right})` is 0 to 1."""
+    return reasoning_gym().get_score_answer_fn(task)
 
 
 # Problems
@@ -145,7 +146,7 @@ def sums(train=100, test=50, *, terms=2, digits=1, seed=0):
     found = {}
     for draw in range(50 * (train + test)):
         sizes = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
-        entry = _gym().create_dataset("chain_sum", size=1, seed=seed * 1_000_003 + draw, **sizes)[0]
+        entry = reasoning_gym().create_dataset("chain_sum", size=1, seed=seed * 1_000_003 + draw, **sizes)[0]
         signed = re.findall(r"[+-] \d+", f"+ {entry['metadata']['expression']}")
         problem = {"prompt": f"{entry['question']}\n", "answer": entry["answer"], "task": "chain_sum"}
         found.setdefault(tuple(sorted(signed)), problem)
@@ -168,13 +169,8 @@ def metamath(train=2000, test=200, *, seed=0):
     ValueError
         The data set could not be loaded, or has fewer problems.
     """
-    _, datasets = _trl()
-    try:
-        rows = datasets.load_dataset("meta-math/MetaMathQA", split="train").shuffle(seed=seed)
-    except Exception as error:  # many kinds: no network, no such split
-        raise ValueError(f"MetaMathQA could not be loaded from the Hub ({type(error).__name__}: {error})") from error
     found = {}
-    for row in rows:
+    for row in shuffled("meta-math/MetaMathQA", seed, split="train"):
         answer = row["response"].rsplit("The answer is: ", 1)[-1].strip()
         if NUMBER.fullmatch(answer):
             prompt = [{"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}]
@@ -184,17 +180,6 @@ def metamath(train=2000, test=200, *, seed=0):
             problems = list(found.values())
             return problems[test:], problems[:test]
     raise ValueError(f"train={train} and test={test} together are more than the {len(found)} problems: ask for fewer")
-
-
-def _gym():
-    state = random.getstate()
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise _missing("reasoning-gym") from error
-    finally:
-        random.setstate(state)  # its import draws from the global generator
-    return reasoning_gym
 
 
 # Training
@@ -218,14 +203,16 @@ def warm_up(model, tokenizer, problems, *, steps=30, lr=2e-5, batch_size=16, rig
     seed : int
         Same seed, same result.
     """
-    trl, datasets = _trl()
+    trl = import_trl("training")
+    from datasets import Dataset
+
     draw = random.Random(seed)
     examples = [draw.choice(problems) for _ in range(steps * batch_size)]
     answers = [(p if draw.random() < right else draw.choice(problems))["answer"] for p in examples]
     rows = {"prompt": [p["prompt"] for p in examples], "completion": [f"{OPEN}{a}{CLOSE}" for a in answers]}
     warm = copy.deepcopy(model).requires_grad_(True)
     settings = _settings(trl.SFTConfig, model, steps, lr, seed, per_device_train_batch_size=batch_size)
-    _fit(trl.SFTTrainer(warm, settings, train_dataset=datasets.Dataset.from_dict(rows),
+    _fit(trl.SFTTrainer(warm, settings, train_dataset=Dataset.from_dict(rows),
                         processing_class=copy.deepcopy(tokenizer)))  # fmt: skip
     vars(warm).pop("forward", None)  # TRL's own
     return warm.eval().requires_grad_(False)
@@ -259,8 +246,8 @@ def train(
         As `load_model` returns them. Not changed: what is trained shares the weights, nothing else.
     problems : list of dict
         With `prompt` (str or messages), and the columns that the rewards take.
-    placement : Placement or iterable of str
-        From `place`, or module types.
+    placement : Placement
+        From `place`, or `Placement.of_types`.
     name : str, optional
         What to call the placement in the frame; its types by default.
     r, lora_alpha, lora_dropout : int, float, float
@@ -284,21 +271,24 @@ def train(
     -------
     frame : pandas.DataFrame
         One row per step, measured before its update: `step` (from 1), `reward` (mean over completions of
-        the sum), the mean of each reward function
-        by its name (`format`, `approximate_format`, `answer`), `reward_std`, `kl` (nats per token),
-        `completion_length` (tokens), `seconds`; and of the run `placement`, `types`, `r`, `parameters`, `lr`, `seed`.
+        the sum), the mean of each reward function by its name (`format`, `approximate_format`, `answer`),
+        `reward_std`, `kl` (nats per token), `completion_length` (tokens), `seconds`; and of the run
+        `placement`, `types`, `r`, `parameters`, `lr`, `seed`.
     trained : peft.PeftModel
         `model` with the trained adapters.
 
     Raises
     ------
+    ImportError
+        TRL is not installed.
     ValueError
-        TRL is not installed, `steps` or a rate is out of range, or `model` lacks a type of the placement.
+        `steps` or the learning rate is out of range, or `model` lacks a module of the placement.
     """
-    trl, datasets = _trl()
+    trl = import_trl("training")
+    from datasets import Dataset
+
     if steps < 1 or lr <= 0:
         raise ValueError(f"steps={steps!r}, lr={lr!r}: expected at least one step and a positive learning rate")
-    placement = placement if isinstance(placement, Placement) else placed(model, placement)
     alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r, lora_alpha=alpha, lora_dropout=lora_dropout)
     options = {
@@ -311,47 +301,15 @@ def train(
     settings = _settings(trl.GRPOConfig, model, steps, lr, seed, **options)
     torch.manual_seed(seed)  # TRL makes the adapters before it sets its seed
     trainer = trl.GRPOTrainer(
-        _sharing(model), list(rewards), settings, train_dataset=datasets.Dataset.from_list(problems),
+        _sharing(model), list(rewards), settings, train_dataset=Dataset.from_list(problems),
         processing_class=copy.deepcopy(tokenizer), peft_config=config,
     )  # fmt: skip
     trained = trainer.model
     size = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     _fit(trainer)
     frame = _frame(trainer.state.log_history, rewards)
-    run = {"placement": name or "+".join(placement.types), "types": " ".join(placement.types), "r": r}
+    run = {"placement": name or "+".join(placement.types), "types": "+".join(sorted(placement.types)), "r": r}
     return frame.assign(**run, parameters=size, lr=lr, seed=seed), trained.eval()
-
-
-def placed(model, types):
-    """A Placement on all modules of these types.
-
-    Raises
-    ------
-    ValueError
-        `model` has no scored module of a type.
-    """
-    table = module_table(model).query("status == 'scored'")
-    types = list(types)
-    if unknown := [t for t in types if t not in set(table["type"])]:
-        raise ValueError(f"type {unknown[0]!r} is not in this model, choose of {sorted(set(table['type']))}")
-    modules = table.loc[table["type"].isin(types), "module"].tolist()
-    return Placement(types, modules, float("nan"), pd.DataFrame({"type": types}))
-
-
-def equal_rank(model, types, parameters):
-    """The rank at which adapters on all modules of `types` come closest to `parameters`, at least 1."""
-    table = module_table(model)
-    chosen = table[table["module"].isin(placed(model, types).modules)]
-    return max(1, round(parameters / int((chosen["in_features"] + chosen["out_features"]).sum())))
-
-
-def _trl():
-    try:
-        import datasets
-        import trl
-    except ImportError as error:
-        raise ValueError("training needs TRL, which is not installed: pip install 'plop_nb[finetune]'") from error
-    return trl, datasets
 
 
 def _settings(kind, model, steps, lr, seed, **options):

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from plop_nb import grpo
+from plop_nb import grpo, nfn_scores
+from plop_nb.placement import Placement
 
 HOSTILE = {  # completion: exact format, approximate format, right answer (which is 7)
     "<answer>7</answer>": (1, 1, 1),
@@ -128,8 +129,12 @@ def same(before, after):
     return before[0] == after[0] and all(torch.equal(before[1][n], after[1][n]) for n in before[1])
 
 
+def on(base, *types):
+    return Placement.of_types(nfn_scores(base[0], ["some text"], base[1], progress=False), types)
+
+
 def run(base, **options):
-    return grpo.train(*base, PROBLEMS, ["v_proj", "up_proj"], rewards=[digits], **(SMALL | options))
+    return grpo.train(*base, PROBLEMS, on(base, "v_proj", "up_proj"), rewards=[digits], **(SMALL | options))
 
 
 def test_training_leaves_the_base_as_it_was(base):
@@ -147,9 +152,9 @@ def test_an_error_leaves_the_base_as_it_was(base):
     def broken(prompts, completions, **columns):
         raise ArithmeticError("broken reward")
 
-    before = state(*base)
+    placement, before = on(base, "v_proj"), state(*base)
     with pytest.raises(ArithmeticError, match="broken reward"):
-        grpo.train(*base, PROBLEMS, ["v_proj"], rewards=[broken], **SMALL)
+        grpo.train(*base, PROBLEMS, placement, rewards=[broken], **SMALL)
     assert same(before, state(*base))
 
 
@@ -159,7 +164,7 @@ def test_the_frame_is_tidy(base, capfd):
     measured = ["step", "reward", "digits", "reward_std", "kl", "completion_length", "seconds"]
     assert list(frame) == [*measured, "placement", "types", "r", "parameters", "lr", "seed"]
     assert (frame["reward"] == frame["digits"]).all() and frame["completion_length"].max() <= 4
-    assert set(frame["placement"]) == {"mine"} and set(frame["types"]) == {"v_proj up_proj"}
+    assert set(frame["placement"]) == {"mine"} and set(frame["types"]) == {"up_proj+v_proj"}
     assert capfd.readouterr().out == ""
 
 
@@ -173,18 +178,12 @@ def test_same_seed_same_result(base):
 def test_conversations_train_too(base):
     base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
-    frame, trained = grpo.train(*base, problems, ["v_proj"], **SMALL)
+    frame, trained = grpo.train(*base, problems, on(base, "v_proj"), **SMALL)
     assert list(frame["format"]) == [0, 0] and grpo.accuracy(trained, base[1], problems) == 0
 
 
 def test_without_kl(base):
     assert "kl" not in run(base, beta=0.0)[0]
-
-
-def test_equal_rank_is_the_nearest_one(base):
-    assert grpo.equal_rank(base[0], ["v_proj", "up_proj"], 2 * (48 + 80) * 5) == 5  # 2 layers, 32 + 16 and 32 + 48
-    assert grpo.equal_rank(base[0], ["v_proj", "up_proj"], 2 * (48 + 80) * 5.4) == 5
-    assert grpo.equal_rank(base[0], ["up_proj"], 1) == 1
 
 
 def test_warm_up_returns_another_plain_model(base):
@@ -207,14 +206,15 @@ def test_samples_and_accuracy(base):
 
 
 def test_errors_say_what_would_do(base, monkeypatch):
-    with pytest.raises(ValueError, match="'nonsense' is not in this model, choose of"):
-        grpo.train(*base, PROBLEMS, ["nonsense"], **SMALL)
+    other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
+    with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
+        grpo.train(*base, PROBLEMS, other, **SMALL)
     with pytest.raises(ValueError, match="steps=0"):
         run(base, steps=0)
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(ValueError, match=r"pip install 'plop_nb\[finetune\]'"):
+    with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
         run(base)
-    with pytest.raises(ValueError, match=r"pip install 'plop_nb\[finetune\]'"):
+    with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
         grpo.warm_up(*base, PROBLEMS)
 
 
