@@ -38,11 +38,12 @@ import plop_nb as plop
 # %% tags=["settings"]
 MODEL = None  # None: SmolLM2-135M-Instruct; on a GPU and with a hub "Qwen/Qwen3-1.7B"
 TASK = "sums"  # or "metamath": MetaMathQA from the Hub
-STEPS = 15  # of the live run; 500 for Qwen3
+STEPS = 20  # of the live run; 500 for Qwen3
 PROMPTS = 2  # a step, with 8 completions each; 16 for Qwen3
 TOKENS = 12  # of a completion at most; 512 for metamath
 LR = 3e-4  # 5e-6 in the paper, for larger models and many more steps
 WARM_STEPS = 6  # of supervised warm-up; 0 for a model that keeps to a format when it is told to
+SEED = 0
 
 # %% [markdown]
 # ## A task with a checker
@@ -53,7 +54,11 @@ WARM_STEPS = 6  # of supervised warm-up; 0 for a model that keeps to a format wh
 # %%
 import warnings
 
+import pandas as pd
+
+from plop_nb import finetune as ft
 from plop_nb import grpo
+from plop_nb.texts import data_file
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 train, test = grpo.sums(105, 50) if TASK == "sums" else grpo.metamath(2000, 200)
@@ -64,11 +69,9 @@ print(len(train), "problems to train on,", len(test), "to test;", train[0])
 #
 # Three functions, each 0 to 1: the exact format (anything, then **one** `<answer>...</answer>` at the very end), an
 # approximate one (half for each tag, nothing for a repeated one), and the right answer, which counts in the exact format
-# only. Which of these cheats would earn the answer's reward? Guess before you run the cell.
+# only. Which of these completions would earn the answer's reward, where 7 is right? Guess before you run the cell.
 
 # %%
-import pandas as pd
-
 cheats = ["<answer>7</answer>", "The answer is 7.", "<answer>6</answer><answer>7</answer>", "<answer>6 or 7</answer>",
           "<answer>٧</answer>", "7 <answer>8</answer>", "</answer>7<answer>", "<answer>7</answer> " * 50]  # fmt: skip
 columns = {"prompts": [None] * len(cheats), "completions": cheats, "answer": ["7"] * len(cheats)}
@@ -77,11 +80,11 @@ assert earned["answer_reward"] == [1] + [0] * 7
 pd.DataFrame(earned, index=[c[:40] for c in cheats])
 
 # %% [markdown]
-# None: only the first completion is paid for its answer. reasoning-gym's checker on its own is more generous. It gives
-# partial credit to any text that contains the answer, and takes Arabic digits for a number:
+# Only the first. reasoning-gym's checker on its own is more generous: it gives partial credit to any text that
+# contains the answer, and takes Arabic digits for a number. So it only ever sees a plain number between the tags.
 
 # %%
-check = grpo._checker("chain_sum")
+check = grpo.checker("chain_sum")
 generous = {text: round(check(text, {"answer": "7"}), 2) for text in ("0123456789", "6 or 7", "٧")}
 assert min(generous.values()) > 0
 generous
@@ -112,30 +115,36 @@ print(sorted(placement.types))
 
 # %% tags=["nbval-ignore-output"]
 live, trained = grpo.train(
-    model, tokenizer, train, placement, name="plop", lr=LR, steps=STEPS, prompts_per_step=PROMPTS,
-    max_completion_length=TOKENS, seed=0,
+    model, tokenizer, train, placement, name="PLoP", lr=LR, steps=STEPS, prompts_per_step=PROMPTS,
+    max_completion_length=TOKENS, seed=SEED,
 )  # fmt: skip
 print(f"{live['parameters'][0]:,} parameters, {live['seconds'].sum():.0f} s")
 
 # %% [markdown]
-# Every step has fresh sampling noise, so we compare means of the first and the last five steps. The margin was fixed
-# beforehand, from several seeds of this very run.
+# Every step has fresh sampling noise, so compare means of the first and the last five steps. How large a rise to expect
+# is known beforehand: the same run was recorded with other seeds, and half of the smallest rise among them is the margin.
+
+# %%
+read = lambda name: pd.read_csv(data_file(f"results/{name}.csv"), comment="#")
+runs = read("grpo_runs")
+same = runs.query("placement == 'PLoP' and lr == @LR and seed != @SEED")
+margin = (same["reward"] - same["reward_first"]).min() / 2
+rise = live["reward"].tail(5).mean() - live["reward"].head(5).mean()
+assert margin > 0.2 and len(same) >= 2 and (MODEL or rise > margin), f"the reward rose by {rise:.2f} only"
+print(f"margin {margin:.2f} from {len(same)} other seeds; the reward rose by more: {rise > margin}")
 
 # %% tags=["nbval-ignore-output"]
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-ax = live.plot(x="step", y=["reward", "format", "approximate_format", "answer"], figsize=(7, 3.4))
-ax.set(xlabel="step", ylabel="mean over completions")
-ax.set_title("Live: the reward rises", loc="left")
-ax.legend(frameon=False)
+parts = live.melt("step", ["answer", "approximate_format", "format"], var_name="reward for", value_name="mean")
+parts["reward for"] = parts["reward for"].str.replace("_", " ")
+fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+sns.lineplot(parts, x="step", y="mean", hue="reward for", palette="colorblind", lw=2, ax=ax)
+ax.set(ylabel="mean over 16 completions", ylim=(0, 1.02), xticks=range(0, STEPS + 1, 5))
+ax.set_title("Live: first the format, then the answer", loc="left")
+ax.legend(frameon=False, title="reward for", loc="upper left", bbox_to_anchor=(1, 1))
 sns.despine()
-
-# %%
-MARGIN = 0.45  # half of the smallest rise over seeds 0 to 2 at these settings
-rise = live["reward"].tail(5).mean() - live["reward"].head(5).mean()
-assert MODEL or rise > MARGIN, f"the reward rose by {rise:.2f} only"
-print("the reward rose by more than the margin:", bool(rise > MARGIN))
 
 # %% [markdown]
 # ## What the model writes
@@ -151,8 +160,8 @@ table["prompt"] = table["prompt"].str.extract(r": (.*)")
 table
 
 # %% [markdown]
-# Two tests for cheats: no completion is paid for its answer without being right, and none grows without bound. And
-# the model that we started from is as it was: the trained one shares its weights, not its adapters.
+# Tests for cheats: no completion is paid for its answer without being right, read by an expression of its own. And the
+# model that we started from is as it was: the trained one shares its weights, not its adapters.
 
 # %%
 paid = table[table["answer"] == 1]
@@ -164,74 +173,79 @@ print("no paid answer is wrong, and the base model has no adapters")
 # %% [markdown]
 # ## Five placements, recorded
 #
-# `python notebooks/record_grpo.py runs` trains with each placement at equal parameters (the rank nearest to those of
-# PLoP's 16), at the learning rate that was best for *that* placement on a seed of its own, with the same seeds for all.
+# `python notebooks/record_grpo.py run --workers 2` trains with each placement at equal parameters (the rank nearest to
+# those of PLoP's 16), at every learning rate, with the same seeds for all.
 
 # %%
-from plop_nb.texts import data_file
-
-read = lambda name: pd.read_csv(data_file(f"results/{name}.csv"), comment="#")
-curves, runs = read("grpo"), read("grpo_runs")
-final = runs.query("phase == 'seeds'")
-final.groupby("placement").agg(types=("types", "first"), r=("r", "first"), parameters=("parameters", "first"),
-                               lr=("lr", "first"), seeds=("seed", "nunique"))  # fmt: skip
+curves = read("grpo")
+shape = ["types", "r", "parameters"]
+per_rate = runs.groupby(["placement", *shape, "lr"])[["reward_first", "reward", "accuracy_before", "accuracy"]].mean()
+assert runs.groupby("placement")["parameters"].first().agg(lambda n: n.max() / n.min()) < 1.04
+assert runs.groupby(["placement", "lr"])["seed"].nunique().min() >= 3
+per_rate.round(2)
 
 # %% [markdown]
-# Bands show the standard deviation over seeds; each curve is a running mean over ten steps.
+# Which rate to compare at? For each seed the one that earned most on the *other* seeds: every placement at its best
+# rate, and no run chosen by its own luck.
+
+# %%
+chosen = []
+for (name, seed), own in runs.groupby(["placement", "seed"]):
+    others = runs.query("placement == @name and seed != @seed").groupby("lr")["reward"].mean()
+    chosen.append(own[own["lr"] == others.idxmax()])
+final = pd.concat(chosen)
+assert not final.duplicated(["placement", "seed"]).any()
+final.pivot(index="placement", columns="seed", values="lr")
+
+# %% [markdown]
+# Mean reward at those rates; bands are one standard deviation over seeds, and each curve is a running mean over five
+# steps. The live run is dashed.
 
 # %% tags=["nbval-ignore-output", "picture"]
-smooth = curves.set_index("step").groupby(["placement", "seed"])["reward"].rolling(10).mean().reset_index()
+shown = curves.merge(final[["placement", "seed", "lr"]]).set_index("step")
+smooth = shown.groupby(["placement", "seed"])["reward"].rolling(5).mean().reset_index()
 fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
-sns.lineplot(smooth, x="step", y="reward", hue="placement", errorbar="sd", palette="colorblind", ax=ax)
-ax.set(xlabel="step", ylabel="reward (at most 3)")
-ax.set_title("Reward of five placements of equal size", loc="left")
-ax.legend(frameon=False)
+order = ["PLoP", "inverse", "attention", "MLP", "all"]
+sns.lineplot(smooth, x="step", y="reward", hue="placement", hue_order=order, errorbar="sd", palette="colorblind", ax=ax)
+ax.plot(live["step"], live["reward"].rolling(5).mean(), "--", color="0.15", label="PLoP, live")
+ax.set(ylabel="reward (at most 3)", xlim=(5, None), xticks=range(5, int(curves["step"].max()) + 1, 5))
+ax.set_title("Reward by placement, equal parameters", loc="left")
+ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 sns.despine()
 
 # %% [markdown]
-# KL divergence from the base (how far it moved), length of completions, and the parts of the reward, at the end:
+# The parts of the reward over the last five steps, the KL divergence from the warmed-up model (how far it moved), the
+# length of completions in tokens, and the seconds of a step:
 
 # %%
-end = curves[curves["step"] > curves["step"].max() - 20]
+end = shown[shown.index > shown.index.max() - 5]
 end.groupby("placement")[["reward", "format", "answer", "kl", "completion_length", "seconds"]].mean().round(2)
 
 # %% [markdown]
 # ## The verdict
 #
-# Placements are compared on the same seeds, so differences are taken seed by seed: mean of *plop minus the other*, with
-# a 95 % interval from Student's t. It covers seeds (adapters, prompts, sampling), not tasks or models.
+# Each placement minus PLoP, seed by seed, with 95 % intervals from Student's t. They cover seeds (adapters, prompts,
+# sampling), not tasks or models. `reward` is of the last five training steps, `accuracy` of greedy answers to 50 test sums.
 
 # %%
-from scipy import stats
-
-
-def versus(measure):
-    table = final.pivot(index="seed", columns="placement", values=measure)
-    gaps = -table.drop(columns="plop").sub(table["plop"], axis=0)
-    half = gaps.sem() * stats.t.ppf(0.975, len(gaps) - 1)
-    return pd.DataFrame({"gap": gaps.mean(), "low": gaps.mean() - half, "high": gaps.mean() + half})
-
-
-verdict = pd.concat({m: versus(m) for m in ("reward_last", "accuracy_after")}, names=["measure", "plop minus"])
-assert final.groupby("placement")["seed"].nunique().min() >= 3
-verdict.round(3)
-
-# %% tags=["show"]
-for (measure, other), row in verdict.iterrows():
-    word = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not told apart from"
-    print(f"{measure}: plop is {word} {other} (gap {row['gap']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f})")
+measures = ["reward", "accuracy"]
+verdict = pd.concat([ft.versus(final, "PLoP", m).assign(measure=m) for m in measures]).set_index(["measure", "placement"])
+verdict[["difference", "low", "high", "seeds", "parameters", "verdict"]].round(3)
 
 # %% [markdown]
-# The record's own samples of test sums, one seed, at the end of training:
+# TODO verdict
+#
+# The record's own samples of test sums, at the end of training:
 
 # %%
-shown = read("grpo_samples").query("when == 'after'").groupby("placement").head(2)
-shown[["placement", "completion", "expected", "format", "answer", "reward"]]
+written = read("grpo_samples").query("lr == @LR").groupby("placement").head(2).drop(columns=["prompt", "lr"])
+written.set_index("placement").loc[order, ["completion", "expected", "format", "answer", "reward"]]
 
 # %% [markdown]
 # ## What you have seen, and what not
 #
 # * Rewards are code, and have to be attacked before they are trusted.
-# * TODO once recorded: the verdict in a sentence.
+# * TODO
 # * **Not shown**: reasoning. One-digit sums need none, the model is small, and the paper's models are 10 to 60 times as
-#   large. To go there, set `MODEL = "Qwen/Qwen3-1.7B"`, `TASK = "metamath"` and the numbers that the settings cell names.
+#   large. To go there, set `MODEL = "Qwen/Qwen3-1.7B"`, `TASK = "metamath"` and the numbers that the settings cell names;
+#   `record_grpo.py run --full` is the longer grid for a GPU (not run yet).
