@@ -8,6 +8,7 @@
 Each file begins with lines of `# name: value`: device, versions, seed, and the command.
 """
 
+import csv
 import os
 import sys
 import tempfile
@@ -145,10 +146,11 @@ def save(frame, name, **head):
     found = {"device": device, "torch": version("torch"), "transformers": version("transformers"), "seed": 0}
     command = {"interventions.csv": "directions"}.get(name, name.removesuffix(".csv"))
     found["command"] = f"python notebooks/record.py {command}"
+    quoting = csv.QUOTE_NONNUMERIC if "completion" in frame else csv.QUOTE_MINIMAL  # a completion may contain a #
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / name).open("w") as file:
         file.writelines(f"# {key}: {value}\n" for key, value in (found | head).items())
-        frame.to_csv(file, index=False, float_format="%.5g")
+        frame.to_csv(file, index=False, float_format="%.5g", quoting=quoting)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ __all__ = [
 SPLITS = ("test", "validation")
 TOKENS = 2048  # of a batch whose loss is taken: bounds its logits
 NOT_SETTINGS = ("model", "tokenizer", "task", "placement", "callbacks", "out", "progress")
-LOWER_IS_BETTER = {"loss": True, "accuracy": False}
+LOWER_IS_BETTER = {"loss": True, "accuracy": False, "reward": False}
 
 
 def rank_for(placement, model, parameters):
@@ -137,7 +137,7 @@ def finetune(
     TypeError, ValueError
         Bad input: names the argument, its value and what would do.
     """
-    trl = _trl()
+    trl = import_trl("finetuning")
     _check(model, tokenizer, task, final)
     lora_alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
@@ -210,11 +210,12 @@ def _check(model, tokenizer, task, split, splits=SPLITS):
         raise TypeError("model is a PeftModel, expected one without adapters: pass model.unload()")
 
 
-def _trl():
+def import_trl(what):
+    """TRL, which is an extra, or a line that says how to install it."""
     try:
         import trl
     except ImportError as error:
-        raise ImportError("finetuning needs TRL, which is not installed: pip install 'plop_nb[finetune]'") from error
+        raise ImportError(f"{what} needs TRL, which is not installed: pip install 'plop_nb[finetune]'") from error
     return trl
 
 
@@ -564,7 +565,7 @@ def versus(runs, reference, value="loss", level=0.95):
         From `grid`, one learning rate for each placement.
     reference : str
         Name of the placement to compare with.
-    value : {"loss", "accuracy"}
+    value : {"loss", "accuracy", "reward"}
     level : float
         Coverage of the interval: Student's t over seeds.
 
@@ -573,7 +574,7 @@ def versus(runs, reference, value="loss", level=0.95):
     pandas.DataFrame
         Columns `task`, `placement`, `difference`, `low`, `high`, `seeds`, `parameters`,
         `reference_parameters`, `verdict` ("better" or "worse" where the interval leaves out zero, else
-        "undecided"; lower loss is better, higher accuracy is better).
+        "undecided"; lower loss is better, higher accuracy or reward is better).
 
     Raises
     ------

@@ -152,7 +152,7 @@ def _anli(sizes, seed):
         prompt = f"{row['premise']}\nHypothesis: {row['hypothesis']}\nEntailment, neutral or contradiction?\nAnswer:"
         return {"prompt": prompt, "completion": f" {labels[row['label']]}"}
 
-    rows = {s: map(example, _shuffled("facebook/anli", seed, split=splits[s])) for s in sizes}
+    rows = {s: map(example, shuffled("facebook/anli", seed, split=splits[s])) for s in sizes}
     check = lambda text, example: text.split()[:1] == example["completion"].split()
     return Task("anli", **_dealt(rows, sizes, "anli"), check=check, new_tokens=6)
 
@@ -166,9 +166,9 @@ def _metamath(sizes, seed):
         return _question(row["question"], f"{thought.strip()}\nThe answer is: {answer.strip()}")
 
     # One example of each original question: its rephrasings must not meet again in another split.
-    known = map(trained, _shuffled("meta-math/MetaMathQA", seed, split="train"))
+    known = map(trained, shuffled("meta-math/MetaMathQA", seed, split="train"))
     rows = {"train": known, "validation": known,
-            "test": map(tested, _shuffled("openai/gsm8k", seed, split="test", name="main"))}  # fmt: skip
+            "test": map(tested, shuffled("openai/gsm8k", seed, split="test", name="main"))}  # fmt: skip
     check = lambda text, example: final_number(text) == final_number(example["completion"])
     return Task("metamath", **_dealt(rows, sizes, "metamath"), check=check, new_tokens=300)
 
@@ -177,7 +177,7 @@ def _question(question, answer):
     return {"prompt": f"{question}\nAnswer:", "completion": f" {answer}"}
 
 
-def _shuffled(source, seed, **options):
+def shuffled(source, seed, **options):
     """The rows of a Hub data set in random order."""
     import datasets
 

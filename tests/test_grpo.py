@@ -1,0 +1,226 @@
+"""GRPO: rewards against hostile completions, sums, and training that leaves the base model as it was."""
+
+import copy
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from plop_nb import grpo, nfn_scores
+from plop_nb.placement import Placement
+
+HOSTILE = {  # completion: exact format, approximate format, right answer (which is 7)
+    "<answer>7</answer>": (1, 1, 1),
+    " \n<answer> 7 </answer>\n": (1, 1, 1),
+    "3 + 4 is 7, as 3 < 4.\n<answer>7</answer>": (1, 1, 1),
+    "<answer>+07.0</answer>": (1, 1, 1),
+    "<answer>8</answer>": (1, 1, 0),
+    "<answer>-7</answer>": (1, 1, 0),
+    "<answer>seven</answer>": (1, 1, 0),
+    # empty
+    "": (0, 0, 0),
+    "<answer></answer>": (0, 1, 0),
+    "<answer> \n </answer>": (0, 1, 0),
+    # endless
+    "7" * 100_000: (0, 0, 0),
+    "<answer>" + "7" * 100_000: (0, 0.5, 0),
+    "<answer>7</answer> and so on" * 1000: (0, 0, 0),
+    "<answer>7</answer> and so on": (0, 1, 0),
+    "<answer>" * 10_000: (0, 0, 0),
+    # several answers
+    "<answer>7</answer><answer>7</answer>": (0, 0, 0),
+    "<answer>6</answer> no, <answer>7</answer>": (0, 0, 0),
+    "<answer>0 1 2 3 4 5 6 7 8 9</answer>": (1, 1, 0),
+    "<answer>6 or 7</answer>": (1, 1, 0),
+    "<answer>17</answer>": (1, 1, 0),
+    # other digits and other numbers
+    "<answer>٧</answer>": (1, 1, 0),
+    "<answer>７</answer>": (1, 1, 0),
+    "<answer>7E0</answer>": (1, 1, 0),
+    "<answer>NaN</answer>": (1, 1, 0),
+    "＜answer＞7＜/answer＞": (0, 0, 0),
+    # an answer hidden in the reasoning
+    "The answer is 7.": (0, 0, 0),
+    "<answer>8</answer> 7": (0, 1, 0),
+    "7 <answer>8</answer>": (1, 1, 0),
+    "7 <answer>": (0, 0.5, 0),
+    "7</answer>": (0, 0.5, 0),
+    # tags nested, reversed, misspelt
+    "<answer><answer>7</answer></answer>": (0, 0, 0),
+    "<answer><b>7</b></answer>": (0, 1, 0),
+    "</answer>7<answer>": (0, 0, 0),
+    "<ANSWER>7</ANSWER>": (0, 0, 0),
+    "<answer >7</answer>": (0, 0.5, 0),
+}
+
+
+@pytest.mark.parametrize("completion", HOSTILE, ids=lambda c: repr(c[:30]))
+@pytest.mark.parametrize("form", ["plain", "conversational"])
+def test_rewards(completion, form):
+    given = completion if form == "plain" else [{"role": "assistant", "content": completion}]
+    earned = [reward([None], [given], answer=["7"], trainer_state=None) for reward in grpo.REWARDS]
+    assert earned == [[expected] for expected in HOSTILE[completion]]
+
+
+def test_rewards_keep_the_order_and_take_the_task_of_each():
+    columns = {"answer": ["7", "-3", "12"], "task": ["chain_sum", "chain_sum", "gsm_symbolic"]}
+    found = ["<answer>7</answer>", "<answer>3</answer>", "so <answer>12</answer>"]
+    assert grpo.answer_reward([None] * 3, found, **columns) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("size", [{}, {"terms": 3}, {"digits": 2}])
+def test_sums_are_divided_without_overlap(size):
+    train, test = grpo.sums(40, 20, **size)
+    assert (train, test) == grpo.sums(40, 20, **size) != grpo.sums(40, 20, seed=1, **size)
+    terms = [tuple(sorted(f"+ {p['prompt']}".split(": ")[1].split())) for p in train + test]
+    assert len(set(terms)) > 50 and not {p["prompt"] for p in train} & {p["prompt"] for p in test}
+    sums = [p["prompt"].split(": ")[1].split("=")[0] for p in train + test]
+    assert [str(eval(s)) for s in sums] == [p["answer"] for p in train + test]
+
+
+def test_sums_say_how_many_there_are():
+    with pytest.raises(ValueError, match="155 sums of terms=2 and digits=1"):
+        grpo.sums(150, 50)
+
+
+def test_metamath_keeps_numbers_and_one_rephrasing_of_each_question(monkeypatch):
+    import datasets
+
+    rows = [("1", "one", "So 1.\nThe answer is: 1"), ("2", "one", "The answer is: 1"), ("3", "two", "The answer is: $x$"),
+            ("4", "three", "The answer is: -1,042.5"), ("5", "four", "no answer")]  # fmt: skip
+    found = datasets.Dataset.from_list([dict(zip(("query", "original_question", "response"), row)) for row in rows])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: found)
+    (train,), (test,) = grpo.metamath(1, 1)
+    assert {train["answer"], test["answer"]} == {"1", "-1,042.5"}
+    completion = [{"role": "assistant", "content": f"Well. <answer>{train['answer']}</answer>"}]
+    assert grpo.answer_reward([train["prompt"]], [completion], [train["answer"]], [train["task"]]) == [1]
+    with pytest.raises(ValueError, match="more than the 2 problems"):
+        grpo.metamath(2, 1)
+
+
+# Training on a random model
+
+PROBLEMS = [{"prompt": f"{a} + 1 = ", "answer": str(a + 1), "task": "chain_sum"} for a in range(6)]
+SMALL = {"steps": 2, "prompts_per_step": 2, "num_generations": 2, "max_completion_length": 4, "r": 2, "lr": 1e-2}
+
+
+def digits(prompts, completions, **columns):
+    """A reward that a random model of bytes earns now and then."""
+    return [sum(c.isalnum() for c in text) / 4 for text in completions]
+
+
+@pytest.fixture
+def base(tiny_llama, byte_tokenizer):
+    byte_tokenizer.eos_token = "!"
+    return tiny_llama, byte_tokenizer
+
+
+def state(model, tokenizer):
+    """What training must not change; parameters by identity and by value."""
+    modules = {n: (type(m), m.training, len(m._forward_hooks), set(vars(m))) for n, m in model.named_modules()}
+    parameters = {n: (id(p), p.data_ptr(), p.requires_grad, p.grad is None) for n, p in model.named_parameters()}
+    values = {n: p.clone() for n, p in model.state_dict().items()}
+    configs = copy.deepcopy((model.config.to_dict(), model.generation_config.to_dict()))
+    return (modules, parameters, configs, repr(tokenizer)), values
+
+
+def same(before, after):
+    return before[0] == after[0] and all(torch.equal(before[1][n], after[1][n]) for n in before[1])
+
+
+def on(base, *types):
+    return Placement.of_types(nfn_scores(base[0], ["some text"], base[1], progress=False), types)
+
+
+def run(base, **options):
+    return grpo.train(*base, PROBLEMS, on(base, "v_proj", "up_proj"), rewards=[digits], **(SMALL | options))
+
+
+def test_training_leaves_the_base_as_it_was(base):
+    base[0].model.embed_tokens.weight.requires_grad_(False)
+    before = state(*base)
+    frame, trained = run(base)
+    assert same(before, state(*base))
+    adapters = {n: p for n, p in trained.named_parameters() if "lora" in n}
+    assert any(p.abs().sum() > 0 for n, p in adapters.items() if "lora_B" in n)
+    assert frame["parameters"].unique().tolist() == [sum(p.numel() for p in adapters.values())] == [2 * 2 * (48 + 80)]
+    assert trained.get_base_model().lm_head.weight.data_ptr() == base[0].lm_head.weight.data_ptr()
+
+
+def test_an_error_leaves_the_base_as_it_was(base):
+    def broken(prompts, completions, **columns):
+        raise ArithmeticError("broken reward")
+
+    placement, before = on(base, "v_proj"), state(*base)
+    with pytest.raises(ArithmeticError, match="broken reward"):
+        grpo.train(*base, PROBLEMS, placement, rewards=[broken], **SMALL)
+    assert same(before, state(*base))
+
+
+def test_the_frame_is_tidy(base, capfd):
+    frame, _ = run(base, name="mine")
+    assert list(frame["step"]) == [1, 2] and not frame.isna().any().any()
+    measured = ["step", "reward", "digits", "reward_std", "kl", "completion_length", "seconds"]
+    assert list(frame) == [*measured, "placement", "types", "r", "parameters", "lr", "seed"]
+    assert (frame["reward"] == frame["digits"]).all() and frame["completion_length"].max() <= 4
+    assert set(frame["placement"]) == {"mine"} and set(frame["types"]) == {"up_proj+v_proj"}
+    assert capfd.readouterr().out == ""
+
+
+def test_same_seed_same_result(base):
+    (one, first), (two, second), (other, _) = run(base), run(base), run(base, seed=1)
+    pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not one["reward"].equals(other["reward"]) or not one["kl"].equals(other["kl"])
+
+
+def test_conversations_train_too(base):
+    base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
+    frame, trained = grpo.train(*base, problems, on(base, "v_proj"), **SMALL)
+    assert list(frame["format"]) == [0, 0] and grpo.accuracy(trained, base[1], problems) == 0
+
+
+def test_without_kl(base):
+    assert "kl" not in run(base, beta=0.0)[0]
+
+
+def test_warm_up_returns_another_plain_model(base):
+    before = state(*base)
+    options = {"steps": 2, "batch_size": 2, "lr": 1e-2}
+    one, two = (grpo.warm_up(*base, PROBLEMS, **options) for _ in range(2))
+    assert same(before, state(*base)) and type(one) is type(base[0]) and not one.training
+    assert "forward" not in vars(one)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.lm_head.weight, base[0].lm_head.weight)
+
+
+def test_samples_and_accuracy(base):
+    before = state(*base)
+    table = grpo.samples(*base, PROBLEMS, n=3, max_completion_length=4)
+    assert list(table) == ["prompt", "completion", "expected", "format", "approximate_format", "answer", "reward"]
+    assert table["expected"].tolist() == ["1", "2", "3"] and not table.isna().any().any()
+    assert grpo.accuracy(*base, PROBLEMS, max_completion_length=4) == 0
+    assert same(before, state(*base))
+
+
+def test_errors_say_what_would_do(base, monkeypatch):
+    other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
+    with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
+        grpo.train(*base, PROBLEMS, other, **SMALL)
+    with pytest.raises(ValueError, match="steps=0"):
+        run(base, steps=0)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
+        run(base)
+    with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
+        grpo.warm_up(*base, PROBLEMS)
+
+
+def test_without_trl_the_rest_works(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "plop_nb.grpo")
+    import plop_nb.grpo
+
+    assert plop_nb.grpo.format_reward(None, ["<answer>7</answer>"]) == [1]
