@@ -22,6 +22,7 @@ from pygments.formatters import HtmlFormatter
 HERE = Path(__file__).parent
 ROW = re.compile(r"^\|.*\| \[([^]]+)\]\(notebooks/(\w+)\.ipynb\):? (.+) \| (.+) \|$", re.MULTILINE)
 
+INTRODUCTION = "The executed notebooks of plop_nb: what each asks and finds. A picture leads to its notebook."
 STYLE = """\
 body { margin: 0 auto; padding: 1rem; max-width: 54rem; font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a;
        background: white; overflow-wrap: anywhere }
@@ -31,16 +32,19 @@ img { max-width: 100%; height: auto }
 pre { overflow-x: auto; overflow-wrap: normal; margin: 0 0 1rem; font-size: 0.85rem; line-height: 1.4 }
 .input pre, .rendered_html pre { background: #f5f6f8; padding: 0.7rem }
 .output pre { border-left: 3px solid #d5d9e0; padding-left: 0.7rem }
+.output_stream pre { white-space: pre-wrap }
 .output_html, .rendered_html table, .formula { display: block; overflow-x: auto }
 .formula { overflow-y: hidden; padding: 0.2rem 0 }
 .output_html { margin-bottom: 1rem; overflow-wrap: normal }
 table { border-collapse: collapse; font-size: 0.85rem }
+table, th, td { border: 0 }
 th, td { padding: 0.2rem 0.6rem; text-align: right }
 thead, tr { border-bottom: 1px solid #e3e6eb }
 caption { text-align: left; padding-bottom: 0.4rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 .card { border: 1px solid #d5d9e0; border-radius: 0.5rem; padding: 1rem }
 .card img { display: block; width: 100%; height: 11rem; object-fit: contain }
+@media (max-width: 30rem) { .card img { height: auto } }
 .card h2 { font-size: 1.1rem; margin: 0.8rem 0 0.4rem }
 .card p { margin: 0.4rem 0 }
 .quiet { color: #5b616b; font-size: 0.9rem }
@@ -78,13 +82,13 @@ def render(folder, notebooks=HERE):
         picture = f"images/{path.stem}.png"
         shutil.copy(path.parent / picture, folder / picture)
         cards.append(card(path.stem, name, question, finding, notebook.metadata.get("plop_nb", {}).get("seconds")))
-    start = '<h1>Where do the LoRA adapters go?</h1><div class="cards">' + "".join(cards) + "</div>"
+    start = f'<h1>Where do the LoRA adapters go?</h1><p>{INTRODUCTION}</p><div class="cards">{"".join(cards)}</div>'
     (folder / "index.html").write_text(page("plop_nb", start))
 
 
 def card(stem, name, question, finding, seconds):
     """A notebook in the index."""
-    time = f'<p class="quiet">Ran in {seconds} s</p>' if seconds else ""
+    time = "" if seconds is None else f'<p class="quiet">Ran in {seconds} s</p>'
     return (
         f'<div class="card"><a href="{stem}.html"><img src="images/{stem}.png" alt="{escape(finding)}"></a>'
         f'<h2><a href="{stem}.html">{escape(name)}</a></h2><p>{escape(finding)}</p>'
