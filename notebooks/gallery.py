@@ -4,7 +4,7 @@
     python notebooks/gallery.py --out FOLDER     into another folder
 
 Nothing is executed and nothing is fetched: figures lie in the pages, formulas become MathML. Each notebook's
-question and finding are those of the README's table, its running time is what run.py noted in it.
+question and finding are those in the README, its running time is what run.py noted in it.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
 HERE = Path(__file__).parent
-ROW = re.compile(r"^\|.*\| \[([^]]+)\]\(notebooks/(\w+)\.ipynb\):? (.+) \| (.+) \|$", re.MULTILINE)
+ENTRY = re.compile(r"\[([^]]+)\]\(notebooks/(\w+)\.ipynb\): (.+?)<br>\*\*(.+?)\*\*")  # name, stem, question, finding
 
 INTRODUCTION = "The executed notebooks of plop_nb: what each asks and finds. A picture leads to its notebook."
 STYLE = """\
@@ -68,13 +68,13 @@ def markdown(source):
 def render(folder, notebooks=HERE):
     """Write index.html, and one page and one picture for each of `notebooks`, into `folder`."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows = {row[1]: row for row in ROW.findall((HERE.parent / "README.md").read_text())}
+    entries = {entry[1]: entry for entry in ENTRY.findall((HERE.parent / "README.md").read_text())}
     plain = {"template_name": "basic", "exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(filters={"markdown2html": markdown}, **plain)  # the cells alone, without nbconvert's page
     cards = []
     for path in sorted(notebooks.glob("[0-9]*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        name, _, question, finding = rows[path.stem]
+        name, _, question, finding = entries[path.stem]
         cells, _ = exporter.from_notebook_node(notebook)
         back = '<a href="index.html">All notebooks</a>'
         code = f"<style>{HtmlFormatter().get_style_defs('.highlight')}</style>"

@@ -80,7 +80,8 @@ def test_gpu_is_used_in_a_dtype_that_it_has(monkeypatch, card, major, dtype):
     """torch says that a T4 supports bfloat16, because it emulates it."""
     chosen = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or major > 7)
+    supported = lambda including_emulation=True: including_emulation or major >= 8
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(models, "_load", lambda name, options: (chosen.update(options), (Model(), None))[1])
     assert plop.load_model("any/model")[0].device == torch.device("cuda")
     assert chosen == {"dtype": dtype}

@@ -78,17 +78,17 @@ def test_links_resolve_and_nothing_is_loaded_from_a_network(folder, stem):
 
 def test_index_shows_every_notebook_with_its_finding(folder):
     index = Links(folder / "index.html").found
-    rows = {stem: finding for _, stem, _, finding in gallery.ROW.findall((ROOT / "README.md").read_text())}
-    assert sorted(rows) == NOTEBOOKS
-    for stem, finding in rows.items():
+    findings = {stem: finding for _, stem, _, finding in gallery.ENTRY.findall((ROOT / "README.md").read_text())}
+    assert sorted(findings) == NOTEBOOKS
+    for stem, finding in findings.items():
         assert ("a", f"{stem}.html") in index and ("img", f"images/{stem}.png") in index
         assert len(finding) < 140 and gallery.escape(finding) in (folder / "index.html").read_text()
 
 
-def test_readme_pictures_exist():
-    pictures = re.findall(r'src="([^"]+)"', (ROOT / "README.md").read_text())
-    assert pictures == [f"notebooks/images/{stem}.png" for stem in NOTEBOOKS]
-    assert all((ROOT / picture).is_file() for picture in pictures)
+def test_readme_shows_every_picture():
+    pictures = re.findall(r"\[!\[.+?\]\((.+?)\)\]\((.+?)\)", (ROOT / "README.md").read_text())
+    assert pictures == [(f"notebooks/images/{stem}.png", f"notebooks/{stem}.ipynb") for stem in NOTEBOOKS]
+    assert all((ROOT / picture).is_file() for picture, _ in pictures)
 
 
 @pytest.mark.parametrize("stem", PAGES)
