@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -44,6 +47,16 @@ def test_terminal_shows_the_result_alone(folder):
     assert sorted(p.name for p in (folder / "out/of/all").iterdir()) == [
         "adapter_config.json", "profile.png", "scores.csv"
     ]  # fmt: skip
+
+
+def test_readme_commands_run(folder, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    (folder / "texts.txt").rename("mine.txt")
+    commands = re.findall(r"^    python -m plop_nb (\S+) (.*)$", readme, re.MULTILINE)
+    assert [main(["model", *shlex.split(options)]) for _, options in commands] == [0, 0]
+    (listed,) = re.findall(r"^    ls placement +# (.*)$", readme, re.MULTILINE)
+    assert all(path.name in listed for path in (folder / "placement").iterdir())
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -42,7 +43,8 @@ def colab(tmp_path):
     pip(python, "--target", preinstalled, "--no-deps", f"numpy=={NUMPY}")
     (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (packages / "preinstalled.pth").write_text(str(preinstalled))
-    return python
+    yield python
+    shutil.rmtree(tmp_path / "venv")  # a gigabyte, which pytest would keep for three more runs
 
 
 def pip(python, *arguments):
