@@ -1,13 +1,14 @@
 # make quickstart   executes the first notebook on the real model, prints ranking and target modules
 # make test         unit tests, doctests, README snippets, and every notebook's outputs compared
 # make notebooks    executes all notebooks in place (after a change)
+# make gallery      renders the executed notebooks to static pages in build/gallery
 # make bench        what scoring costs beside a forward pass and other ways to choose (half an hour on two cores)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test notebooks bench clean
+.PHONY: quickstart test notebooks gallery bench clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/python notebooks/run.py 00_quickstart --out build
@@ -17,6 +18,9 @@ test: $(VENV)/ready
 
 notebooks: $(VENV)/ready
 	$(BIN)/python notebooks/run.py
+
+gallery: $(VENV)/ready
+	$(BIN)/python notebooks/gallery.py
 
 bench: $(VENV)/ready
 	mkdir -p build

@@ -56,7 +56,9 @@ def execute(script, folder):
     os.environ.update(QUIET)
     start = time.time()
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute()
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    seconds = round(time.time() - start)
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "plop_nb": {"seconds": seconds}}  # for the gallery
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # else every run would change every cell
         cell.metadata.pop("execution", None)
@@ -71,7 +73,7 @@ def execute(script, folder):
             picture.write_bytes(base64.b64decode(cell.outputs[0].data["image/png"]))
     shown = [c for c in notebook.cells if "show" in c.metadata.get("tags", [])]
     print("\n\n".join(plain_text(output) for cell in shown for output in cell.outputs))
-    print(f"\n{script.stem}: {time.time() - start:.0f} s, written to {folder / script.stem}.ipynb")
+    print(f"\n{script.stem}: {seconds} s, written to {folder / script.stem}.ipynb")
 
 
 def plain_text(output):

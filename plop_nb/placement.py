@@ -6,6 +6,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from math import isnan
+from zlib import crc32
 
 import pandas as pd
 import torch
@@ -230,10 +231,13 @@ class Placement:
         return "\n".join([*lines, *self.notes, self._table().to_string(index=False)])
 
     def _repr_html_(self):
-        table = self._table().style.set_uuid("placement").hide(axis="index").format(precision=3)
-        table = table.apply(lambda row: ["font-weight: bold" if row["adapters"] else ""] * len(row), axis=1)
-        caption = [repr(self).splitlines()[0], *self.notes]
-        return table.set_caption("<br>".join(html.escape(line) for line in caption)).to_html()
+        table, caption = self._table(), [repr(self).splitlines()[0], *self.notes]
+        chosen = table["adapters"] == "yes"
+        style = table.style.set_uuid(f"placement-{crc32(repr(self).encode()):08x}").hide(axis="index")
+        style = style.format(precision=3, escape="html").set_caption("<br>".join(html.escape(c) for c in caption))
+        for rows, color in ((chosen, "rgba(1, 115, 178, 0.35)"), (~chosen, "rgba(128, 128, 128, 0.35)")):
+            style = style.bar(subset=pd.IndexSlice[rows, "nfn"], color=color, vmin=0, vmax=table["nfn"].max())
+        return style.set_properties(subset=pd.IndexSlice[chosen, :], **{"font-weight": "bold"}).to_html()
 
     def _table(self):
         chosen = self.ranking["type"].isin(self.types).map({True: "yes", False: ""})

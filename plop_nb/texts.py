@@ -1,5 +1,6 @@
 """Texts of a task: four domains that need no network, or any Hub data set."""
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -56,6 +57,71 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
     if n > len(texts):
         raise ValueError(f"n={n}, but {source!r} has {len(texts)} different texts: ask for at most that many")
     return random.Random(seed).sample(texts, len(texts))[:n]
+
+
+def read_texts(path, column="text"):
+    """The texts in a file of one's own, in its order.
+
+    Parameters
+    ----------
+    path : str or Path
+        A UTF-8 file: `.txt` (each line a text), `.jsonl` (each line a string, or an object), or `.csv`
+        (with a header). Blank lines are left out.
+    column : str
+        The key of the text in an object, or its column in a CSV file.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        Another ending, no texts, or a line that gives none (names the line).
+    """
+    path = Path(path)
+    if path.suffix not in READERS:
+        raise ValueError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(READERS)}")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            texts = [_text(number, row, column) for number, row in READERS[path.suffix](file)]
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}: {error}") from error
+    if not texts:
+        raise ValueError(f"{path} holds no texts: write one on each line")
+    return texts
+
+
+def _lines(file):
+    return ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip())
+
+
+def _objects(file):
+    for number, line in _lines(file):
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON ({error.msg}): each line is a string or an object") from error
+
+
+def _records(file):
+    reader = csv.DictReader(file)
+    return ((reader.line_num, row) for row in reader)
+
+
+READERS = {".txt": _lines, ".jsonl": _objects, ".csv": _records}
+
+
+def _text(number, row, column):
+    """The text in one line of a file."""
+    if isinstance(row, dict) and column not in row:
+        raise ValueError(f"line {number} has no column {column!r}, choose from {list(row)}")
+    text = row[column] if isinstance(row, dict) else row
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"line {number} holds {text!r:.40}, expected a text: correct it, or leave it out")
+    return text
 
 
 def data_file(name):

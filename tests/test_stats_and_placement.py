@@ -1,5 +1,7 @@
 """Ranking, confidence, and adapters exactly on the chosen modules."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -174,7 +176,26 @@ def test_smollm_config_is_exact(smollm, math_scores):
 def test_placement_shows_itself(math_scores):
     placement = plop.place(math_scores, k=2)
     assert "adapters on v_proj, up_proj (60 modules), confidence 100%" in str(placement)
-    assert "<table" in placement._repr_html_() and "v_proj" in placement._repr_html_()
+    assert "<" not in repr(placement) and "v_proj" in placement._repr_html_()
+    assert placement._repr_html_() == plop.place(math_scores, k=2)._repr_html_()  # a notebook that runs again is equal
+    assert "<table" in plop.place(math_scores, k=7)._repr_html_()
+    assert "<table" in plop.by_type(math_scores)._repr_html_() and "<" not in repr(plop.by_type(math_scores))
+
+
+def test_placement_in_html_marks_the_chosen_and_escapes_names():
+    scores = frame([[0.5, 1.0, 2.0, 4.0]] * 9, ["<script>alert(1)</script>", "v", "a&b<i>", "q"])
+    html = plop.place(scores, k=2)._repr_html_()
+    assert "<script" not in html and "<i>" not in html
+    assert html.count("&lt;script&gt;") == 2 and html.count("a&amp;b&lt;i&gt;") == 1
+    bold = re.findall(r"([^{}]*){[^{}]*font-weight: bold", html)
+    assert set(re.findall(r"_row(\d)_", "".join(bold))) == {"0", "1"} and html.count(">yes<") == 2
+    assert [float(x) for x in re.findall(r"linear-gradient\(.*? ([\d.]+)%,", html)] == [12.5, 25, 50, 100]
+
+
+def test_two_placements_on_one_page_keep_their_styles_apart():
+    scores = frame([[0.5, 1.0, 2.0]] * 9, "abc")
+    ids = [re.search('table id="(.*?)"', plop.place(scores, k=k)._repr_html_())[1] for k in (1, 2, 3)]
+    assert len(set(ids)) == 3
 
 
 def test_module_table(tiny_llama, tiny_bert):

@@ -1,0 +1,174 @@
+"""python -m plop_nb: what it prints, writes and answers to mistakes."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from peft import LoraConfig
+
+import plop_nb as plop
+from plop_nb.__main__ import main
+from plop_nb.texts import read_texts
+from tests.conftest import TEXTS
+
+
+@pytest.fixture
+def folder(tiny_llama, byte_tokenizer, tmp_path):
+    """A model folder `model`, and a file of texts beside it."""
+    tiny_llama.save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    return tmp_path
+
+
+def command(folder, *more):
+    return [str(folder / "model"), "--texts", str(folder / "texts.txt"), *more]
+
+
+def test_terminal_shows_the_result_alone(folder):
+    """A process of its own, without a display and with a backend that would need one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "plop_nb", *command(folder, "--k", "2", "--lora-alpha", "32", "--out", "out/of/all")],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k not in ("DISPLAY", "TQDM_DISABLE")} | {"MPLBACKEND": "tkagg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("adapters on ") and lines[-1].startswith("target_modules: ") and "<" not in done.stdout
+    assert "NFN" in done.stderr and "NFN:" not in done.stdout
+    assert sorted(p.name for p in (folder / "out/of/all").iterdir()) == [
+        "adapter_config.json", "profile.png", "scores.csv"
+    ]  # fmt: skip
+
+
+def test_readme_commands_run(folder, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    (folder / "texts.txt").rename("mine.txt")
+    commands = re.findall(r"^    python -m plop_nb (\S+) (.*)$", readme, re.MULTILINE)
+    assert [main(["model", *shlex.split(options)]) for _, options in commands] == [0, 0]
+    (listed,) = re.findall(r"^    ls placement +# (.*)$", readme, re.MULTILINE)
+    assert all(path.name in listed for path in (folder / "placement").iterdir())
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_files_hold_what_python_gives(folder, tiny_llama, byte_tokenizer, capsys, form):
+    out = folder / "out"
+    assert main(command(folder, "--k", "2", "--r", "4", "--lora-alpha", "32", "--format", form, "--out", str(out))) == 0
+    scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
+    read = pd.read_csv(out / "scores.csv") if form == "csv" else pd.read_parquet(out / "scores.parquet")
+    pd.testing.assert_frame_equal(read, scores, check_dtype=False)
+    placement = plop.place(scores, k=2)
+    assert str(placement) in capsys.readouterr().out
+    config = LoraConfig.from_pretrained(out)
+    assert (config.r, config.lora_alpha) == (4, 32)
+    assert (placement.check(tiny_llama, config)["adapted"] == 2).all()
+    assert (out / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_budget_and_number_of_texts(folder, capsys):
+    assert main(command(folder, "--parameters", "700", "--r", "2", "--n", "3")) == 0
+    table = capsys.readouterr().out
+    assert "too few texts (3)" in table and table.count(" yes") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["model", "--k", "0"],
+        ["model", "--k", "2", "--parameters", "100"],
+        ["model", "--domain", "code", "--texts", "texts.txt"],
+        ["model", "--n", "many"],
+        ["model", "--format", "xlsx"],
+    ],
+)
+def test_bad_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--texts", "nowhere.txt"], "No such file"),
+        (["--texts", "model"], "ends in '', expected one of .txt, .jsonl, .csv"),
+        (["--k", "99"], "k=99, expected an integer from 1 to 7"),
+        (["--parameters", "1"], "parameters=1 is less than"),
+        (["--out", "texts.txt/below"], "--out texts.txt/below cannot be written, because texts.txt cannot"),
+    ],
+)
+def test_failures_are_one_line_and_leave_nothing(folder, monkeypatch, capsys, change, says):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert main(["model", "--texts", "texts.txt", "--out", "out", *change]) == 1
+    shown = capsys.readouterr()
+    last = shown.err.splitlines()[-1]
+    assert last.startswith("plop_nb: ") and says in last and "Traceback" not in shown.err and shown.out == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_model_that_is_not_to_be_had(folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["no/such-model", *command(folder)[1:]]) == 1
+    error = capsys.readouterr().err
+    assert "plop_nb: cannot load 'no/such-model'" in error and error.count("\n") == 1
+
+
+def test_folder_that_may_not_be_written(folder, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as root every folder may be
+    assert main(command(folder, "--out", str(folder / "out"))) == 1
+    assert f"because {folder} cannot" in capsys.readouterr().err
+
+
+# Files of texts
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "one\n\n two, \u2028 still two\r\n"),
+        ("b.jsonl", '"one"\n\n{"text": " two, \\u2028 still two", "label": 3}'),
+        ("c.csv", '\ufefflabel,text\n1,one\n2," two, \u2028 still two"\n'),
+    ],
+)
+def test_texts_of_a_file(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_texts(tmp_path / name) == ["one", " two, \u2028 still two"]
+
+
+def test_column_of_a_file(tmp_path):
+    (tmp_path / "a.csv").write_text('id,question\n1,"two\nlines"\n2,next\n')
+    assert read_texts(tmp_path / "a.csv", "question") == ["two\nlines", "next"]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "why?"}))
+    assert read_texts(tmp_path / "a.jsonl", "question") == ["why?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"\n \n", "a.txt holds no texts"),
+        ("a.txt", b"caf\xe9", "a.txt: 'utf-8' codec can't decode"),
+        ("a.json", b"[]", "ends in '.json', expected one of .txt, .jsonl, .csv"),
+        ("a.jsonl", b'"one"\n\n{"text": "two"', "a.jsonl: line 3 is not JSON"),
+        ("a.jsonl", b'"one"\n{"question": "two"}', r"a.jsonl: line 2 has no column 'text', choose from \['question'\]"),
+        ("a.jsonl", b'{"text": 5}', "a.jsonl: line 1 holds 5, expected a text"),
+        ("a.jsonl", b'"one"\n["two"]', r"a.jsonl: line 2 holds \['two'\], expected a text"),
+        ("a.csv", b"id,text\n1,one\n2\n", "a.csv: line 3 holds None, expected a text"),
+        ("a.csv", b"id,text\n1,one\n2,\n", "a.csv: line 3 holds '', expected a text"),
+        ("a.csv", b"text\n" + b"x" * 200_000, "a.csv: field larger than field limit"),
+    ],
+)
+def test_files_without_texts(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_texts(tmp_path / name)
