@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from plop_nb.modules import linear_maps, unwrapped
-from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps, type_means
+from plop_nb.stats import by_type, confidence, diagnoses, lowest, per_text, swaps, type_means
 
 TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -54,33 +54,37 @@ def place(scores, k=None, *, parameters=None, r=16, seed=0):
     if parameters is not None:
         if k is not None:
             raise ValueError(f"k={k!r} and parameters={parameters!r} both say how many types: leave one of them out")
-        k = _affordable(scores, parameters, r)
+        k = len(affordable(scores, parameters, r))
     types = lowest(scores, 3 if k is None else k)
     modules = scores.loc[scores["type"].isin(types), "module"].unique().tolist()
     sure = confidence(scores, types, seed=seed)
     return Placement(types, modules, sure, by_type(scores), swaps(scores, types), diagnoses(scores, types, sure))
 
 
-def _affordable(scores, parameters, r):
-    """How many of the lowest types have adapters of rank `r` within so many parameters."""
-    sizes = _adapter_sizes(scores)
-    cost = r * sizes.loc[type_means(scores).index].cumsum()
+def affordable(scores, parameters, r, by="type"):
+    """The lowest types, or other groups, as many as have adapters of rank `r` within so many parameters."""
+    means = per_text(scores, by).mean().sort_values(kind="stable")
+    cost = r * adapter_sizes(scores, by)[means.index].cumsum()
     if cost.iloc[0] > parameters:
         raise ValueError(
-            f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {cost.index[0]} alone at "
+            f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {by} {cost.index[0]} alone at "
             f"r={r}: allow more, or lower r"
         )
-    return int((cost <= parameters).sum())
+    return cost.index[cost <= parameters].tolist()
 
 
-def _adapter_sizes(scores):
-    """Parameters of adapters of rank 1 on each type: in + out features of a map, of all experts in a stack."""
+def adapter_sizes(scores, by="type"):
+    """Parameters of adapters of rank 1 on each type, layer or target: in + out features, of all experts in a stack."""
+    maps = with_targets(scores.drop_duplicates("module")).drop_duplicates("target")
+    return (maps["experts"] * (maps["in_features"] + maps["out_features"])).groupby(maps[by]).sum()
+
+
+def with_targets(scores):
+    """The scored maps, with the column `target`: what PEFT adapts, the module or its stack of experts."""
     if missing := {"in_features", "out_features", "experts"} - set(scores.columns):
         raise ValueError(f"scores lacks the columns {sorted(missing)}, which a budget needs: see nfn_scores")
-    maps = scores.drop_duplicates("module")
-    target = maps["module"].where(maps["experts"] == 1, maps["module"].str.replace(r"\.\d+$", "", regex=True))
-    maps = maps.assign(size=maps["experts"] * (maps["in_features"] + maps["out_features"]), target=target)
-    return maps.drop_duplicates("target").groupby("type")["size"].sum()
+    stacks = scores["module"].str.replace(r"\.\d+$", "", regex=True)
+    return scores.assign(target=scores["module"].where(scores["experts"] == 1, stacks))
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,8 +1,11 @@
 """One long frame in, Axes out. One visual language: blue below 1, red above, white at 1."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from plop_nb.stats import by_type
@@ -48,7 +51,7 @@ def plot_types(scores, k=3, *, level=0.95, ax=None):
     return ax
 
 
-def plot_heatmap(scores, *, ax=None):
+def plot_heatmap(scores, *, chosen=None, ax=None):
     """NFN by layer and module type, on a logarithmic colour scale centred on 1.
 
     Types run from the lowest mean score (left) to the highest; modules outside a stack of
@@ -58,6 +61,8 @@ def plot_heatmap(scores, *, ax=None):
     ----------
     scores : pandas.DataFrame
         From `nfn_scores`.
+    chosen : iterable of str, optional
+        Names of modules to outline, such as `placement.modules`; all others are dimmed.
     ax : matplotlib Axes, optional
 
     Returns
@@ -78,4 +83,15 @@ def plot_heatmap(scores, *, ax=None):
     bar.set_ticks(ticks, labels=["1/3", "1/2", "1", "2", "3"])
     ax.set(xlabel="", ylabel="layer")
     ax.tick_params(axis="y", rotation=0)
+    if chosen is not None:
+        lit = layered.assign(lit=layered["module"].isin(set(chosen)))
+        lit = lit.pivot_table(index="layer", columns="type", values="lit", aggfunc="max", observed=True)[order]
+        _light_up(ax, lit.fillna(False).to_numpy(dtype=bool))
     return ax
+
+
+def _light_up(ax, lit):
+    """Outline the cells of a heat map where `lit` (rows, columns) is true, and dim the others."""
+    ax.collections[0].set_alpha(np.where(lit, 1.0, 0.3))
+    cells = [Rectangle((column, row), 1, 1) for row, column in np.argwhere(lit)]
+    ax.add_collection(PatchCollection(cells, facecolor="none", edgecolor="0.15", linewidth=1.2, clip_on=False))
