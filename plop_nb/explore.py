@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from plop_nb.placement import Placement, adapter_sizes, affordable, place, with_targets
+from plop_nb.placement import Placement, adapter_sizes, affordable, name_pattern, place, with_targets
 from plop_nb.plots import CHOSEN, NFN, OTHER, plot_heatmap, plot_types
 from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
 
@@ -59,7 +59,9 @@ def explore(scores, model=None, *, k=3, r=16):
     """
     domains = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
     if not domains or not all(isinstance(frame, pd.DataFrame) for frame in domains.values()):
-        raise TypeError(f"scores={scores!r:.80}, expected the frame that nfn_scores returns, or a dict {{domain: frame}}")
+        raise TypeError(
+            f"scores={scores!r:.80}, expected the frame that nfn_scores returns, or a dict {{domain: frame}}"
+        )
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"r={r!r}, expected a positive integer, such as 16")
     for frame in domains.values():
@@ -165,27 +167,7 @@ def _unproven_form(chosen, scores):
     """The arguments that name the chosen modules, and no other scored one."""
     stacked = lambda frame: frame.loc[frame["experts"] > 1, "target"].unique().tolist()
     plain = lambda frame: frame.loc[frame["experts"] == 1, "target"].unique()
-    return {"target_modules": _pattern(plain(chosen), plain(scores)), "target_parameters": stacked(chosen)}
-
-
-def _pattern(names, known):
-    """A regular expression that matches these names in full and no other known one: layers listed, or `\\d+` for all."""
-    layers, everywhere = _by_place(names), _by_place(known)
-    parts = []
-    for place_, numbers in layers.items():
-        before, after = map(re.escape, place_)
-        number = r"\d+" if len(numbers) > 1 and numbers == everywhere[place_] else "|".join(numbers)
-        parts.append(before + (f"({number})" if "|" in number else number) + after)
-    return "|".join(parts)
-
-
-def _by_place(names):
-    """{(name before, name after the layer's number): numbers}; a name without a number has the number ""."""
-    places = {}
-    for name in names:
-        before, number, after = (*re.split(r"(?<![^.])(\d+)(?![^.])", name, maxsplit=1), "", "")[:3]
-        places.setdefault((before, after), []).append(number)
-    return places
+    return {"target_modules": name_pattern(plain(chosen), plain(scores)), "target_parameters": stacked(chosen)}
 
 
 def _config_text(r, target_modules=None, target_parameters=None, task_type=None):
@@ -218,16 +200,17 @@ def _summary(placement, parameters, modules):
 
 def _png(scores, statistic, placement):
     """Profile and heat map of a placement as PNG bytes: a picture that is replaced in one go does not flicker."""
-    layered = scores["layer"].notna().any()
-    rows = max(scores["type"].nunique(), 24 if layered or statistic == "layers" else 0)
-    fig = Figure(figsize=(11 if layered else 6, 0.17 * rows + 1.5), dpi=DPI, layout="constrained")
-    left, *right = FigureCanvasAgg(fig).figure.subplots(1, 2 if layered else 1, squeeze=False)[0]
+    layers = scores["layer"].nunique()
+    size = (11 if layers else 6, 0.17 * min(40, max(scores["type"].nunique() + 4, layers, 20)) + 1.2)
+    canvas = FigureCanvasAgg(Figure(figsize=size, dpi=DPI, layout="constrained"))
+    left, *right = canvas.figure.subplots(1, 2 if layers else 1, squeeze=False)[0]
     PROFILES[statistic](scores, placement, left)
     left.set_title(f"Profile by {statistic[:-1]}", loc="left")
     for ax in right:
         plot_heatmap(scores, chosen=placement.modules, ax=ax).set_title("Outlined: with adapters", loc="left")
+        ax.tick_params(axis="x", rotation=90)
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
+    canvas.print_png(buffer, pil_kwargs={"compress_level": 1})  # one pass: savefig would draw all twice
     return buffer.getvalue()
 
 
@@ -241,7 +224,7 @@ def _layers_profile(scores, placement, ax):
     colors = [CHOSEN if layer in chosen else OTHER for layer in layers["layer"]]
     spread = [(layers["nfn"] - layers["low"]).clip(lower=0), (layers["high"] - layers["nfn"]).clip(lower=0)]
     ax.barh(layers["layer"], layers["nfn"], xerr=spread, color=colors, error_kw={"capsize": 2, "lw": 1})
-    ax.invert_yaxis()
+    ax.set_ylim(layers["layer"].max() + 0.5, layers["layer"].min() - 0.5)  # in line with the heat map
     _dress(ax, "layer")
 
 

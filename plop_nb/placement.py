@@ -264,10 +264,30 @@ def _target_forms(wanted):
         yield {"target_modules": list(dict.fromkeys(target.rsplit(".", 1)[-1] for target in maps)), **also}
         patterns = dict.fromkeys(re.escape(m.pattern).replace(r"\*", r"\w+") for m in maps.values())
         yield {"target_modules": "|".join(patterns), **also}
+        yield {"target_modules": name_pattern(maps), **also}
         yield {"target_modules": list(maps), **also}
-        yield {"target_modules": "|".join(re.escape(target) for target in maps), **also}
     # PEFT renames modules of mixture models, but not parameters given by their full name.
     yield {"target_modules": [], "target_parameters": [f"{target}.weight" for target in maps] + stacks}
+
+
+def name_pattern(names, known=()):
+    """A regular expression that matches these names in full and no other known one: layers listed, or `\\d+` for all."""
+    layers, everywhere = _by_place(names), _by_place(known)
+    parts = []
+    for around, numbers in layers.items():
+        before, after = map(re.escape, around)
+        number = r"\d+" if len(numbers) > 1 and numbers == everywhere.get(around) else "|".join(numbers)
+        parts.append(before + (f"({number})" if "|" in number else number) + after)
+    return "|".join(parts)
+
+
+def _by_place(names):
+    """{(name before, name after the layer's number): numbers}; a name without a number has the number ""."""
+    places = {}
+    for name in names:
+        before, number, after = (*re.split(r"(?<![^.])(\d+)(?![^.])", name, maxsplit=1), "", "")[:3]
+        places.setdefault((before, after), []).append(number)
+    return places
 
 
 def _difference(wanted, adapted):
