@@ -86,7 +86,7 @@ class Explorer(widgets.VBox):
         self._domains, self._model, self._forms = domains, model, {}
         self.domain = widgets.Dropdown(description="Domain", options=list(domains))
         self.statistic = widgets.Dropdown(description="Statistic", options=self._statistics())
-        self.limit = widgets.ToggleButtons(description="Limit", options=[K, BUDGET])
+        self.limit = widgets.ToggleButtons(description="Limit", options=[K, BUDGET], layout={"width": "auto"})
         types = min(len(type_means(frame)) for frame in domains.values())
         self.k = widgets.IntSlider(description="k types", value=k, min=1, max=types, continuous_update=False)
         ranks = sorted({*RANKS, r})
@@ -95,7 +95,7 @@ class Explorer(widgets.VBox):
         self.budget = widgets.BoundedIntText(description="Parameters", value=self._cost(k), min=1, max=whole)
         self.budget.step = max(1, self.budget.value // 100)
         self.picture, self.summary, self.status = widgets.Image(format="png"), widgets.HTML(), widgets.HTML()
-        self.config = widgets.Textarea(description="Config", layout={"width": "100%", "height": "15em"})
+        self.config = widgets.Textarea(description="Config", layout={"width": "auto", "height": "16em"})
         self.picture.layout.max_width = "100%"
         self.domain.layout.display = None if len(domains) > 1 else "none"
         controls = [self.domain, self.statistic, self.rank, self.limit, self.k, self.budget]
