@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from threading import Lock
 
 import ipywidgets as widgets
 import pandas as pd
@@ -84,9 +85,10 @@ class Explorer(widgets.VBox):
 
     def __init__(self, domains, model, k, r):
         self._domains, self._model, self._forms = domains, model, {}
-        self.domain = widgets.Dropdown(description="Domain", options=list(domains))
-        self.statistic = widgets.Dropdown(description="Statistic", options=self._statistics())
-        self.limit = widgets.ToggleButtons(description="Limit", options=[K, BUDGET], layout={"width": "auto"})
+        self._lock = Lock()  # a notebook may run callbacks in several threads (kernel subshells)
+        self.domain = _buttons("Domain", domains)
+        self.statistic = _buttons("Statistic", self._statistics())
+        self.limit = _buttons("Limit", [K, BUDGET])
         types = min(len(type_means(frame)) for frame in domains.values())
         self.k = widgets.IntSlider(description="k types", value=k, min=1, max=types, continuous_update=False)
         ranks = sorted({*RANKS, r})
@@ -96,14 +98,15 @@ class Explorer(widgets.VBox):
         self.budget.step = max(1, self.budget.value // 100)
         self.picture, self.summary, self.status = widgets.Image(format="png"), widgets.HTML(), widgets.HTML()
         self.config = widgets.Textarea(description="Config", layout={"width": "auto", "height": "16em"})
-        self.picture.layout.max_width = "100%"
-        self.domain.layout.display = None if len(domains) > 1 else "none"
-        controls = [self.domain, self.statistic, self.rank, self.limit, self.k, self.budget]
+        self.picture.layout.max_width, self.status.layout.min_height = "100%", "2em"
+        if len(domains) == 1:
+            self.domain.layout.display = "none"
+        controls = [self.domain, self.statistic, self.limit, self.k, self.budget, self.rank]
         for control in controls:
             control.observe(self._changed, "value")
         self._update()
-        rows = [widgets.HBox(part, layout={"flex_flow": "row wrap"}) for part in (controls[:3], controls[3:])]
-        super().__init__([*rows, self.status, self.picture, self.summary, self.config])
+        rows = [widgets.HBox(part, layout={"flex_flow": "row wrap"}) for part in (controls[1:3], controls[3:])]
+        super().__init__([self.domain, *rows, self.status, self.picture, self.summary, self.config])
 
     def _statistics(self):
         layered = all(frame["layer"].notna().any() for frame in self._domains.values())
@@ -121,14 +124,18 @@ class Explorer(widgets.VBox):
         """Choose and draw again. An error goes to the page: in a callback nobody would see it."""
         if change["owner"].disabled:  # the budget box, which follows `k types`
             return
-        try:
-            self._update()
-            self.status.value = ""
-        except Exception as error:
-            self.placement = self.parameters = self.config_text = None
-            self.config.value = self.summary.value = ""
-            message = html.escape(f"{type(error).__name__}: {error}")
-            self.status.value = f'<b role="alert" style="color: #c00">{message}</b> (picture: the choice before)'
+        with self._lock:
+            try:
+                self._update()
+                self.status.value = ""
+            except Exception as error:
+                self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, message):
+        self.placement = self.parameters = self.config_text = None
+        self.config.value = self.summary.value = ""
+        alert = f'<b role="alert" style="color: #c00">{html.escape(message)}</b>'
+        self.status.value = f"{alert} (picture: the choice before)"
 
     def _update(self):
         self.k.disabled, self.budget.disabled = self.limit.value == BUDGET, self.limit.value == K
@@ -161,6 +168,13 @@ class Explorer(widgets.VBox):
             config = placement.lora_config(self._model)
             self._forms[key] = {name: getattr(config, name) for name in FORM}
         return self._forms[key]
+
+
+def _buttons(description, options):
+    """One of several; not a `Dropdown`, whose arrow keys JupyterLab takes to move between cells."""
+    one_line = {"width": "auto", "display": "flex", "flex_flow": "row nowrap"}
+    style = {"button_width": "auto", "description_width": "5em"}
+    return widgets.ToggleButtons(description=description, options=list(options), style=style, layout=one_line)
 
 
 def _unproven_form(chosen, scores):

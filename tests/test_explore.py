@@ -1,5 +1,8 @@
 """The explorer: what its controls choose, that its code does what it says, and where its errors go."""
 
+import sys
+import threading
+import time
 from itertools import pairwise
 
 import ipywidgets as widgets
@@ -140,6 +143,26 @@ def test_error_in_a_callback_is_shown_and_goes_away(scores, monkeypatch):
     assert explorer.status.value == ""
 
 
+def test_callbacks_in_two_threads_take_turns(scores, monkeypatch):
+    """As JupyterLab runs them: the last change wins, whatever was still being drawn."""
+    explorer = plop.explore(scores)
+    explorer.limit.value = "parameter budget"
+    drawing = threading.Event()
+
+    def slow(*args):
+        drawing.set()
+        time.sleep(0.3)
+        return b""
+
+    monkeypatch.setattr(sys.modules["plop_nb.explore"], "_png", slow)
+    thread = threading.Thread(target=setattr, args=(explorer.rank, "value", 8))
+    thread.start()
+    drawing.wait(10)
+    explorer.budget.value = 1
+    thread.join()
+    assert "parameters=1 is less than" in explorer.status.value and explorer.placement is None
+
+
 def test_every_control_is_a_standard_widget_with_a_description(scores):
     explorer = plop.explore({"a": scores, "b": scores})
     shown, queue = [], [explorer]
@@ -155,7 +178,7 @@ def test_every_control_is_a_standard_widget_with_a_description(scores):
 
 def test_one_domain_hides_its_control(scores):
     assert plop.explore(scores).domain.layout.display == "none"
-    assert plop.explore({"a": scores, "b": scores}).domain.layout.display is None
+    assert plop.explore({"a": scores, "b": scores}).domain.layout.display == "flex"
 
 
 def test_model_without_layers(scores):

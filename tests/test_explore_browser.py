@@ -36,7 +36,7 @@ def jupyter_lab(folder):
     names = ["JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
     own = {name: str(folder / ".jupyter" / name) for name in names}
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=secret"]
-    options += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None"]
+    options += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
     log = (folder / "lab.log").open("w")
     lab = [sys.executable, "-m", "jupyterlab", *options]
     server = subprocess.Popen(lab, env=os.environ | own, cwd=folder, stdout=log, stderr=log)
@@ -72,11 +72,15 @@ def page(tiny_llama, byte_tokenizer, tmp_path):
         page = browser.new_page(viewport={"width": 1500, "height": 1250})
         page.set_default_timeout(120_000)
         page.goto(f"{address}/lab/tree/explorer.ipynb?token=secret")
-        page.locator(".jp-Notebook .jp-InputArea-editor").first.click()
-        page.keyboard.press("Shift+Enter")
-        page.get_by_text("trainable parameters").wait_for()
-        yield page
-        browser.close()
+        try:
+            page.get_by_text("| Idle").wait_for()  # the kernel: what is run before it is there gets lost
+            page.locator(".jp-Notebook .jp-InputArea-editor").first.click()
+            page.keyboard.press("Shift+Enter")
+            page.get_by_text("trainable parameters").wait_for()
+            yield page
+        finally:
+            page.screenshot(path=tmp_path / "last.png")
+            browser.close()
 
 
 def shown(page):
