@@ -12,8 +12,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import nn
 
-from plop_nb.placement import Placement, adapter_sizes, affordable, name_pattern, place, with_targets
+from plop_nb.placement import Placement, adapter_sizes, affordable, name_pattern, place, skeleton, with_targets
 from plop_nb.plots import CHOSEN, NFN, OTHER, plot_heatmap, plot_types
 from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
 
@@ -63,6 +64,8 @@ def explore(scores, model=None, *, k=3, r=16):
         raise TypeError(
             f"scores={scores!r:.80}, expected the frame that nfn_scores returns, or a dict {{domain: frame}}"
         )
+    if not (model is None or isinstance(model, nn.Module)):
+        raise TypeError(f"model is {type(model).__name__}, expected the torch.nn.Module that was scored, or None")
     if not isinstance(r, int) or isinstance(r, bool) or r < 1:
         raise ValueError(f"r={r!r}, expected a positive integer, such as 16")
     for frame in domains.values():
@@ -84,7 +87,8 @@ class Explorer(widgets.VBox):
     """
 
     def __init__(self, domains, model, k, r):
-        self._domains, self._model, self._forms = domains, model, {}
+        self._domains, self._forms = domains, {}
+        self._model = model if model is None else skeleton(model)  # a cell below may put adapters into the model itself
         self._lock = Lock()  # a notebook may run callbacks in several threads (kernel subshells)
         self.domain = _buttons("Domain", domains)
         self.statistic = _buttons("Statistic", self._statistics())
@@ -105,8 +109,8 @@ class Explorer(widgets.VBox):
         for control in controls:
             control.observe(self._changed, "value")
         self._update()
-        rows = [widgets.HBox(part, layout={"flex_flow": "row wrap"}) for part in (controls[1:3], controls[3:])]
-        super().__init__([self.domain, *rows, self.status, self.picture, self.summary, self.config])
+        sizes = widgets.HBox(controls[3:], layout={"flex_flow": "row wrap"})
+        super().__init__([*controls[:3], sizes, self.status, self.picture, self.summary, self.config])
 
     def _statistics(self):
         layered = all(frame["layer"].notna().any() for frame in self._domains.values())

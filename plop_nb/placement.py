@@ -297,7 +297,7 @@ def _difference(wanted, adapted):
 
 def _adapted(model, config):
     """{target: adapter parameters} of what PEFT adapts, found by injection into an empty copy."""
-    empty = _skeleton(model)
+    empty = skeleton(model)
     empty = empty.unload() if isinstance(empty, PeftModel) else unwrapped(empty)
     try:
         with warnings.catch_warnings():
@@ -318,7 +318,7 @@ def _adapted(model, config):
     return found
 
 
-def _skeleton(model):
+def skeleton(model):
     """A copy of `model` whose parameters and buffers are on the meta device: structure without memory."""
     empty = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     return copy.deepcopy(model, empty | {id(p): _empty(p) for p in model.parameters()})

@@ -111,6 +111,14 @@ def test_config_is_the_placements_own_with_a_model(tiny_llama, scores):
     assert names["config"].to_dict() == config.to_dict()
 
 
+def test_model_may_get_adapters_below_its_explorer(tiny_llama, scores):
+    explorer = plop.explore(scores, tiny_llama, k=2)
+    lora = get_peft_model(tiny_llama, explorer.placement.lora_config(tiny_llama))
+    explorer.k.value = 4
+    assert explorer.status.value == ""
+    assert_true(explorer, lora.unload())
+
+
 def test_names_are_escaped_and_anchored(tiny_llama):
     """`\\d+` only where all layers are meant; a module of the same last name elsewhere is not hit."""
     scores = scores_of(tiny_llama, ["up_proj"])
@@ -201,7 +209,7 @@ def test_rank_of_ones_own_is_an_option(scores):
         ({"k": 8}, ValueError, "k=8, expected an integer from 1 to 7"),
         ({"r": 0}, ValueError, "r=0, expected a positive integer"),
         ({"r": 2.5}, ValueError, "r=2.5, expected a positive integer"),
-        ({"model": "gpt2"}, TypeError, "model is str, expected a torch.nn.Module"),
+        ({"model": "gpt2"}, TypeError, "model is str, expected the torch.nn.Module"),
         ({"model": torch.nn.Linear(2, 2)}, ValueError, "this placement is for another model"),
     ],
 )
