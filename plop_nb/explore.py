@@ -84,6 +84,8 @@ class Explorer(widgets.VBox):
         Trainable parameters of its adapters.
     config_text : str
         Code that makes its `LoraConfig`.
+    domain, statistic, limit, k, budget, rank : ipywidgets.Widget
+        The controls; setting their `value` from a cell does what a hand on them does.
     """
 
     def __init__(self, domains, model, k, r):
@@ -257,7 +259,7 @@ def _modules_profile(scores, placement, ax):
 
 
 def _dress(ax, ylabel):
-    ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
+    ax.axvline(1, color="0.15", lw=1, ls="--")
     ax.set(xlabel=NFN, ylabel=ylabel)
     sns.despine(ax=ax)
 

@@ -93,14 +93,17 @@ def test_placements_are_the_librarys(tiny_llama, scores):
     assert {"k types": explorer.k.disabled, "budget": explorer.budget.disabled} == {"k types": True, "budget": False}
 
 
-def test_stacked_experts_are_counted_and_named_as_peft_adapts_them(byte_tokenizer):
+@pytest.mark.parametrize("proven", [False, True], ids=["without the model", "with the model"])
+def test_stacked_experts_are_counted_and_named_as_peft_adapts_them(proven):
     model = build("qwen3_moe")
     batch = {"input_ids": (ids := torch.arange(2, 42).reshape(4, 10)), "attention_mask": ids * 0 + 1}
-    explorer = plop.explore(plop.nfn_scores(model, [batch], progress=False), model, r=2)
+    explorer = plop.explore(plop.nfn_scores(model, [batch], progress=False), model if proven else None, r=2)
     for k in range(1, explorer.k.max + 1):
         explorer.k.value = k
         assert explorer.status.value == ""
         assert adapted(model, explorer.config_text)[1] == explorer.parameters
+    explorer.statistic.value = "modules"
+    assert adapted(model, explorer.config_text)[1] == explorer.parameters
 
 
 def test_config_is_the_placements_own_with_a_model(tiny_llama, scores):
