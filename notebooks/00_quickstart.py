@@ -190,6 +190,14 @@ check
 print("target_modules:", sorted(config.target_modules))
 
 # %% [markdown]
+# Try other choices: another `k`, a parameter budget, single modules, another rank. The figures above are the static
+# twins of this explorer, which lives only while the notebook runs; `explorer.placement` is what it has chosen.
+
+# %% tags=["nbval-ignore-output"]
+explorer = plop.explore(scores, model, k=K, r=RANK)
+explorer
+
+# %% [markdown]
 # ## Train
 #
 # From here on it is ordinary PEFT and [TRL](https://huggingface.co/docs/trl).

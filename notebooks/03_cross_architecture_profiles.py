@@ -380,6 +380,14 @@ _ = fig.legend(loc="outside lower center", ncols=3, frameon=False)
 # the rest are output maps. In MiniLM the two choices have little in common. Which of the two trains better is a question
 # for finetuning, not answered here.
 #
+# Choose yourself, while the notebook runs: the domains of the first live model, by types, layers or single modules at
+# equal parameters. The figures above are its static twins.
+
+# %% tags=["nbval-ignore-output"]
+explorer = plop.explore(next(iter(live.values())), k=K)
+explorer
+
+# %% [markdown]
 # ## Images
 #
 # A vision transformer has no texts: named in `VIT`, it is scored on crops of a photograph.

@@ -13,6 +13,7 @@ Shapes and units used in all docstrings:
 """
 
 from plop_nb.directions import mean_split
+from plop_nb.explore import explore
 from plop_nb.hooks import record_norms
 from plop_nb.models import load_model
 from plop_nb.modules import module_table
@@ -27,6 +28,7 @@ __all__ = [
     "by_layer",
     "by_module",
     "by_type",
+    "explore",
     "load_model",
     "load_texts",
     "mean_split",

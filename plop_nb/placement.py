@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from plop_nb.modules import linear_maps, unwrapped
-from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps, type_means
+from plop_nb.stats import by_type, confidence, diagnoses, lowest, per_text, swaps, type_means
 
 TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -55,33 +55,37 @@ def place(scores, k=None, *, parameters=None, r=16, seed=0):
     if parameters is not None:
         if k is not None:
             raise ValueError(f"k={k!r} and parameters={parameters!r} both say how many types: leave one of them out")
-        k = _affordable(scores, parameters, r)
+        k = len(affordable(scores, parameters, r))
     types = lowest(scores, 3 if k is None else k)
     modules = scores.loc[scores["type"].isin(types), "module"].unique().tolist()
     sure = confidence(scores, types, seed=seed)
     return Placement(types, modules, sure, by_type(scores), swaps(scores, types), diagnoses(scores, types, sure))
 
 
-def _affordable(scores, parameters, r):
-    """How many of the lowest types have adapters of rank `r` within so many parameters."""
-    sizes = _adapter_sizes(scores)
-    cost = r * sizes.loc[type_means(scores).index].cumsum()
+def affordable(scores, parameters, r, by="type"):
+    """The lowest types, or other groups, as many as have adapters of rank `r` within so many parameters."""
+    means = per_text(scores, by).mean().sort_values(kind="stable")
+    cost = r * adapter_sizes(scores, by)[means.index].cumsum()
     if cost.iloc[0] > parameters:
         raise ValueError(
-            f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {cost.index[0]} alone at "
+            f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {by} {cost.index[0]} alone at "
             f"r={r}: allow more, or lower r"
         )
-    return int((cost <= parameters).sum())
+    return cost.index[cost <= parameters].tolist()
 
 
-def _adapter_sizes(scores):
-    """Parameters of adapters of rank 1 on each type: in + out features of a map, of all experts in a stack."""
+def adapter_sizes(scores, by="type"):
+    """Parameters of adapters of rank 1 on each type, layer or target: in + out features, of all experts in a stack."""
+    maps = with_targets(scores.drop_duplicates("module")).drop_duplicates("target")
+    return (maps["experts"] * (maps["in_features"] + maps["out_features"])).groupby(maps[by]).sum()
+
+
+def with_targets(scores):
+    """The scored maps, with the column `target`: what PEFT adapts, the module or its stack of experts."""
     if missing := {"in_features", "out_features", "experts"} - set(scores.columns):
         raise ValueError(f"scores lacks the columns {sorted(missing)}, which a budget needs: see nfn_scores")
-    maps = scores.drop_duplicates("module")
-    target = maps["module"].where(maps["experts"] == 1, maps["module"].str.replace(r"\.\d+$", "", regex=True))
-    maps = maps.assign(size=maps["experts"] * (maps["in_features"] + maps["out_features"]), target=target)
-    return maps.drop_duplicates("target").groupby("type")["size"].sum()
+    stacks = scores["module"].str.replace(r"\.\d+$", "", regex=True)
+    return scores.assign(target=scores["module"].where(scores["experts"] == 1, stacks))
 
 
 @dataclass(frozen=True, repr=False)
@@ -264,10 +268,30 @@ def _target_forms(wanted):
         yield {"target_modules": list(dict.fromkeys(target.rsplit(".", 1)[-1] for target in maps)), **also}
         patterns = dict.fromkeys(re.escape(m.pattern).replace(r"\*", r"\w+") for m in maps.values())
         yield {"target_modules": "|".join(patterns), **also}
+        yield {"target_modules": name_pattern(maps), **also}
         yield {"target_modules": list(maps), **also}
-        yield {"target_modules": "|".join(re.escape(target) for target in maps), **also}
     # PEFT renames modules of mixture models, but not parameters given by their full name.
     yield {"target_modules": [], "target_parameters": [f"{target}.weight" for target in maps] + stacks}
+
+
+def name_pattern(names, known=()):
+    """A regular expression that matches these names in full and no other known one: layers listed, or `\\d+` for all."""
+    layers, everywhere = _by_place(names), _by_place(known)
+    parts = []
+    for around, numbers in layers.items():
+        before, after = map(re.escape, around)
+        number = r"\d+" if len(numbers) > 1 and numbers == everywhere.get(around) else "|".join(numbers)
+        parts.append(before + (f"({number})" if "|" in number else number) + after)
+    return "|".join(parts)
+
+
+def _by_place(names):
+    """{(name before, name after the layer's number): numbers}; a name without a number has the number ""."""
+    places = {}
+    for name in names:
+        before, number, after = (*re.split(r"(?<![^.])(\d+)(?![^.])", name, maxsplit=1), "", "")[:3]
+        places.setdefault((before, after), []).append(number)
+    return places
 
 
 def _difference(wanted, adapted):
@@ -277,7 +301,7 @@ def _difference(wanted, adapted):
 
 def _adapted(model, config):
     """{target: adapter parameters} of what PEFT adapts, found by injection into an empty copy."""
-    empty = _skeleton(model)
+    empty = skeleton(model)
     empty = empty.unload() if isinstance(empty, PeftModel) else unwrapped(empty)
     try:
         with warnings.catch_warnings():
@@ -298,7 +322,7 @@ def _adapted(model, config):
     return found
 
 
-def _skeleton(model):
+def skeleton(model):
     """A copy of `model` whose parameters and buffers are on the meta device: structure without memory."""
     empty = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     return copy.deepcopy(model, empty | {id(p): _empty(p) for p in model.parameters()})

@@ -1,8 +1,11 @@
 """One long frame in, Axes out. One visual language: blue below 1, red above, white at 1."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import seaborn as sns
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from plop_nb.stats import by_type
@@ -33,7 +36,8 @@ def plot_types(scores, k=3, *, level=0.95, ax=None):
     types = by_type(scores, level=level)
     ax = ax or plt.subplots(figsize=(7, 0.42 * len(types) + 1.1), layout="constrained")[1]
     colors = [CHOSEN if i < k else OTHER for i in range(len(types))]
-    sns.barplot(types, x="nfn", y="type", hue="type", palette=colors, legend=False, ax=ax)
+    ax.barh(types["type"], types["nfn"], color=colors)
+    ax.invert_yaxis()
     spread = [(types["nfn"] - types["low"]).clip(lower=0), (types["high"] - types["nfn"]).clip(lower=0)]
     ax.errorbar(types["nfn"], types["type"], xerr=spread, fmt="none", ecolor="0.15", capsize=3, lw=1.2)
     ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
@@ -48,7 +52,7 @@ def plot_types(scores, k=3, *, level=0.95, ax=None):
     return ax
 
 
-def plot_heatmap(scores, *, ax=None):
+def plot_heatmap(scores, *, chosen=None, ax=None):
     """NFN by layer and module type, on a logarithmic colour scale centred on 1.
 
     Types run from the lowest mean score (left) to the highest; modules outside a stack of
@@ -58,6 +62,8 @@ def plot_heatmap(scores, *, ax=None):
     ----------
     scores : pandas.DataFrame
         From `nfn_scores`.
+    chosen : iterable of str, optional
+        Names of modules to outline, such as `placement.modules`; all others are dimmed.
     ax : matplotlib Axes, optional
 
     Returns
@@ -71,11 +77,25 @@ def plot_heatmap(scores, *, ax=None):
     grid = layered.pivot_table(index="layer", columns="type", values="nfn", observed=True)[order]
     size = (0.75 * grid.shape[1] + 2, 0.17 * grid.shape[0] + 1.5)
     ax = ax or plt.subplots(figsize=size, layout="constrained")[1]
-    ticks = [1 / 3, 1 / 2, 1, 2, 3]
-    sns.heatmap(grid, cmap=CMAP, norm=NORM, ax=ax, cbar_kws={"label": NFN, "extend": "both", "ticks": ticks})
-    bar = ax.collections[0].colorbar
+    mesh = ax.pcolormesh(grid.to_numpy(dtype=float), cmap=CMAP, norm=NORM)
+    bar = ax.figure.colorbar(mesh, ax=ax, label=NFN, extend="both")
+    bar.outline.set_visible(False)
     bar.ax.minorticks_off()
-    bar.set_ticks(ticks, labels=["1/3", "1/2", "1", "2", "3"])
-    ax.set(xlabel="", ylabel="layer")
-    ax.tick_params(axis="y", rotation=0)
+    bar.set_ticks([1 / 3, 1 / 2, 1, 2, 3], labels=["1/3", "1/2", "1", "2", "3"])
+    rows = np.arange(0, len(grid), 1 + len(grid) // 40)
+    ax.set_yticks(rows + 0.5, grid.index[rows])
+    ax.set_xticks(np.arange(len(order)) + 0.5, order, rotation=90 if order.str.len().max() > 9 else 0)
+    ax.set(ylim=(len(grid), 0), ylabel="layer")
+    ax.spines[:].set_visible(False)
+    if chosen is not None:
+        lit = layered.assign(lit=layered["module"].isin(set(chosen)))
+        lit = lit.pivot_table(index="layer", columns="type", values="lit", aggfunc="max", observed=True)[order]
+        _light_up(ax, lit.fillna(False).to_numpy(dtype=bool))
     return ax
+
+
+def _light_up(ax, lit):
+    """Outline the cells of a heat map where `lit` (rows, columns) is true, and dim the others."""
+    ax.collections[0].set_alpha(np.where(lit, 1.0, 0.3))
+    cells = [Rectangle((column, row), 1, 1) for row, column in np.argwhere(lit)]
+    ax.add_collection(PatchCollection(cells, facecolor="none", edgecolor="0.15", linewidth=1.2, clip_on=False))
