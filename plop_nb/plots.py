@@ -36,8 +36,7 @@ def plot_types(scores, k=3, *, level=0.95, ax=None):
     types = by_type(scores, level=level)
     ax = ax or plt.subplots(figsize=(7, 0.42 * len(types) + 1.1), layout="constrained")[1]
     colors = [CHOSEN if i < k else OTHER for i in range(len(types))]
-    ax.barh(types["type"], types["nfn"], color=colors)
-    ax.invert_yaxis()
+    sns.barplot(types, x="nfn", y="type", hue="type", palette=colors, legend=False, ax=ax)
     spread = [(types["nfn"] - types["low"]).clip(lower=0), (types["high"] - types["nfn"]).clip(lower=0)]
     ax.errorbar(types["nfn"], types["type"], xerr=spread, fmt="none", ecolor="0.15", capsize=3, lw=1.2)
     ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
@@ -77,16 +76,13 @@ def plot_heatmap(scores, *, chosen=None, ax=None):
     grid = layered.pivot_table(index="layer", columns="type", values="nfn", observed=True)[order]
     size = (0.75 * grid.shape[1] + 2, 0.17 * grid.shape[0] + 1.5)
     ax = ax or plt.subplots(figsize=size, layout="constrained")[1]
-    mesh = ax.pcolormesh(grid.to_numpy(dtype=float), cmap=CMAP, norm=NORM)
-    bar = ax.figure.colorbar(mesh, ax=ax, label=NFN, extend="both")
-    bar.outline.set_visible(False)
+    ticks = [1 / 3, 1 / 2, 1, 2, 3]
+    sns.heatmap(grid, cmap=CMAP, norm=NORM, ax=ax, cbar_kws={"label": NFN, "extend": "both", "ticks": ticks})
+    bar = ax.collections[0].colorbar
     bar.ax.minorticks_off()
-    bar.set_ticks([1 / 3, 1 / 2, 1, 2, 3], labels=["1/3", "1/2", "1", "2", "3"])
-    rows = np.arange(0, len(grid), 1 + len(grid) // 40)
-    ax.set_yticks(rows + 0.5, grid.index[rows])
-    ax.set_xticks(np.arange(len(order)) + 0.5, order, rotation=90 if order.str.len().max() > 9 else 0)
-    ax.set(ylim=(len(grid), 0), ylabel="layer")
-    ax.spines[:].set_visible(False)
+    bar.set_ticks(ticks, labels=["1/3", "1/2", "1", "2", "3"])
+    ax.set(xlabel="", ylabel="layer")
+    ax.tick_params(axis="y", rotation=0)
     if chosen is not None:
         lit = layered.assign(lit=layered["module"].isin(set(chosen)))
         lit = lit.pivot_table(index="layer", columns="type", values="lit", aggfunc="max", observed=True)[order]
