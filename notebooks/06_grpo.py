@@ -38,7 +38,7 @@ import plop_nb as plop
 # %% tags=["settings"]
 MODEL = None  # None: SmolLM2-135M-Instruct; on a GPU and with a hub "Qwen/Qwen3-1.7B"
 TASK = "sums"  # or "metamath": MetaMathQA from the Hub
-STEPS = 15  # of the live run; 500 for Qwen3
+STEPS = 12  # of the live run; 500 for Qwen3
 PROMPTS = 2  # a step, with 8 completions each; 16 for Qwen3
 TOKENS = 12  # of a completion at most; 512 for metamath
 LR = 3e-4  # 5e-6 in the paper, for larger models and many more steps

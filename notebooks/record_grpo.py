@@ -27,8 +27,8 @@ TRAIN, TEST = 105, 50  # sums of two digits, all there are
 RANK = 16  # of PLoP; the others get the rank that gives as many parameters
 LAST = 5  # steps at the beginning and at the end of a curve that stand for it
 WARM = {"steps": 6, "batch_size": 8}
-SIZES = {"steps": 15, "prompts_per_step": 2, "max_completion_length": 12}
-GRID = {"lr": [3e-4, 1e-3], "seed": [0, 1, 2, 3]}
+SIZES = {"steps": 12, "prompts_per_step": 2, "max_completion_length": 12}
+GRID = {"lr": [3e-4, 1e-3], "seed": [0, 1, 2]}
 FULL_SIZES = {"steps": 150, "prompts_per_step": 8, "max_completion_length": 12}
 FULL_GRID = {"lr": [1e-4, 3e-4, 1e-3], "seed": [0, 1, 2, 3, 4, 5]}
 
