@@ -578,7 +578,7 @@ def test_budget_counts_what_peft_adapts(model_type):
         assert plop.place(scores, parameters=count, r=4).types == ranking[:k]
         if k > 1:
             assert plop.place(scores, parameters=count - 1, r=4).types == ranking[: k - 1]
-    with pytest.raises(ValueError, match=f"parameters=7 is less than the .* of adapters on {ranking[0]} alone at r=4"):
+    with pytest.raises(ValueError, match=f"parameters=7 is less than the .* on type {ranking[0]} alone at r=4"):
         plop.place(scores, parameters=7, r=4)
 
 

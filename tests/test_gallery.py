@@ -110,7 +110,7 @@ def test_formulas_are_drawn(folder, phone, stem):
         "[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect()).map(b => b.width * b.height)"
     )
     assert len(boxes) == len(formulas(stem)) and all(area > 0 for area in boxes)
-    phone.evaluate("document.querySelectorAll('pre, code').forEach(element => element.remove())")
+    phone.evaluate("document.querySelectorAll('pre, code, .output').forEach(element => element.remove())")
     prose = phone.evaluate("document.body.innerText")
     assert "$" not in prose and "\\" not in prose
 
