@@ -264,6 +264,6 @@ written.set_index("placement").loc[order, ["completion", "expected", "format", "
 # * Rewards are code, and have to be attacked before they are trusted.
 # * Each placement learns. Which learns better is not decided by what two CPU cores do in half an hour, and a single run of
 #   each would have "shown" any order one likes.
-# * **Not shown**: reasoning. One-digit sums need none, the model is small, and the paper's models are 10 to 60 times as
-#   large. To go there, set `MODEL = "Qwen/Qwen3-1.7B"`, `TASK = "metamath"` and the numbers that the settings cell names;
+# * **Not shown**: reasoning. One-digit sums need none, the model is small, and the paper's models are
+#   larger. To go there, set `MODEL = "Qwen/Qwen3-1.7B"`, `TASK = "metamath"` and the numbers that the settings cell names;
 #   `record_grpo.py run --full` is the longer grid for a GPU (not run yet).

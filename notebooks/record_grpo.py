@@ -1,6 +1,6 @@
 """Record GRPO with five placements at equal parameters in data/results, for notebook 06.
 
-    python notebooks/record_grpo.py run --workers 2           two cores in an hour, resumable
+    python notebooks/record_grpo.py run --workers 2           two cores in 40 minutes, resumable
     python notebooks/record_grpo.py run --full --workers 10   longer, with more rates and seeds: for a GPU
     python notebooks/record_grpo.py collect [--full]          what is finished, as CSV files
 
@@ -23,7 +23,7 @@ from plop_nb import finetune as ft
 from plop_nb import grpo
 from plop_nb.placement import Placement
 
-TRAIN, TEST = 105, 50  # sums of two digits, all there are
+TRAIN, TEST = 105, 50  # all sums of two one-digit numbers that there are
 RANK = 16  # of PLoP; the others get the rank that gives as many parameters
 LAST = 5  # steps at the beginning and at the end of a curve that stand for it
 WARM = {"steps": 6, "batch_size": 8}
