@@ -6,7 +6,6 @@ import seaborn as sns
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 from plop_nb.stats import by_type
 
@@ -40,10 +39,10 @@ def plot_types(scores, k=3, *, level=0.95, ax=None):
     spread = [(types["nfn"] - types["low"]).clip(lower=0), (types["high"] - types["nfn"]).clip(lower=0)]
     ax.errorbar(types["nfn"], types["type"], xerr=spread, fmt="none", ecolor="0.15", capsize=3, lw=1.2)
     ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
-    outline = [withStroke(linewidth=3, foreground="white")]
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line at 1 must not strike out a number
     for row in types.itertuples():
         label = f"{row.nfn:.2f}"
-        ax.annotate(label, (row.nfn, row.type), (8, 0), textcoords="offset points", va="center", path_effects=outline)
+        ax.annotate(label, (row.nfn, row.type), (8, 0), textcoords="offset points", va="center", bbox=behind)
     ax.set(xlabel=f"{NFN}; bars: {level:.0%} interval over {types['samples'][0]} texts", ylabel="")
     ax.set_title(f"Adapters go on {', '.join(types['type'][:k])}", loc="left")
     ax.margins(x=0.12)

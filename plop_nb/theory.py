@@ -1,4 +1,4 @@
-"""Why feature norms grow: small networks of any width, trained step by step. Needs only torch and pandas.
+"""Why feature norms grow: small networks of any width, trained step by step. Needs only torch, pandas and scipy.
 
 Theorem 1 of Hayou, Ghosh, Yu (arXiv 2506.20629) says that in a linear network, trained on
 one datapoint by SignSGD with the muP step, `||W z||^2 / n` grows quadratically in the number of steps.
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t as student
 
 NETWORKS = {"linear": lambda h: h, "relu": torch.relu, "gelu": torch.nn.functional.gelu, "attention": None}
 OPTIMIZERS = ("signsgd", "adam", "sgd")
@@ -200,8 +201,8 @@ def power_fit(frame, x, y, *, level=0.95, seed=0):
     return Fit(float(exponent), float(low), float(high))
 
 
-def mean_interval(values, *, level=0.95, seed=0):
-    """Mean of one number per seed (or text), with a bootstrap interval of coverage `level`.
+def mean_interval(values, *, level=0.95):
+    """Mean of one number per seed (or text), with an interval of coverage `level` by Student's t.
 
     Parameters
     ----------
@@ -222,8 +223,8 @@ def mean_interval(values, *, level=0.95, seed=0):
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"values has shape {values.shape}, expected two or more finite numbers, one per seed")
-    low, high = np.quantile(_resample(values[:, None], seed), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean, half = values.mean(), student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return Interval(float(mean), float(mean - half), float(mean + half))
 
 
 def _check_level(level):
