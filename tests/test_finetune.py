@@ -84,6 +84,14 @@ def test_gsm_takes_the_marked_number_else_the_last():
     assert [task.check(t, example) for t in right + wrong] == [True] * 5 + [False] * 5
 
 
+def test_gsm_reads_signs_commas_and_decimals():
+    check = ft.load_task("gsm", train=1, validation=1, test=1).check
+    right = [("-7", "-7"), ("#### -7.0", "-7"), ("-1,042", "-1042"), ("0.50", "0.5")]
+    wrong = [("-7", "7"), ("7", "-7"), ("7,999", "7"), ("7", "7999"), ("0.5", "5")]
+    found = [check(text, {"entry": {"answer": answer}}) for text, answer in right + wrong]
+    assert found == [True] * 4 + [False] * 5
+
+
 def test_syllogisms_take_the_first_word():
     task = ft.load_task("syllogisms", train=1, validation=1, test=1)
     example = {"entry": {"answer": "No"}}
@@ -114,6 +122,8 @@ def test_hub_tasks(monkeypatch):
         elif source == "meta-math/MetaMathQA":
             rows = [{"query": f"q{i}", "response": f"x\nThe answer is: {i}", "original_question": f"o{i // 3}"}
                     for i in range(60)]  # fmt: skip
+            rows += [{"query": f"no number {i}", "response": f"x\nThe answer is: {answer}", "original_question": f"n{i}"}
+                     for i, answer in enumerate(["x", "1/2", "\\frac{1}{2}", "$y$"] * 20)]  # fmt: skip
         else:
             assert (source, split, name) == ("openai/gsm8k", "test", "main")
             rows = [{"question": f"t{i}", "answer": f"2*3=<<2*3=6>>6\n#### {i}"} for i in range(9)]
@@ -130,7 +140,12 @@ def test_hub_tasks(monkeypatch):
     sources = [e["source"] for e in math.train + math.validation]
     assert len(set(sources)) == 15 and "<<" not in str(math.test)
     assert math.test[0]["completion"].startswith(" 2*3=6\nThe answer is: ")
-    assert all(math.check(e["completion"], e) and not math.check(" The answer is: 77", e) for e in math.test)
+    assert "no number" not in str([math.train, math.validation])
+    for e in math.test + math.validation:
+        assert math.check(e["completion"], e) and math.check(e["completion"] + ".00", e)
+        assert not any(
+            math.check(wrong, e) for wrong in (" The answer is: 77", "", "I do not know", "The answer is: x")
+        )
     with pytest.raises(ValueError, match="train=30, but 'metamath' has only 1"):
         ft.load_task("metamath", train=30, validation=5, test=5)
 
