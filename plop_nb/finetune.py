@@ -579,7 +579,8 @@ def versus(runs, reference, value="loss", level=0.95):
     Raises
     ------
     ValueError
-        An unknown `reference` or `value`, several runs for one seed, or fewer than 2 seeds in common.
+        An unknown `reference` or `value`, several runs for one seed, fewer than 2 seeds in common, or a run
+        whose value is not finite (it diverged).
     """
     _columns(runs, "task", "placement", "seed", "parameters", value)
     if value not in LOWER_IS_BETTER:
@@ -590,6 +591,12 @@ def versus(runs, reference, value="loss", level=0.95):
         raise ValueError("several runs of one task, placement and seed: keep one learning rate, split and rank of each")
     if not isinstance(level, float) or not 0 < level < 1:
         raise ValueError(f"level={level!r}, expected a number between 0 and 1, such as 0.95")
+    if len(lost := runs[~np.isfinite(runs[value].astype(float))]):
+        task, name, seed, found = lost.iloc[0][["task", "placement", "seed", value]]
+        raise ValueError(
+            f"{value} is {found} for placement {name!r} with seed {seed} on {task!r}: where a run diverged, take a "
+            f"lower learning rate for all seeds of that placement, or leave the placement out"
+        )
     columns = ["difference", "low", "high", "seeds", "parameters", "reference_parameters", "verdict"]
     rows = []
     for task, group in runs.groupby("task", sort=False):

@@ -537,6 +537,14 @@ def test_versus_pairs_by_seed():
         ft.versus(runs.assign(seconds=1), "ref", "seconds")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_versus_does_not_drop_what_diverged(value):
+    runs = runs_of({"ref": [1.0, 2.0, 3.0], "x": [0.9, 1.8, value]})
+    message = "loss is .* for placement 'x' with seed 2 on 't': where a run diverged, take a lower learning rate"
+    with pytest.raises(ValueError, match=message):
+        ft.versus(runs, "ref")
+
+
 def test_tuned_takes_the_best_validation_loss_and_refuses_the_test_split():
     parts = [runs_of({"a": [2 - lr * 10, 2.2 - lr * 10], "b": [abs(lr - 0.02), 0.1 + abs(lr - 0.02)]}, lr=lr)
              for lr in (0.01, 0.02, 0.04)]  # fmt: skip
