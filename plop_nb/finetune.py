@@ -141,7 +141,7 @@ def finetune(
     _check(model, tokenizer, task, final)
     lora_alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
-    with _restored(model), _seeded(seed), warnings.catch_warnings():
+    with restored(model), seeded(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
         lora = get_peft_model(model, config)
         adapted = len(lora.targeted_module_names) + len(getattr(lora, "targeted_parameter_names", ()))
@@ -188,7 +188,7 @@ def evaluate(model, tokenizer, task, split="test", *, accuracy=True, max_length=
     """
     _check(model, tokenizer, task, split, (*SPLITS, "train"))
     batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
-    with _restored(model), torch.no_grad():
+    with restored(model), torch.no_grad():
         model.eval()
         right = None
         if accuracy and task.check is not None:
@@ -325,7 +325,7 @@ def _generate(model, tokenizer, prompts, new_tokens, max_length, batch_size):
 
 
 @contextmanager
-def _restored(model):
+def restored(model):
     """Puts back what PEFT and the trainers change of a model besides weights, on every way out.
 
     They replace modules by adapted ones, patch `forward`, freeze parameters, add hooks, change
@@ -353,7 +353,7 @@ def _restored(model):
 
 
 @contextmanager
-def _seeded(seed=None):
+def seeded(seed=None):
     """All global random generators seeded, and put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -666,7 +666,7 @@ class NormsCallback(TrainerCallback):
         return pd.concat(self._rows, ignore_index=True)
 
     def _record(self, step, model):
-        with _seeded(), torch.no_grad():
+        with seeded(), torch.no_grad():
             merged = copy.deepcopy(model).float().merge_and_unload()
             vars(merged).pop("forward", None)  # a trainer's patch, which runs the model that it was made for
             with record_norms(merged) as record:
