@@ -174,7 +174,8 @@ def metamath(train=2000, test=200, *, seed=0):
         answer = row["response"].rsplit("The answer is: ", 1)[-1].strip()
         if NUMBER.fullmatch(answer):
             prompt = [{"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}]
-            problem = {"prompt": prompt, "answer": answer, "task": "gsm_symbolic"}
+            # chain_sum's checker compares numbers; gsm_symbolic's ignores signs and what follows a comma.
+            problem = {"prompt": prompt, "answer": answer, "task": "chain_sum"}
             found.setdefault(row["original_question"], problem)
         if len(found) == train + test:
             problems = list(found.values())

@@ -34,6 +34,8 @@ HOSTILE = {  # completion: exact format, approximate format, right answer (which
     "<answer>0 1 2 3 4 5 6 7 8 9</answer>": (1, 1, 0),
     "<answer>6 or 7</answer>": (1, 1, 0),
     "<answer>17</answer>": (1, 1, 0),
+    "<answer>7,999</answer>": (1, 1, 0),
+    "<answer>7.5</answer>": (1, 1, 0),
     # other digits and other numbers
     "<answer>٧</answer>": (1, 1, 0),
     "<answer>７</answer>": (1, 1, 0),
@@ -95,6 +97,11 @@ def test_metamath_keeps_numbers_and_one_rephrasing_of_each_question(monkeypatch)
     assert {train["answer"], test["answer"]} == {"1", "-1,042.5"}
     completion = [{"role": "assistant", "content": f"Well. <answer>{train['answer']}</answer>"}]
     assert grpo.answer_reward([train["prompt"]], [completion], [train["answer"]], [train["task"]]) == [1]
+    paid = lambda answer, right: grpo.answer_reward([None], [f"<answer>{answer}</answer>"], [right], [train["task"]])
+    assert [paid(a, "-1,042.5") for a in ("-1042.5", "-1,042.50", "1042.5", "-1")] == [[1], [1], [0], [0]]
+    assert [paid(a, "7,999") for a in ("7999", "7,999.0", "7", "-7999")] == [[1], [1], [0], [0]]
+    hostile = [grpo.answer_reward([None], [c], ["7"], [train["task"]]) for c in HOSTILE]
+    assert hostile == [[right] for *_, right in HOSTILE.values()]
     with pytest.raises(ValueError, match="more than the 2 problems"):
         grpo.metamath(2, 1)
 
