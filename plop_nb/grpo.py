@@ -15,8 +15,9 @@ from functools import cache
 import pandas as pd
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
-from plop_nb.finetune import import_trl
+from plop_nb.finetune import import_trl, restored, seeded
 from plop_nb.tasks import shuffled
 from plop_nb.texts import reasoning_gym
 
@@ -203,6 +204,18 @@ def warm_up(model, tokenizer, problems, *, steps=30, lr=2e-5, batch_size=16, rig
         Share of right answers, 0 to 1; the other examples have the answer of another problem.
     seed : int
         Same seed, same result.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In the precision of `model`; it trains in float32.
+
+    Raises
+    ------
+    ImportError
+        TRL is not installed.
+    ValueError
+        `steps` or the learning rate is out of range, or there are no problems.
     """
     trl = import_trl("training")
     from datasets import Dataset
@@ -210,13 +223,26 @@ def warm_up(model, tokenizer, problems, *, steps=30, lr=2e-5, batch_size=16, rig
     draw = random.Random(seed)
     examples = [draw.choice(problems) for _ in range(steps * batch_size)]
     answers = [(p if draw.random() < right else draw.choice(problems))["answer"] for p in examples]
-    rows = {"prompt": [p["prompt"] for p in examples], "completion": [f"{OPEN}{a}{CLOSE}" for a in answers]}
-    warm = copy.deepcopy(model).requires_grad_(True)
+    rows = [{"prompt": p["prompt"], "completion": _said(f"{OPEN}{a}{CLOSE}", p)} for p, a in zip(examples, answers)]
+    warm = copy.deepcopy(model).requires_grad_(True).float()  # in bfloat16 most of such small steps round to nothing
     settings = _settings(trl.SFTConfig, model, steps, lr, seed, per_device_train_batch_size=batch_size)
-    _fit(trl.SFTTrainer(warm, settings, train_dataset=Dataset.from_dict(rows),
-                        processing_class=copy.deepcopy(tokenizer)))  # fmt: skip
-    vars(warm).pop("forward", None)  # TRL's own
+    with seeded(seed):
+        _fit(trl.SFTTrainer(warm, settings, train_dataset=Dataset.from_list(rows),
+                            processing_class=copy.deepcopy(tokenizer)))  # fmt: skip
+    vars(warm).pop("forward", None)  # TRL's own, which copies would share
+    for new, old in zip(_tensors(warm), _tensors(model), strict=True):
+        new.data = new.data.to(old.dtype)
     return warm.eval().requires_grad_(False)
+
+
+def _said(text, problem):
+    """A completion in the form of the problem's prompt."""
+    return text if isinstance(problem["prompt"], str) else [{"role": "assistant", "content": text}]
+
+
+def _tensors(model):
+    """Parameters and buffers, in the same order for a copy."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def train(
@@ -376,18 +402,34 @@ def accuracy(model, tokenizer, problems, *, max_completion_length=16):
 
 @torch.no_grad()
 def completions(model, tokenizer, prompts, max_completion_length=16, *, greedy=False, batch_size=64, seed=0):
-    """One completion of each prompt (str or messages), sampled at temperature 1 or greedy; a list of str."""
+    """One completion of each prompt (str or messages), sampled at temperature 1 or greedy; a list of str.
+
+    Prompts become tokens and completions end as in `train`; `model.generation_config` has no other say.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
-    chat = {"tokenize": False, "add_generation_prompt": True}
-    prompts = [p if isinstance(p, str) else tokenizer.apply_chat_template(p, **chat) for p in prompts]
+    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    plain = GenerationConfig(eos_token_id=_ends(model, tokenizer), pad_token_id=tokenizer.pad_token_id)
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     found = []
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with restored(model), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        model.eval().generation_config = plain  # generate falls back on it for what it is not told
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            batch = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True)
-            out = model.generate(**batch.to(model.device), max_new_tokens=max_completion_length,
-                                 pad_token_id=tokenizer.pad_token_id, **sampling)  # fmt: skip
+        for start in range(0, len(ids), batch_size):
+            batch = tokenizer.pad({"input_ids": ids[start : start + batch_size]}, return_tensors="pt")
+            out = model.generate(**batch.to(model.device), max_new_tokens=max_completion_length, **sampling)
             found += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return found
+
+
+def _prompt_ids(tokenizer, prompt):
+    """As TRL makes them: a chat template brings its own special tokens, and gets no others."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def _ends(model, tokenizer):
+    """The tokens that end a completion, as in TRL: the tokenizer's and all of the model's."""
+    own = model.generation_config.eos_token_id
+    return list({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None

@@ -203,6 +203,52 @@ def test_warm_up_returns_another_plain_model(base):
     assert not torch.equal(one.lm_head.weight, base[0].lm_head.weight)
 
 
+def test_warm_up_trains_in_float32_and_gives_each_weight_its_precision_back(base):
+    model, tokenizer = base
+    model.bfloat16().lm_head.float()
+    options = {"steps": 3, "batch_size": 2, "lr": 1e-5}
+    warm = grpo.warm_up(model, tokenizer, PROBLEMS, **options)
+    exact = grpo.warm_up(copy.deepcopy(model).float(), tokenizer, PROBLEMS, **options)
+    assert {p.dtype for p in exact.parameters()} == {torch.float32}
+    for old, new, expected in zip(model.parameters(), warm.parameters(), exact.parameters(), strict=True):
+        assert new.dtype == old.dtype and torch.equal(new, expected.to(old.dtype))
+    assert warm.lm_head.weight.dtype == torch.float32 and not torch.equal(warm.lm_head.weight, model.lm_head.weight)
+
+
+def test_warm_up_takes_conversations(base):
+    base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
+    warm = grpo.warm_up(*base, problems, steps=30, batch_size=4, lr=1e-2)
+    assert all(c.startswith("<answer>") for c in grpo.completions(warm, base[1], [p["prompt"] for p in problems]))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_completions_do_not_obey_the_generation_config(base, greedy):
+    model, tokenizer = base
+    write = lambda: grpo.completions(model, tokenizer, [p["prompt"] for p in PROBLEMS], 12, greedy=greedy)
+    plain = write()
+    settings = {"repetition_penalty": 2.0, "num_beams": 2, "min_p": 0.5, "no_repeat_ngram_size": 1, "max_length": 14,
+                "suppress_tokens": list(range(128)), "temperature": 0.1, "top_k": 2}  # fmt: skip
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.train()
+    assert write() == plain and model.generation_config.min_p == 0.5 and model.training
+
+
+def test_completions_end_alike_before_and_after_training(base):
+    """At the end that the model names, and at the tokenizer's: as TRL's own do."""
+    model, tokenizer = base
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("$")
+    with torch.no_grad():  # "!" and "$" are all that it ever writes
+        model.lm_head = torch.nn.Linear(32, 258)
+        model.lm_head.weight.zero_(), model.lm_head.bias.fill_(-1e4)
+        model.lm_head.bias[tokenizer.convert_tokens_to_ids(["!", "$"])] = 0
+    _, trained = grpo.train(*base, PROBLEMS, on(base, "v_proj"), **SMALL | {"lr": 1e-9})
+    prompts = [p["prompt"] for p in PROBLEMS] * 4
+    before, after = (grpo.completions(m, tokenizer, prompts, 9) for m in (model, trained))
+    assert before == after and set(before) == {"!", "$"}
+
+
 def test_samples_and_accuracy(base):
     before = state(*base)
     table = grpo.samples(*base, PROBLEMS, n=3, max_completion_length=4)
