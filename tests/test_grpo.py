@@ -1,14 +1,19 @@
 """GRPO: rewards against hostile completions, sums, and training that leaves the base model as it was."""
 
 import copy
+import random
 import sys
+import types
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from plop_nb import grpo, nfn_scores
 from plop_nb.placement import Placement
+from tests.tiny_models import build
 
 HOSTILE = {  # completion: exact format, approximate format, right answer (which is 7)
     "<answer>7</answer>": (1, 1, 1),
@@ -189,6 +194,56 @@ def test_conversations_train_too(base):
     assert list(frame["format"]) == [0, 0] and grpo.accuracy(trained, base[1], problems) == 0
 
 
+def test_prompts_become_the_same_tokens_in_training_and_in_accuracy(base, monkeypatch):
+    """A template with a BOS of its own, and a tokenizer that would add another."""
+    model, tokenizer = base
+    tokenizer.bos_token = "A"
+    start = tokenizer.bos_token_id
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="A $A", special_tokens=[("A", start)])
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+    seen, generate = [], type(model).generate
+
+    def spied(self, **inputs):
+        rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        seen.append({tuple(ids[mask.bool()].tolist()) for ids, mask in rows})
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(type(model), "generate", spied)
+    for form in (lambda text: [{"role": "user", "content": text}], str):
+        problems = [p | {"prompt": form(p["prompt"] * (1 + i))} for i, p in enumerate(PROBLEMS[:2])]
+        _, trained = grpo.train(*base, problems, on(base, "v_proj"), **SMALL | {"steps": 1})
+        grpo.accuracy(trained, tokenizer, problems)
+        in_training, measured = seen
+        assert in_training == measured and all(ids.count(start) == 1 for ids in measured)
+        seen.clear()
+
+
+def test_a_copy_of_the_trained_model_is_one(base):
+    _, trained = run(base)
+    assert not [name for name, module in trained.named_modules() if "forward" in vars(module)]
+    zeroed = copy.deepcopy(trained)
+    for parameter in zeroed.parameters():
+        parameter.data.zero_()
+    assert zeroed(input_ids=torch.arange(9)[None]).logits.abs().sum() == 0
+
+
+def test_the_only_step_trains(base):
+    _, trained = run(base, steps=1)
+    assert any(p.abs().sum() > 0 for n, p in trained.named_parameters() if "lora_B" in n)
+    warm = grpo.warm_up(*base, PROBLEMS, steps=1, batch_size=2, lr=1e-2)
+    assert not torch.equal(warm.lm_head.weight, base[0].lm_head.weight)
+
+
+def test_random_generators_stay_where_they_were(base):
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    drawn = lambda: (random.random(), np.random.rand(), torch.rand(1).item())
+    expected = drawn()
+    for train in (lambda: run(base), lambda: grpo.warm_up(*base, PROBLEMS, steps=1, batch_size=2)):
+        random.seed(5), np.random.seed(5), torch.manual_seed(5)
+        train()
+        assert drawn() == expected
+
+
 def test_without_kl(base):
     assert "kl" not in run(base, beta=0.0)[0]
 
@@ -262,13 +317,46 @@ def test_errors_say_what_would_do(base, monkeypatch):
     other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
     with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
         grpo.train(*base, PROBLEMS, other, **SMALL)
-    with pytest.raises(ValueError, match="steps=0"):
-        run(base, steps=0)
+    for train in (run, lambda base, steps: grpo.warm_up(*base, PROBLEMS, steps=steps)):
+        with pytest.raises(ValueError, match="steps=0"):
+            train(base, steps=0)
+    with pytest.raises(ValueError, match="problems has 6, expected at least the 7 of one step: give more"):
+        run(base, prompts_per_step=7)
+    with pytest.raises(ValueError, match="problems has 0, expected at least the 2 of one step"):
+        grpo.train(*base, [], on(base, "v_proj"), **SMALL)
+    with pytest.raises(ValueError, match="problems has 0"):
+        grpo.warm_up(*base, [])
+    for ask in (grpo.samples, grpo.accuracy):
+        with pytest.raises(ValueError, match=r"no problems to answer \(n=.\): give at least one"):
+            ask(*base, [])
+    for option in ("learning_rate", "max_steps", "logging_steps"):
+        with pytest.raises(ValueError, match=f"{option} cannot be an option: lr and steps set it"):
+            run(base, **{option: 1})
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
         run(base)
     with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
         grpo.warm_up(*base, PROBLEMS)
+
+
+@pytest.mark.parametrize("names", [["reward"], ["kl_reward"], ["seconds"], ["expected"], ["mine", "mine_reward"]])
+def test_rewards_need_names_of_their_own(base, names):
+    rewards = [types.FunctionType(digits.__code__, {}, name) for name in names]
+    with pytest.raises(ValueError, match=f"is named '{names[-1].removesuffix('_reward')}', as another column is"):
+        grpo.train(*base, PROBLEMS, on(base, "v_proj"), rewards=rewards, **SMALL)
+    with pytest.raises(ValueError, match="give it another name"):
+        grpo.samples(*base, PROBLEMS, rewards)
+
+
+def test_stacked_experts_train_without_dropout(base):
+    model = build("mixtral")
+    model.resize_token_embeddings(258)
+    mixture = model, base[1]
+    chosen = on(mixture, "down_proj")
+    with pytest.raises(ValueError, match="lora_dropout != 0"):
+        grpo.train(*mixture, PROBLEMS, chosen, **SMALL)
+    frame, _ = grpo.train(*mixture, PROBLEMS, chosen, lora_dropout=0.0, **SMALL)
+    assert len(frame) == 2
 
 
 def test_without_trl_the_rest_works(monkeypatch):
