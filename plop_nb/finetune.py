@@ -1,7 +1,6 @@
 """Does a placement pay? Finetuning with TRL and PEFT, grids of runs, and paired comparisons."""
 
 import copy
-import functools
 import gc
 import hashlib
 import inspect
@@ -139,9 +138,11 @@ def finetune(
     """
     trl = import_trl("finetuning")
     _check(model, tokenizer, task, final)
+    if steps < 1:
+        raise ValueError(f"steps={steps!r}, expected at least 1: evaluate gives the loss of an untrained model")
     lora_alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
-    with _restored(model), _seeded(seed), warnings.catch_warnings():
+    with restored(model), seeded(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
         lora = get_peft_model(model, config)
         adapted = len(lora.targeted_module_names) + len(getattr(lora, "targeted_parameter_names", ()))
@@ -188,7 +189,7 @@ def evaluate(model, tokenizer, task, split="test", *, accuracy=True, max_length=
     """
     _check(model, tokenizer, task, split, (*SPLITS, "train"))
     batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
-    with _restored(model), torch.no_grad():
+    with restored(model), torch.no_grad():
         model.eval()
         right = None
         if accuracy and task.check is not None:
@@ -204,9 +205,12 @@ def _check(model, tokenizer, task, split, splits=SPLITS):
         raise TypeError(f"task is {type(task).__name__}, expected a Task, such as load_task('sums')")
     if split not in splits:
         raise ValueError(f"split {split!r} is unknown, choose one of {splits}")
+    trains = splits is SPLITS
+    if empty := [s for s in (*["train"] * trains, split) if not getattr(task, s)]:
+        raise ValueError(f"task {task.name!r} has no example in its split {empty[0]!r}: give it at least one")
     if tokenizer.eos_token_id is None:
         raise ValueError("this tokenizer has no eos_token, which ends every completion: set tokenizer.eos_token")
-    if splits is SPLITS and isinstance(model, PeftModel):
+    if trains and isinstance(model, PeftModel):
         raise TypeError("model is a PeftModel, expected one without adapters: pass model.unload()")
 
 
@@ -256,7 +260,6 @@ def _train(trainer, device):
     return time.perf_counter() - start, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@functools.lru_cache(maxsize=16)
 def _encoded(task, split, tokenizer, max_length):
     """Token ids and labels of a split's examples; prompt and completion apart, as generation meets them."""
     examples = getattr(task, split)
@@ -325,7 +328,7 @@ def _generate(model, tokenizer, prompts, new_tokens, max_length, batch_size):
 
 
 @contextmanager
-def _restored(model):
+def restored(model):
     """Puts back what PEFT and the trainers change of a model besides weights, on every way out.
 
     They replace modules by adapted ones, patch `forward`, freeze parameters, add hooks, change
@@ -353,7 +356,7 @@ def _restored(model):
 
 
 @contextmanager
-def _seeded(seed=None):
+def seeded(seed=None):
     """All global random generators seeded, and put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -393,13 +396,13 @@ def grid(
     placements : dict
         {name: Placement}.
     seeds : iterable of int
-    lrs : iterable of float, dict or pandas.DataFrame
-        Learning rates for all, or {placement name: lr}, or what `tuned` returns.
+    lrs : float, iterable of float, dict or pandas.DataFrame
+        Learning rates for all, or {placement name: one or several}, or what `tuned` returns.
     ranks : dict, optional
         {placement name: rank}, such as from `rank_for`; by default the `r` of `finetune`.
     path : str or Path, optional
-        JSON lines file of finished runs, one line each. Runs that stand there are not run again;
-        several processes may write to the same file.
+        JSON lines file of finished runs, one line each; its folder is made. Runs that stand there are not
+        run again; several processes may write to the same file.
     share : (int, int)
         `(i, n)`: run only every n-th cell from the i-th on, for n processes with i = 0 to n - 1.
     progress : bool
@@ -417,13 +420,20 @@ def grid(
         raise ValueError(f"share={share!r}, expected (i, n) with i from 0 to n - 1")
     if refused := {"callbacks", "out", "r", "lr", "seed"} & set(options):
         raise ValueError(f"{refused.pop()} cannot be an option of a whole grid: see ranks, lrs and seeds, or finetune")
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     lrs = lrs.set_index(["task", "placement"])["lr"].to_dict() if isinstance(lrs, pd.DataFrame) else lrs
+    lrs = {name: _rates(own) for name, own in lrs.items()} if isinstance(lrs, dict) else _rates(lrs)
+    tasks = list(tasks)
+    for task in tasks:
+        _check(model, tokenizer, task, options.get("final", "test"))
+    digests = [_digest(task, tokenizer) for task in tasks]
     cells = []
-    for task, (name, placement), seed in itertools.product(tasks, placements.items(), seeds):
+    for (task, digest), (name, placement), seed in itertools.product(zip(tasks, digests), placements.items(), seeds):
         rank = {} if ranks is None else {"r": _of(ranks, task, name, "ranks")}
         for lr in _of(lrs, task, name, "lrs") if isinstance(lrs, dict) else lrs:
             run = {**options, **rank, "lr": lr, "seed": seed}
-            cells.append((task, name, placement, run, _key(model, tokenizer, task, placement, run)))
+            cells.append((task, name, placement, run, _key(model, digest, placement, run)))
     done = {(row["key"], row["placement"]): row for row in _lines(path)}
     own = [cell for cell in cells[part::parts] if (cell[-1], cell[1]) not in done]
     hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
@@ -457,23 +467,28 @@ def curves(runs):
     return pd.concat([rows.drop(columns="curve"), points], axis=1)
 
 
+def _rates(lrs):
+    """One learning rate, or any iterable of them, as a list."""
+    return [lrs] if np.isscalar(lrs) else list(lrs)
+
+
 def _of(table, task, name, argument):
-    """What a table says of a task and a placement; learning rates as a list."""
+    """What a table says of a task and a placement."""
     found = table.get((task.name, name), table.get(name))
     if found is None:
         raise ValueError(f"{argument} has nothing for placement {name!r} on task {task.name!r}: add it")
-    return found if argument == "ranks" or isinstance(found, list | tuple) else [found]
+    return found
 
 
-def _key(model, tokenizer, task, placement, run):
-    """A hash of everything that determines a run's result."""
+def _key(model, digest, placement, run):
+    """A hash of what determines a run's result; `digest` is of its task and tokenizer."""
     defaults = {k: p.default for k, p in inspect.signature(finetune).parameters.items() if k not in NOT_SETTINGS}
     if unknown := set(run) - set(defaults) - set(NOT_SETTINGS):
         raise TypeError(f"{unknown.pop()!r} is not an argument of finetune")
     settings = defaults | {k: v for k, v in run.items() if k in defaults}
     settings["lora_alpha"] = settings["lora_alpha"] or 2 * settings["r"]
     settings |= {"model": _name(model), "weights": _fingerprint(model), "dtype": _dtype(model)}
-    settings |= {"task": _digest(task), "modules": sorted(placement.modules)}
+    settings |= {"task": digest, "modules": sorted(placement.modules)}
     return hashlib.sha256(_json(dict(sorted(settings.items()))).encode()).hexdigest()[:16]
 
 
@@ -483,10 +498,12 @@ def _fingerprint(model):
     return hashlib.sha256(torch.cat(first).cpu().numpy().tobytes()).hexdigest()
 
 
-@functools.lru_cache(maxsize=16)
-def _digest(task):
-    texts = [[(e["prompt"], e["completion"]) for e in split] for split in (task.train, task.validation, task.test)]
-    return hashlib.sha256(json.dumps([task.name, task.new_tokens, texts]).encode()).hexdigest()
+def _digest(task, tokenizer):
+    """A hash of a task's examples and of their tokens, but not of the code of its check."""
+    filled = [split for split in ("train", "validation", "test") if getattr(task, split)]
+    content = {split: (getattr(task, split), _encoded(task, split, tokenizer, sys.maxsize)) for split in filled}
+    about = [task.name, task.new_tokens, task.check is None, content]
+    return hashlib.sha256(json.dumps(about, default=repr).encode()).hexdigest()
 
 
 def _lines(path):
@@ -579,7 +596,8 @@ def versus(runs, reference, value="loss", level=0.95):
     Raises
     ------
     ValueError
-        An unknown `reference` or `value`, several runs for one seed, or fewer than 2 seeds in common.
+        An unknown `reference` or `value`, several runs for one seed, fewer than 2 seeds in common, or a run
+        whose value is not finite (it diverged).
     """
     _columns(runs, "task", "placement", "seed", "parameters", value)
     if value not in LOWER_IS_BETTER:
@@ -590,6 +608,12 @@ def versus(runs, reference, value="loss", level=0.95):
         raise ValueError("several runs of one task, placement and seed: keep one learning rate, split and rank of each")
     if not isinstance(level, float) or not 0 < level < 1:
         raise ValueError(f"level={level!r}, expected a number between 0 and 1, such as 0.95")
+    if len(lost := runs[~np.isfinite(runs[value].astype(float))]):
+        task, name, seed, found = lost.iloc[0][["task", "placement", "seed", value]]
+        raise ValueError(
+            f"{value} is {found} for placement {name!r} with seed {seed} on {task!r}: where a run diverged, take a "
+            f"lower learning rate for all seeds of that placement, or leave the placement out"
+        )
     columns = ["difference", "low", "high", "seeds", "parameters", "reference_parameters", "verdict"]
     rows = []
     for task, group in runs.groupby("task", sort=False):
@@ -659,7 +683,7 @@ class NormsCallback(TrainerCallback):
         return pd.concat(self._rows, ignore_index=True)
 
     def _record(self, step, model):
-        with _seeded(), torch.no_grad():
+        with seeded(), torch.no_grad():
             merged = copy.deepcopy(model).float().merge_and_unload()
             vars(merged).pop("forward", None)  # a trainer's patch, which runs the model that it was made for
             with record_norms(merged) as record:

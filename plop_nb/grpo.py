@@ -15,8 +15,9 @@ from functools import cache
 import pandas as pd
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
-from plop_nb.finetune import import_trl
+from plop_nb.finetune import import_trl, restored, seeded
 from plop_nb.tasks import shuffled
 from plop_nb.texts import reasoning_gym
 
@@ -24,6 +25,9 @@ OPEN, CLOSE = "<answer>", "</answer>"
 INSTRUCTION = f"Think step by step, then end with the number alone, as {OPEN}number{CLOSE}."
 EXACT = re.compile(rf"{OPEN}\s*([^<>\s][^<>]*?)\s*{CLOSE}\s*\Z")
 NUMBER = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?")  # [0-9], because \d and Decimal() take any script's digits
+COLUMNS = ("step", "reward", "reward_std", "kl", "completion_length", "seconds", "placement", "types", "r",
+           "parameters", "lr", "seed", "prompt", "completion", "expected")  # fmt: skip
+OWN_OPTIONS = {"learning_rate", "max_steps", "logging_steps", "logging_strategy"}  # what `train` sets itself
 
 
 # Rewards, in the form that TRL calls them
@@ -174,7 +178,8 @@ def metamath(train=2000, test=200, *, seed=0):
         answer = row["response"].rsplit("The answer is: ", 1)[-1].strip()
         if NUMBER.fullmatch(answer):
             prompt = [{"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}]
-            problem = {"prompt": prompt, "answer": answer, "task": "gsm_symbolic"}
+            # chain_sum's checker compares numbers; gsm_symbolic's ignores signs and what follows a comma.
+            problem = {"prompt": prompt, "answer": answer, "task": "chain_sum"}
             found.setdefault(row["original_question"], problem)
         if len(found) == train + test:
             problems = list(found.values())
@@ -202,20 +207,46 @@ def warm_up(model, tokenizer, problems, *, steps=30, lr=2e-5, batch_size=16, rig
         Share of right answers, 0 to 1; the other examples have the answer of another problem.
     seed : int
         Same seed, same result.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In the precision of `model`; it trains in float32.
+
+    Raises
+    ------
+    ImportError
+        TRL is not installed.
+    ValueError
+        `steps` or the learning rate is out of range, or there are no problems.
     """
     trl = import_trl("training")
     from datasets import Dataset
 
+    _check(problems, steps, lr)
     draw = random.Random(seed)
     examples = [draw.choice(problems) for _ in range(steps * batch_size)]
     answers = [(p if draw.random() < right else draw.choice(problems))["answer"] for p in examples]
-    rows = {"prompt": [p["prompt"] for p in examples], "completion": [f"{OPEN}{a}{CLOSE}" for a in answers]}
-    warm = copy.deepcopy(model).requires_grad_(True)
+    rows = [{"prompt": p["prompt"], "completion": _said(f"{OPEN}{a}{CLOSE}", p)} for p, a in zip(examples, answers)]
+    warm = copy.deepcopy(model).requires_grad_(True).float()  # in bfloat16 most of such small steps round to nothing
     settings = _settings(trl.SFTConfig, model, steps, lr, seed, per_device_train_batch_size=batch_size)
-    _fit(trl.SFTTrainer(warm, settings, train_dataset=Dataset.from_dict(rows),
-                        processing_class=copy.deepcopy(tokenizer)))  # fmt: skip
-    vars(warm).pop("forward", None)  # TRL's own
+    with seeded(seed):
+        _fit(trl.SFTTrainer(warm, settings, train_dataset=Dataset.from_list(rows),
+                            processing_class=copy.deepcopy(tokenizer)))  # fmt: skip
+    vars(warm).pop("forward", None)  # TRL's own, which copies would share
+    for new, old in zip(_tensors(warm), _tensors(model), strict=True):
+        new.data = new.data.to(old.dtype)
     return warm.eval().requires_grad_(False)
+
+
+def _said(text, problem):
+    """A completion in the form of the problem's prompt."""
+    return text if isinstance(problem["prompt"], str) else [{"role": "assistant", "content": text}]
+
+
+def _tensors(model):
+    """Parameters and buffers, in the same order for a copy."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def train(
@@ -252,6 +283,7 @@ def train(
         What to call the placement in the frame; its types by default.
     r, lora_alpha, lora_dropout : int, float, float
         Of the adapters; `lora_alpha` is 2 r by default, as in the paper (r = 16, alpha = 32, dropout = 0.05).
+        On stacked experts PEFT refuses a dropout other than 0 (ValueError).
     lr : float
         Learning rate, constant after a tenth of the steps. The paper's 5e-6 is for larger models and long runs.
     steps, prompts_per_step, num_generations : int
@@ -265,7 +297,7 @@ def train(
     seed : int
         Of adapters, prompts and sampling. Same seed, same result on a CPU.
     **options
-        Any other argument of `trl.GRPOConfig`.
+        Any other argument of `trl.GRPOConfig`, but none that `lr`, `steps` or a row per step stand for.
 
     Returns
     -------
@@ -282,13 +314,16 @@ def train(
     ImportError
         TRL is not installed.
     ValueError
-        `steps` or the learning rate is out of range, or `model` lacks a module of the placement.
+        `steps` or the learning rate is out of range, there are fewer problems than `prompts_per_step`, a
+        reward function is named like another column, or `model` lacks a module of the placement.
     """
     trl = import_trl("training")
     from datasets import Dataset
 
-    if steps < 1 or lr <= 0:
-        raise ValueError(f"steps={steps!r}, lr={lr!r}: expected at least one step and a positive learning rate")
+    _check(problems, steps, lr, prompts_per_step)
+    _reward_columns(rewards)
+    if refused := OWN_OPTIONS & set(options):
+        raise ValueError(f"{refused.pop()} cannot be an option: lr and steps set it, for a frame of one row per step")
     alpha = 2 * r if lora_alpha is None else lora_alpha
     config = placement.lora_config(model, r, lora_alpha=alpha, lora_dropout=lora_dropout)
     options = {
@@ -299,25 +334,44 @@ def train(
     options.setdefault("per_device_train_batch_size", prompts_per_step * num_generations)
     options.setdefault("generation_batch_size", prompts_per_step * num_generations)
     settings = _settings(trl.GRPOConfig, model, steps, lr, seed, **options)
-    torch.manual_seed(seed)  # TRL makes the adapters before it sets its seed
-    trainer = trl.GRPOTrainer(
-        _sharing(model), list(rewards), settings, train_dataset=Dataset.from_list(problems),
-        processing_class=copy.deepcopy(tokenizer), peft_config=config,
-    )  # fmt: skip
-    trained = trainer.model
-    size = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-    _fit(trainer)
+    with seeded(seed):  # not only by TRL, whose older versions make the adapters first
+        trainer = trl.GRPOTrainer(
+            _sharing(model), list(rewards), settings, train_dataset=Dataset.from_list(problems),
+            processing_class=copy.deepcopy(tokenizer), peft_config=config,
+        )  # fmt: skip
+        trained = trainer.model
+        size = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+        _fit(trainer)
+    vars(trained.get_base_model()).pop("forward", None)  # TRL's own, which copies would share
     frame = _frame(trainer.state.log_history, rewards)
     run = {"placement": name or "+".join(placement.types), "types": "+".join(sorted(placement.types)), "r": r}
     return frame.assign(**run, parameters=size, lr=lr, seed=seed), trained.eval()
+
+
+def _check(problems, steps, lr, prompts=1):
+    if steps < 1 or lr <= 0:
+        raise ValueError(f"steps={steps!r}, lr={lr!r}: expected at least one step and a positive learning rate")
+    if len(problems) < prompts:
+        raise ValueError(
+            f"problems has {len(problems)}, expected at least the {prompts} of one step: give more, or take fewer a step"
+        )
+
+
+def _reward_columns(rewards):
+    """The names of reward functions in a frame."""
+    names = [f.__name__.removesuffix("_reward") for f in rewards]
+    if taken := [name for i, name in enumerate(names) if name in {*COLUMNS, *names[:i]}]:
+        raise ValueError(f"a reward function is named {taken[0]!r}, as another column is: give it another name")
+    return names
 
 
 def _settings(kind, model, steps, lr, seed, **options):
     """The settings that both trainers share: quiet, nothing saved, the model's own precision."""
     defaults = {
         "learning_rate": lr, "max_steps": steps, "seed": seed, "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": max(1, steps // 10), "bf16": False, "gradient_checkpointing": False, "logging_steps": 1,
-        "use_cpu": model.device.type == "cpu", "dataloader_pin_memory": False, "save_strategy": "no", "report_to": "none",
+        "warmup_steps": min(steps - 1, max(1, steps // 10)),  # the first step of a warm-up has rate 0
+        "bf16": False, "gradient_checkpointing": False, "use_cpu": model.device.type == "cpu",
+        "dataloader_pin_memory": False, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
         "disable_tqdm": True, "output_dir": tempfile.gettempdir(),
     }  # fmt: skip
     return kind(**(defaults | options))
@@ -339,7 +393,7 @@ def _sharing(model):
 def _frame(history, rewards):
     logged = pd.DataFrame([entry for entry in history if "reward" in entry])
     names = {"step": "step", "reward": "reward"}
-    names |= {f"rewards/{f.__name__}/mean": f.__name__.removesuffix("_reward") for f in rewards}
+    names |= {f"rewards/{f.__name__}/mean": name for f, name in zip(rewards, _reward_columns(rewards))}
     names |= {"reward_std": "reward_std", "kl": "kl", "completions/mean_length": "completion_length"}
     names |= {"step_time": "seconds"}
     return logged[[n for n in names if n in logged]].rename(columns=names)
@@ -357,12 +411,14 @@ def samples(model, tokenizer, problems, rewards=REWARDS, n=8, *, max_completion_
         Columns `prompt`, `completion`, `expected` (the right answer), each reward by its function's name
         (`format`, `approximate_format`, `answer`), and their sum `reward`.
     """
-    problems = problems[:n]
+    problems, names = problems[:n], _reward_columns(rewards)
+    if not problems:
+        raise ValueError(f"no problems to answer (n={n}): give at least one")
     prompts = [p["prompt"] for p in problems]
     found = completions(model, tokenizer, prompts, max_completion_length, greedy=greedy, seed=seed)
     columns = {key: [p[key] for p in problems] for key in problems[0] if key != "prompt"}
     frame = pd.DataFrame({"prompt": prompts, "completion": found, "expected": columns.get("answer")})
-    earned = {f.__name__.removesuffix("_reward"): f(prompts, found, **columns) for f in rewards}
+    earned = {name: f(prompts, found, **columns) for name, f in zip(names, rewards)}
     return frame.assign(**earned, reward=sum(map(pd.Series, earned.values())))
 
 
@@ -375,18 +431,34 @@ def accuracy(model, tokenizer, problems, *, max_completion_length=16):
 
 @torch.no_grad()
 def completions(model, tokenizer, prompts, max_completion_length=16, *, greedy=False, batch_size=64, seed=0):
-    """One completion of each prompt (str or messages), sampled at temperature 1 or greedy; a list of str."""
+    """One completion of each prompt (str or messages), sampled at temperature 1 or greedy; a list of str.
+
+    Prompts become tokens and completions end as in `train`; `model.generation_config` has no other say.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.pad_token or tokenizer.eos_token
-    chat = {"tokenize": False, "add_generation_prompt": True}
-    prompts = [p if isinstance(p, str) else tokenizer.apply_chat_template(p, **chat) for p in prompts]
+    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    plain = GenerationConfig(eos_token_id=_ends(model, tokenizer), pad_token_id=tokenizer.pad_token_id)
     sampling = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     found = []
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with restored(model), torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        model.eval().generation_config = plain  # generate falls back on it for what it is not told
         torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            batch = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True)
-            out = model.generate(**batch.to(model.device), max_new_tokens=max_completion_length,
-                                 pad_token_id=tokenizer.pad_token_id, **sampling)  # fmt: skip
+        for start in range(0, len(ids), batch_size):
+            batch = tokenizer.pad({"input_ids": ids[start : start + batch_size]}, return_tensors="pt")
+            out = model.generate(**batch.to(model.device), max_new_tokens=max_completion_length, **sampling)
             found += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return found
+
+
+def _prompt_ids(tokenizer, prompt):
+    """As TRL makes them: a chat template brings its own special tokens, and gets no others."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def _ends(model, tokenizer):
+    """The tokens that end a completion, as in TRL: the tokenizer's and all of the model's."""
+    own = model.generation_config.eos_token_id
+    return list({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}) or None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from plop_nb.texts import STRIDE, missing, reasoning_gym
 
@@ -83,23 +84,31 @@ def load_task(name, *, train=2000, validation=256, test=256, seed=0):
 def _sums(sizes, seed):
     options = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
     first_line = lambda text: text.strip().split("\n")[0].strip()
-    return _generated("sums", "chain_sum", sizes, seed, lambda entry: entry["answer"], first_line, 8, **options)
+    check = _judged("chain_sum", first_line)
+    return _generated("sums", "chain_sum", sizes, seed, lambda entry: entry["answer"], check, 8, **options)
 
 
 def _gsm(sizes, seed):
     thought = lambda entry: entry["metadata"]["answer_cot"]
-    return _generated("gsm", "gsm_symbolic", sizes, seed, thought, final_number, 200)
+    check = lambda text, example: _ends_in(text, example["entry"]["answer"])  # reasoning-gym's own ignores signs
+    return _generated("gsm", "gsm_symbolic", sizes, seed, thought, check, 200)
 
 
 def _syllogisms(sizes, seed):
     first_word = lambda text: next(iter(re.findall(r"\w+", text)), "")
-    return _generated("syllogisms", "syllogism", sizes, seed, lambda entry: entry["answer"], first_word, 4)
+    check = _judged("syllogism", first_word)
+    return _generated("syllogisms", "syllogism", sizes, seed, lambda entry: entry["answer"], check, 4)
 
 
-def _generated(name, generator, sizes, seed, completion, parse, new_tokens, **options):
-    """A task of reasoning-gym, answers judged by its own checker after `parse`."""
+def _judged(generator, parse):
+    """A check by reasoning-gym's own checker, of what `parse` finds."""
+    score = reasoning_gym().get_score_answer_fn(generator)
+    return lambda text, example: score(parse(text) or None, example["entry"]) == 1
+
+
+def _generated(name, generator, sizes, seed, completion, check, new_tokens, **options):
+    """A task of reasoning-gym."""
     gym = reasoning_gym()
-    checker = gym.create_dataset(generator, size=1, seed=0, **options)
 
     def example(draw):
         entry = gym.create_dataset(generator, size=1, seed=draw, **options)[0]
@@ -111,7 +120,6 @@ def _generated(name, generator, sizes, seed, completion, parse, new_tokens, **op
 
     draws = range((seed + APART) * STRIDE, (seed + APART + 1) * STRIDE)
     splits = _dealt(map(example, draws), sizes, name)
-    check = lambda text, example: checker.score_answer(parse(text) or None, example["entry"]) == 1
     return Task(name, **splits, check=check, new_tokens=new_tokens)
 
 
@@ -165,11 +173,14 @@ def _metamath(sizes, seed):
         thought, answer = re.sub(r"<<.*?>>", "", row["answer"]).split("####")
         return _question(row["question"], f"{thought.strip()}\nThe answer is: {answer.strip()}")
 
+    def numeric(row):  # formulas and fractions could not be checked
+        return NUMBER.fullmatch(row["completion"].rsplit("The answer is: ", 1)[-1].strip())
+
     # One example of each original question: its rephrasings must not meet again in another split.
-    known = map(trained, shuffled("meta-math/MetaMathQA", seed, split="train"))
+    known = filter(numeric, map(trained, shuffled("meta-math/MetaMathQA", seed, split="train")))
     rows = {"train": known, "validation": known,
             "test": map(tested, shuffled("openai/gsm8k", seed, split="test", name="main"))}  # fmt: skip
-    check = lambda text, example: final_number(text) == final_number(example["completion"])
+    check = lambda text, example: _ends_in(text, final_number(example["completion"]))
     return Task("metamath", **_dealt(rows, sizes, "metamath"), check=check, new_tokens=300)
 
 
@@ -221,6 +232,12 @@ def final_number(text):
     numbers = NUMBER.findall(marked[1] if len(marked) > 1 else text)
     number = (numbers[0] if len(marked) > 1 else numbers[-1]) if numbers else ""
     return number.replace(",", "").rstrip(".")
+
+
+def _ends_in(text, answer):
+    """Whether the final number of a text is this one, however it is written."""
+    number = final_number(text)
+    return number != "" and Decimal(number) == Decimal(answer)
 
 
 LOADERS = {

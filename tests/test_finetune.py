@@ -1,6 +1,7 @@
 """Finetuning: tasks with their checkers, runs, grids that resume, comparisons."""
 
 import copy
+import dataclasses
 import json
 import random
 import threading
@@ -84,6 +85,14 @@ def test_gsm_takes_the_marked_number_else_the_last():
     assert [task.check(t, example) for t in right + wrong] == [True] * 5 + [False] * 5
 
 
+def test_gsm_reads_signs_commas_and_decimals():
+    check = ft.load_task("gsm", train=1, validation=1, test=1).check
+    right = [("-7", "-7"), ("#### -7.0", "-7"), ("-1,042", "-1042"), ("0.50", "0.5")]
+    wrong = [("-7", "7"), ("7", "-7"), ("7,999", "7"), ("7", "7999"), ("0.5", "5")]
+    found = [check(text, {"entry": {"answer": answer}}) for text, answer in right + wrong]
+    assert found == [True] * 4 + [False] * 5
+
+
 def test_syllogisms_take_the_first_word():
     task = ft.load_task("syllogisms", train=1, validation=1, test=1)
     example = {"entry": {"answer": "No"}}
@@ -114,6 +123,8 @@ def test_hub_tasks(monkeypatch):
         elif source == "meta-math/MetaMathQA":
             rows = [{"query": f"q{i}", "response": f"x\nThe answer is: {i}", "original_question": f"o{i // 3}"}
                     for i in range(60)]  # fmt: skip
+            rows += [{"query": f"no number {i}", "response": f"x\nThe answer is: {a}", "original_question": f"n{i}"}
+                     for i, a in enumerate(["x", "1/2", "\\frac{1}{2}", "$y$"] * 20)]  # fmt: skip
         else:
             assert (source, split, name) == ("openai/gsm8k", "test", "main")
             rows = [{"question": f"t{i}", "answer": f"2*3=<<2*3=6>>6\n#### {i}"} for i in range(9)]
@@ -130,7 +141,12 @@ def test_hub_tasks(monkeypatch):
     sources = [e["source"] for e in math.train + math.validation]
     assert len(set(sources)) == 15 and "<<" not in str(math.test)
     assert math.test[0]["completion"].startswith(" 2*3=6\nThe answer is: ")
-    assert all(math.check(e["completion"], e) and not math.check(" The answer is: 77", e) for e in math.test)
+    assert "no number" not in str([math.train, math.validation])
+    for e in math.test + math.validation:
+        assert math.check(e["completion"], e) and math.check(e["completion"] + ".00", e)
+        assert not any(
+            math.check(wrong, e) for wrong in (" The answer is: 77", "", "I do not know", "The answer is: x")
+        )
     with pytest.raises(ValueError, match="train=30, but 'metamath' has only 1"):
         ft.load_task("metamath", train=30, validation=5, test=5)
 
@@ -179,6 +195,16 @@ def test_accuracy_is_that_of_one_prompt_at_a_time(tiny_llama, tokenizer, task, m
         assert text == tokenizer.decode(ids[0, len(tokenizer(prompt)["input_ids"]) :], skip_special_tokens=True)
 
 
+def test_what_has_changed_is_read_again(tiny_llama, tokenizer, task):
+    """A task or a tokenizer that is changed in place is another one."""
+    loss = lambda: ft.evaluate(tiny_llama, tokenizer, task, accuracy=False)["loss"]
+    before = loss()
+    task.test.append({"prompt": "x", "completion": "yz"})
+    longer = loss()
+    tokenizer.eos_token = "!"
+    assert len({before, longer, loss()}) == 3
+
+
 def test_batches_keep_within_their_tokens():
     rows = ["x" * n for n in (3, 50, 1, 4, 7, 3)]
     parts = list(ft._batches(rows, len, 9))
@@ -200,6 +226,17 @@ def test_bad_calls(tiny_llama, byte_tokenizer, tokenizer, task, placement):
         ft.finetune(tiny_llama, tokenizer, "sums", placement)
     with pytest.raises(ValueError, match="split 'train' is unknown, choose one of"):
         ft.finetune(tiny_llama, tokenizer, task, placement, final="train")
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"steps={steps}, expected at least 1"):
+            ft.finetune(tiny_llama, tokenizer, task, placement, steps=steps)
+    for split, final in {"train": "test", "validation": "validation", "test": "test"}.items():
+        lacking = dataclasses.replace(task, **{split: []})
+        with pytest.raises(ValueError, match=f"task 'toy' has no example in its split '{split}'"):
+            ft.finetune(tiny_llama, tokenizer, lacking, placement, final=final)
+        with pytest.raises(ValueError, match=f"no example in its split '{split}'"):
+            ft.evaluate(tiny_llama, tokenizer, lacking, split)
+        with pytest.raises(ValueError, match=f"no example in its split '{split}'"):
+            ft.grid(tiny_llama, tokenizer, [lacking], {"a": placement}, seeds=[0], lrs=[1e-3], final=final)
     adapted = get_peft_model(copy.deepcopy(tiny_llama), placement.lora_config(tiny_llama))
     with pytest.raises(TypeError, match="PeftModel.*pass model.unload"):
         ft.finetune(adapted, tokenizer, task, placement)
@@ -388,7 +425,9 @@ def test_every_setting_makes_another_run(cells, count, tmp_path, change):
 
 
 def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, task, placement):
-    key = lambda model=tiny_llama, task=task, chosen=placement: ft._key(model, tokenizer, task, chosen, {})
+    key = lambda model=tiny_llama, task=task, tokenizer=tokenizer: ft._key(
+        model, ft._digest(task, tokenizer), placement, {}
+    )
     keys = [key(), key(task=ft.Task("toy", task.train, task.validation, digits(8, 200), None, 5)),
             key(task=ft.Task("toy", task.train[1:], task.validation, task.test, None, 5)),
             key(model=build("llama")), key(model=copy.deepcopy(tiny_llama).bfloat16())]  # fmt: skip
@@ -396,9 +435,20 @@ def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, ta
     checkpoint.model.layers[1].mlp.up_proj.weight.data *= 1.01
     keys.append(key(model=checkpoint))
     assert len(set(keys)) == 6 and key() == keys[0]
-    assert (
-        ft._key(tiny_llama, tokenizer, task, placement, {"lora_alpha": 32, "r": 16}) == keys[0]
-    )  # the default, written out
+    written_out = {"lora_alpha": 32, "r": 16}  # the defaults
+    assert ft._key(tiny_llama, ft._digest(task, tokenizer), placement, written_out) == keys[0]
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "!"
+    keys.append(key(tokenizer=other))
+    task.test[0]["entry"] = "what check reads"
+    keys.append(key())
+    task.validation.append(task.validation[0])
+    assert len({*keys, key()}) == 9
+
+
+def test_the_folder_of_the_runs_is_made(cells, count, tmp_path):
+    path = tmp_path / "not" / "yet" / "runs.jsonl"
+    assert len(cells(path=path)) == len(ft.read_runs(path)) == 8
 
 
 def test_one_training_serves_two_names(cells, count, scores, tmp_path):
@@ -460,6 +510,11 @@ def test_learning_rates_and_ranks_of_each_placement(cells, count):
         ("b", 1e-2, 4),
         ("b", 1e-1, 4),
     }
+    shapes = [np.array([1e-3, 1e-2]), (lr for lr in (1e-3, 1e-2)), (1e-3, 1e-2)]
+    for lrs in (*shapes, {"a": np.array([1e-3, 1e-2]), "b": (lr for lr in (1e-3, 1e-2))}):
+        found = cells(lrs=lrs, seeds=(seed for seed in (0, 1)))
+        assert found.groupby(["placement", "seed"])["lr"].agg(list).tolist() == [[1e-3, 1e-2]] * 4
+    assert cells(lrs=1e-3)["lr"].tolist() == [1e-3] * 4
     best = pd.DataFrame({"task": ["toy", "toy"], "placement": ["a", "b"], "lr": [0.5, 0.25]})
     assert cells(lrs=best).groupby("placement")["lr"].unique().map(list).to_dict() == {"a": [0.5], "b": [0.25]}
     with pytest.raises(ValueError, match="lrs has nothing for placement 'b' on task 'toy'"):
@@ -520,6 +575,14 @@ def test_versus_pairs_by_seed():
         ft.versus(pd.concat([runs, runs.assign(lr=1.0)]), "ref")
     with pytest.raises(ValueError, match="value='seconds' is unknown"):
         ft.versus(runs.assign(seconds=1), "ref", "seconds")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_versus_does_not_drop_what_diverged(value):
+    runs = runs_of({"ref": [1.0, 2.0, 3.0], "x": [0.9, 1.8, value]})
+    message = "loss is .* for placement 'x' with seed 2 on 't': where a run diverged, take a lower learning rate"
+    with pytest.raises(ValueError, match=message):
+        ft.versus(runs, "ref")
 
 
 def test_tuned_takes_the_best_validation_loss_and_refuses_the_test_split():

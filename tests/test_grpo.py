@@ -1,14 +1,19 @@
 """GRPO: rewards against hostile completions, sums, and training that leaves the base model as it was."""
 
 import copy
+import random
 import sys
+import types
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from plop_nb import grpo, nfn_scores
 from plop_nb.placement import Placement
+from tests.tiny_models import build
 
 HOSTILE = {  # completion: exact format, approximate format, right answer (which is 7)
     "<answer>7</answer>": (1, 1, 1),
@@ -34,6 +39,8 @@ HOSTILE = {  # completion: exact format, approximate format, right answer (which
     "<answer>0 1 2 3 4 5 6 7 8 9</answer>": (1, 1, 0),
     "<answer>6 or 7</answer>": (1, 1, 0),
     "<answer>17</answer>": (1, 1, 0),
+    "<answer>7,999</answer>": (1, 1, 0),
+    "<answer>7.5</answer>": (1, 1, 0),
     # other digits and other numbers
     "<answer>٧</answer>": (1, 1, 0),
     "<answer>７</answer>": (1, 1, 0),
@@ -95,6 +102,11 @@ def test_metamath_keeps_numbers_and_one_rephrasing_of_each_question(monkeypatch)
     assert {train["answer"], test["answer"]} == {"1", "-1,042.5"}
     completion = [{"role": "assistant", "content": f"Well. <answer>{train['answer']}</answer>"}]
     assert grpo.answer_reward([train["prompt"]], [completion], [train["answer"]], [train["task"]]) == [1]
+    paid = lambda answer, right: grpo.answer_reward([None], [f"<answer>{answer}</answer>"], [right], [train["task"]])
+    assert [paid(a, "-1,042.5") for a in ("-1042.5", "-1,042.50", "1042.5", "-1")] == [[1], [1], [0], [0]]
+    assert [paid(a, "7,999") for a in ("7999", "7,999.0", "7", "-7999")] == [[1], [1], [0], [0]]
+    hostile = [grpo.answer_reward([None], [c], ["7"], [train["task"]]) for c in HOSTILE]
+    assert hostile == [[right] for *_, right in HOSTILE.values()]
     with pytest.raises(ValueError, match="more than the 2 problems"):
         grpo.metamath(2, 1)
 
@@ -182,6 +194,56 @@ def test_conversations_train_too(base):
     assert list(frame["format"]) == [0, 0] and grpo.accuracy(trained, base[1], problems) == 0
 
 
+def test_prompts_become_the_same_tokens_in_training_and_in_accuracy(base, monkeypatch):
+    """A template with a BOS of its own, and a tokenizer that would add another."""
+    model, tokenizer = base
+    tokenizer.bos_token = "A"
+    start = tokenizer.bos_token_id
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="A $A", special_tokens=[("A", start)])
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+    seen, generate = [], type(model).generate
+
+    def spied(self, **inputs):
+        rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        seen.append({tuple(ids[mask.bool()].tolist()) for ids, mask in rows})
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(type(model), "generate", spied)
+    for form in (lambda text: [{"role": "user", "content": text}], str):
+        problems = [p | {"prompt": form(p["prompt"] * (1 + i))} for i, p in enumerate(PROBLEMS[:2])]
+        _, trained = grpo.train(*base, problems, on(base, "v_proj"), **SMALL | {"steps": 1})
+        grpo.accuracy(trained, tokenizer, problems)
+        in_training, measured = seen
+        assert in_training == measured and all(ids.count(start) == 1 for ids in measured)
+        seen.clear()
+
+
+def test_a_copy_of_the_trained_model_is_one(base):
+    _, trained = run(base)
+    assert not [name for name, module in trained.named_modules() if "forward" in vars(module)]
+    zeroed = copy.deepcopy(trained)
+    for parameter in zeroed.parameters():
+        parameter.data.zero_()
+    assert zeroed(input_ids=torch.arange(9)[None]).logits.abs().sum() == 0
+
+
+def test_the_only_step_trains(base):
+    _, trained = run(base, steps=1)
+    assert any(p.abs().sum() > 0 for n, p in trained.named_parameters() if "lora_B" in n)
+    warm = grpo.warm_up(*base, PROBLEMS, steps=1, batch_size=2, lr=1e-2)
+    assert not torch.equal(warm.lm_head.weight, base[0].lm_head.weight)
+
+
+def test_random_generators_stay_where_they_were(base):
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    drawn = lambda: (random.random(), np.random.rand(), torch.rand(1).item())
+    expected = drawn()
+    for train in (lambda: run(base), lambda: grpo.warm_up(*base, PROBLEMS, steps=1, batch_size=2)):
+        random.seed(5), np.random.seed(5), torch.manual_seed(5)
+        train()
+        assert drawn() == expected
+
+
 def test_without_kl(base):
     assert "kl" not in run(base, beta=0.0)[0]
 
@@ -194,6 +256,52 @@ def test_warm_up_returns_another_plain_model(base):
     assert "forward" not in vars(one)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.lm_head.weight, base[0].lm_head.weight)
+
+
+def test_warm_up_trains_in_float32_and_gives_each_weight_its_precision_back(base):
+    model, tokenizer = base
+    model.bfloat16().lm_head.float()
+    options = {"steps": 3, "batch_size": 2, "lr": 1e-5}
+    warm = grpo.warm_up(model, tokenizer, PROBLEMS, **options)
+    exact = grpo.warm_up(copy.deepcopy(model).float(), tokenizer, PROBLEMS, **options)
+    assert {p.dtype for p in exact.parameters()} == {torch.float32}
+    for old, new, expected in zip(model.parameters(), warm.parameters(), exact.parameters(), strict=True):
+        assert new.dtype == old.dtype and torch.equal(new, expected.to(old.dtype))
+    assert warm.lm_head.weight.dtype == torch.float32 and not torch.equal(warm.lm_head.weight, model.lm_head.weight)
+
+
+def test_warm_up_takes_conversations(base):
+    base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
+    warm = grpo.warm_up(*base, problems, steps=30, batch_size=4, lr=1e-2)
+    assert all(c.startswith("<answer>") for c in grpo.completions(warm, base[1], [p["prompt"] for p in problems]))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_completions_do_not_obey_the_generation_config(base, greedy):
+    model, tokenizer = base
+    write = lambda: grpo.completions(model, tokenizer, [p["prompt"] for p in PROBLEMS], 12, greedy=greedy)
+    plain = write()
+    settings = {"repetition_penalty": 2.0, "num_beams": 2, "min_p": 0.5, "no_repeat_ngram_size": 1, "max_length": 14,
+                "suppress_tokens": list(range(128)), "temperature": 0.1, "top_k": 2}  # fmt: skip
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.train()
+    assert write() == plain and model.generation_config.min_p == 0.5 and model.training
+
+
+def test_completions_end_alike_before_and_after_training(base):
+    """At the end that the model names, and at the tokenizer's: as TRL's own do."""
+    model, tokenizer = base
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("$")
+    with torch.no_grad():  # "!" and "$" are all that it ever writes
+        model.lm_head = torch.nn.Linear(32, 258)
+        model.lm_head.weight.zero_(), model.lm_head.bias.fill_(-1e4)
+        model.lm_head.bias[tokenizer.convert_tokens_to_ids(["!", "$"])] = 0
+    _, trained = grpo.train(*base, PROBLEMS, on(base, "v_proj"), **SMALL | {"lr": 1e-9})
+    prompts = [p["prompt"] for p in PROBLEMS] * 4
+    before, after = (grpo.completions(m, tokenizer, prompts, 9) for m in (model, trained))
+    assert before == after and set(before) == {"!", "$"}
 
 
 def test_samples_and_accuracy(base):
@@ -209,13 +317,46 @@ def test_errors_say_what_would_do(base, monkeypatch):
     other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
     with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
         grpo.train(*base, PROBLEMS, other, **SMALL)
-    with pytest.raises(ValueError, match="steps=0"):
-        run(base, steps=0)
+    for train in (run, lambda base, steps: grpo.warm_up(*base, PROBLEMS, steps=steps)):
+        with pytest.raises(ValueError, match="steps=0"):
+            train(base, steps=0)
+    with pytest.raises(ValueError, match="problems has 6, expected at least the 7 of one step: give more"):
+        run(base, prompts_per_step=7)
+    with pytest.raises(ValueError, match="problems has 0, expected at least the 2 of one step"):
+        grpo.train(*base, [], on(base, "v_proj"), **SMALL)
+    with pytest.raises(ValueError, match="problems has 0"):
+        grpo.warm_up(*base, [])
+    for ask in (grpo.samples, grpo.accuracy):
+        with pytest.raises(ValueError, match=r"no problems to answer \(n=.\): give at least one"):
+            ask(*base, [])
+    for option in ("learning_rate", "max_steps", "logging_steps"):
+        with pytest.raises(ValueError, match=f"{option} cannot be an option: lr and steps set it"):
+            run(base, **{option: 1})
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
         run(base)
     with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
         grpo.warm_up(*base, PROBLEMS)
+
+
+@pytest.mark.parametrize("names", [["reward"], ["kl_reward"], ["seconds"], ["expected"], ["mine", "mine_reward"]])
+def test_rewards_need_names_of_their_own(base, names):
+    rewards = [types.FunctionType(digits.__code__, {}, name) for name in names]
+    with pytest.raises(ValueError, match=f"is named '{names[-1].removesuffix('_reward')}', as another column is"):
+        grpo.train(*base, PROBLEMS, on(base, "v_proj"), rewards=rewards, **SMALL)
+    with pytest.raises(ValueError, match="give it another name"):
+        grpo.samples(*base, PROBLEMS, rewards)
+
+
+def test_stacked_experts_train_without_dropout(base):
+    model = build("mixtral")
+    model.resize_token_embeddings(258)
+    mixture = model, base[1]
+    chosen = on(mixture, "down_proj")
+    with pytest.raises(ValueError, match="lora_dropout != 0"):
+        grpo.train(*mixture, PROBLEMS, chosen, **SMALL)
+    frame, _ = grpo.train(*mixture, PROBLEMS, chosen, lora_dropout=0.0, **SMALL)
+    assert len(frame) == 2
 
 
 def test_without_trl_the_rest_works(monkeypatch):
