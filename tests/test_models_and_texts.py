@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -331,6 +332,29 @@ def test_local_files_work_like_a_hub_data_set(tmp_path):
         plop.load_texts("csv", **options)
 
 
+def test_blank_texts_of_a_data_set_are_left_out(monkeypatch):
+    data = datasets.Dataset.from_dict({"text": ["a", "", None, "b", " \n"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: data)
+    assert sorted(plop.load_texts("some/hub", n=2)) == ["a", "b"]
+    with pytest.raises(ValueError, match="n=3, but 'some/hub' has 2 different texts"):
+        plop.load_texts("some/hub", n=3)
+
+
+@pytest.mark.parametrize("domain", ["math", "code", "logic", "history"])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"column": "question"}, "column='question': 'DOMAIN' is no Hub data set"),
+        ({"split": "test"}, "split='test': 'DOMAIN' is"),
+        ({"splitt": "test", "column": "text"}, "column='text', splitt='test': 'DOMAIN' is"),
+    ],
+)
+def test_a_domain_refuses_what_is_for_hub_data_sets(domain, given, says):
+    with pytest.raises(ValueError, match=says.replace("DOMAIN", domain)):
+        plop.load_texts(domain, n=1, **given)
+    assert len(plop.load_texts(domain, n=1, column=None, split="train")) == 1
+
+
 def test_bad_sources(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -365,7 +389,7 @@ def test_wheel_carries_its_data(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={"PATH": "", "PYTHONPATH": str(site)},
+        env={"PATH": "", "PYTHONPATH": str(site), "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
         capture_output=True,
         text=True,
     )
