@@ -195,6 +195,29 @@ def test_record_norms_in_a_training_loop_follows_the_weights(tiny_llama, byte_to
     assert not np.allclose(record.frame().query("sample == 0")["nfn"], second["nfn"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_in_a_backward_is_not_counted(tiny_llama, byte_tokenizer, reentrant):
+    batch = byte_tokenizer(TEXTS[:1], return_tensors="pt")
+    expected = scored(tiny_llama, TEXTS[:1], byte_tokenizer)
+    tiny_llama.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    tiny_llama.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: calls.append(1))
+    with plop.record_norms(tiny_llama) as record:
+        tiny_llama(**batch, labels=batch["input_ids"]).loss.backward()
+    assert len(calls) == 2
+    assert record.frame()["tokens"].tolist() == expected["tokens"].tolist()
+    np.testing.assert_allclose(record.frame()["nfn"], expected["nfn"], rtol=1e-4)
+
+
+def test_map_called_alone_after_a_forward_is_not_counted(tiny_llama, byte_tokenizer):
+    batch = byte_tokenizer(TEXTS[:1], return_tensors="pt")
+    with plop.record_norms(tiny_llama) as record:
+        tiny_llama(**batch)
+        before = record.frame()
+        tiny_llama.model.layers[0].self_attn.q_proj(torch.ones(1, len(TEXTS[0]), 32))
+    pd.testing.assert_frame_equal(record.frame(), before)
+
+
 def test_record_norms_gives_the_norms_themselves():
     layer, z = nn.Linear(8, 4, bias=False), torch.randn(1, 3, 8)
     with plop.record_norms(layer) as record:
