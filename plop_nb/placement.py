@@ -2,6 +2,7 @@
 
 import copy
 import html
+import inspect
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -258,7 +259,13 @@ def _known(scores, column, names):
 
 
 def _task_type(model):
-    return next((task for ending, task in TASKS.items() if type(model).__name__.endswith(ending)), None)
+    """What `PeftModel` is to wrap the model as; None for the plain wrapper, which suits every model."""
+    task = next((task for ending, task in TASKS.items() if type(model).__name__.endswith(ending)), None)
+    if task != "SEQ_2_SEQ_LM" or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return task
+    # A decoder that also reads images or sound. PEFT's causal wrapper passes it `inputs_embeds`: BLIP takes none.
+    takes_embeds = "inputs_embeds" in inspect.signature(model.forward).parameters
+    return "CAUSAL_LM" if takes_embeds and hasattr(model, "generate") else None
 
 
 def _target_forms(wanted):

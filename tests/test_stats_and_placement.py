@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 import plop_nb as plop
 from plop_nb.stats import StoppingRule, lowest, per_text
+from tests.tiny_models import build, more_inputs
 
 
 def frame(values, types):
@@ -179,6 +180,27 @@ def test_adapters_train_on_the_chosen_modules_only(tiny_llama):
     adapted(input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)).loss.backward()
     with_gradient = {n for n, p in adapted.named_parameters() if p.grad is not None}
     assert len(with_gradient) == 4 and all("o_proj.lora_" in n for n in with_gradient)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task"),
+    [
+        ("llava", "CAUSAL_LM"), ("qwen2_vl", "CAUSAL_LM"), ("voxtral", "CAUSAL_LM"), ("blip", None),
+        ("mt5", "SEQ_2_SEQ_LM"), ("m2m_100", "SEQ_2_SEQ_LM"), ("bert", None),
+    ],
+)  # fmt: skip
+def test_task_type_lets_the_adapted_model_run_and_generate(model_type, task):
+    model = build(model_type)
+    ids = torch.arange(5, 25).reshape(2, 10)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch |= more_inputs(model_type, model.config, ids, batch["attention_mask"])
+    wanted = plop.module_table(model).query("status == 'scored'")["type"].iloc[-1]
+    config = placement_of(model, [wanted]).lora_config(model, r=2)
+    assert config.task_type == task
+    adapted = get_peft_model(model, config)
+    assert torch.isfinite(adapted(**batch, labels=ids).loss)
+    if model.can_generate():
+        assert adapted.generate(**batch, max_new_tokens=2).shape[0] == 2
 
 
 def test_check_refuses_another_config(tiny_llama):
