@@ -38,7 +38,7 @@ def main(arguments=None):
 
 def _placed(arguments):
     if arguments.texts:
-        texts = read_texts(arguments.texts, arguments.column or "text")[: arguments.n]
+        texts = read_texts(arguments.texts, arguments.column)[: arguments.n]
     else:
         texts = load_texts(arguments.domain, n=arguments.n, column=arguments.column)
     model, tokenizer = load_model(arguments.model)
@@ -80,7 +80,7 @@ def _parser():
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--domain", default="math", help=f"{', '.join(DOMAINS)}, or a Hub data set id (%(default)s)")
     source.add_argument("--texts", type=Path, metavar="FILE", help="or a .txt, .jsonl or .csv file of your own")
-    parser.add_argument("--column", help="where the text is, in the Hub data set or FILE ('text')")
+    parser.add_argument("--column", help="where the text is, in a Hub data set or in a .jsonl or .csv FILE ('text')")
     parser.add_argument("--n", type=_positive, default=64, help="how many texts; the first ones of FILE (%(default)s)")
     types = parser.add_mutually_exclusive_group()
     types.add_argument("--k", type=_positive, help="how many module types get adapters (3)")

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 # Models in which padding reaches real tokens (convolutions and pooling over tokens, Fourier mixing,
@@ -120,6 +121,20 @@ def arguments(trunk, batch):
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return {k: v.to(device_of(trunk)) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+
+
+def check_length(trunk, inputs):
+    """Refuse texts longer than the model has positions: asked after a forward failed, for many do with more."""
+    limit = getattr(getattr(trunk, "config", None), "max_position_embeddings", None) or 0
+    tables = [m for m in trunk.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == limit]
+    # RoBERTa and its kin count from behind the position of padding.
+    limit -= max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
+    length = inputs["input_ids"].shape[-1] if "input_ids" in inputs else 0
+    if 0 < limit < length:
+        raise ValueError(
+            f"a text has {length} tokens, but {type(trunk).__name__} has positions for {limit}: "
+            f"pass max_length={limit}, or shorter batches"
+        )
 
 
 def device_of(model):

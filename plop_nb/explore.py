@@ -85,7 +85,8 @@ class Explorer(widgets.VBox):
     config_text : str
         Code that makes its `LoraConfig`.
     domain, statistic, limit, k, budget, rank : ipywidgets.Widget
-        The controls; setting their `value` from a cell does what a hand on them does.
+        The controls; setting their `value` from a cell does what a hand on them does. While `limit`
+        is "k types", `budget` follows `k`, and goes back when set.
     """
 
     def __init__(self, domains, model, k, r):
@@ -128,7 +129,9 @@ class Explorer(widgets.VBox):
 
     def _changed(self, change):
         """Choose and draw again. An error goes to the page: in a callback nobody would see it."""
-        if change["owner"].disabled:  # the budget box, which follows `k types`
+        if change["owner"].disabled:  # `k` waits for its limit; the budget box, which follows it, goes back
+            if change["owner"] is self.budget:
+                self.budget.value = self._cost(self.k.value)
             return
         with self._lock:
             try:

@@ -248,7 +248,6 @@ class Record:
 
     def _attach(self):
         self._handles.append(self._trunk.register_forward_pre_hook(self._start_batch, with_kwargs=True))
-        self._handles.append(self._trunk.register_forward_hook(lambda *_: self._settle(self._forward.get())))
         if self._encoder is not None:
             self._handles.append(self._encoder.register_forward_hook(self._note_encoder_output))
         stacks = {}
@@ -261,13 +260,13 @@ class Record:
         for module, indices in stacks.items():
             hook = lambda m, args, kwargs, _, i=indices: self._measure_experts(m, i, args, kwargs)
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        self._handles.append(self._trunk.register_forward_hook(self._end_batch))  # last: the trunk may be a map itself
 
     def _detach(self):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._settle(self._forward.get())
-        self._forward.set(None)
+        self._end_batch()
 
     def _gain(self, index):
         """The map's baseline, recomputed when its weight was changed in place or replaced."""
@@ -315,6 +314,11 @@ class Record:
         self._forward.set(_Forward(mask, decoder_mask, images, sums))
         self._batches.append((self.samples, mask.sum(1), sums))
         self.samples += len(mask)
+
+    def _end_batch(self, *_):
+        """After a forward of the trunk: what a backward recomputes, or a map called alone is shown, belongs to none."""
+        self._settle(self._forward.get())
+        self._forward.set(None)
 
     def _note_encoder_output(self, _, args, out):
         if (forward := self._forward.get()) is None:  # the encoder called by itself

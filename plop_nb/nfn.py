@@ -251,7 +251,13 @@ def forward(trunk, batch, record=None):
     batch = batches.padded_right(batch)
     if record is not None:
         record.score_mask = batch.get("score_mask")
-    trunk(**batches.arguments(trunk, batch))
+    inputs = batches.arguments(trunk, batch)
+    try:
+        trunk(**inputs)
+    except (IndexError, RuntimeError) as error:
+        if not should_reduce_batch_size(error):
+            batches.check_length(trunk, inputs)
+        raise
 
 
 def _halved(window, size, error):

@@ -70,7 +70,7 @@ class Partial:
         return frame.loc[~frame["module"].isin(unclear), ["sample", *self._maps, "tokens", "nfn"]]
 
     def _write(self, lines, mode):
-        with self._path.open(mode) as file:
+        with self._path.open(mode, encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
@@ -86,7 +86,7 @@ def key(row):
 
 
 def _parsed(path):
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

@@ -2,6 +2,7 @@
 
 import copy
 import html
+import inspect
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -134,14 +135,13 @@ class Placement:
         ValueError
             `scores` has no such type.
         """
-        _known(scores, "type", types)
-        return cls.of_modules(scores, scores.loc[scores["type"].isin(set(types)), "module"].unique())
+        types = _known(scores, "type", types)
+        return cls.of_modules(scores, scores.loc[scores["type"].isin(types), "module"].unique())
 
     @classmethod
     def of_modules(cls, scores, modules):
         """A placement on modules chosen by hand (their names, as in the column `module`); else as `of_types`."""
-        _known(scores, "module", modules)
-        chosen = scores.loc[scores["module"].isin(set(modules))]
+        chosen = scores.loc[scores["module"].isin(_known(scores, "module", modules))]
         types = [t for t in type_means(scores).index if t in set(chosen["type"])]
         return cls(types, chosen["module"].unique().tolist(), float("nan"), by_type(scores), None, ["chosen by hand"])
 
@@ -249,14 +249,23 @@ class Placement:
 
 
 def _known(scores, column, names):
-    if isinstance(names, str) or not len(names):
+    """The names as a list: all in this column of the scores."""
+    names, have = names if isinstance(names, str) else list(names), set(scores[column])
+    if isinstance(names, str) or not names:
         raise ValueError(f"{column}s={names!r}, expected a list of names from the column {column!r} of scores")
-    if unknown := [n for n in names if n not in set(scores[column])]:
-        raise ValueError(f"{unknown[0]!r} is not a {column} in scores, choose from {sorted(set(scores[column]))[:10]}")
+    if unknown := [n for n in names if n not in have]:
+        raise ValueError(f"{unknown[0]!r} is not a {column} in scores, choose from {sorted(have)[:10]}")
+    return names
 
 
 def _task_type(model):
-    return next((task for ending, task in TASKS.items() if type(model).__name__.endswith(ending)), None)
+    """What `PeftModel` is to wrap the model as; None for the plain wrapper, which suits every model."""
+    task = next((task for ending, task in TASKS.items() if type(model).__name__.endswith(ending)), None)
+    if task != "SEQ_2_SEQ_LM" or getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return task
+    # A decoder that also reads images or sound. PEFT's causal wrapper passes it `inputs_embeds`: BLIP takes none.
+    takes_embeds = "inputs_embeds" in inspect.signature(model.forward).parameters
+    return "CAUSAL_LM" if takes_embeds and hasattr(model, "generate") else None
 
 
 def _target_forms(wanted):

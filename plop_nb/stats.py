@@ -191,6 +191,12 @@ def _check(scores):
     if not np.isfinite(scores["nfn"]).all() or (scores["nfn"] < 0).any():
         bad = scores[~np.isfinite(scores["nfn"]) | (scores["nfn"] < 0)].iloc[0]
         raise ValueError(f"scores holds nfn={bad['nfn']} for module {bad['module']!r}, never a legitimate score")
+    if (twice := scores.duplicated(["sample", "module"])).any():
+        sample, module = scores.loc[twice, ["sample", "module"]].iloc[0]
+        raise ValueError(
+            f"scores holds sample {sample} of module {module!r} twice: where frames are joined, number their samples "
+            "apart, or score all texts in one call"
+        )
 
 
 def _intervals(scores, by, level):

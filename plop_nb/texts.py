@@ -24,8 +24,8 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
     seed : int
         Which: the same seed gives the same texts, and a larger `n` continues a smaller one.
     column, split, **options
-        For Hub data sets: the column of texts (needed where there are several), the split, and
-        further arguments of `datasets.load_dataset` (`name="main"`, ...).
+        For Hub data sets: the column of texts (needed where there are several; blank ones are left
+        out), the split, and further arguments of `datasets.load_dataset` (`name="main"`, ...).
 
     Returns
     -------
@@ -34,7 +34,7 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
     Raises
     ------
     ValueError
-        An unknown domain or column, or fewer than `n` texts.
+        An unknown domain or column, fewer than `n` texts, or a domain given what is for Hub data sets.
 
     Examples
     --------
@@ -45,12 +45,15 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
         raise ValueError(f"n={n!r}, expected an integer of at least 1")
     if not isinstance(source, str):
         raise TypeError(f"source is {type(source).__name__}, expected one of {DOMAINS} or a Hub data set id")
+    if source in DOMAINS:
+        _check_unused(source, column, split, options)
     if source in TASKS:
         return _generated(TASKS[source], n, seed)
     if source == "code":
         texts = _human_eval()
     elif source == "history":
-        texts = [json.loads(line)["question"] for line in data_file("history.jsonl").read_text().splitlines()]
+        lines = data_file("history.jsonl").read_text(encoding="utf-8").splitlines()
+        texts = [json.loads(line)["question"] for line in lines]
     else:
         texts = _hub(source, column, split, options)
     texts = list(dict.fromkeys(texts))
@@ -59,7 +62,7 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
     return random.Random(seed).sample(texts, len(texts))[:n]
 
 
-def read_texts(path, column="text"):
+def read_texts(path, column=None):
     """The texts in a file of one's own, in its order.
 
     Parameters
@@ -68,7 +71,7 @@ def read_texts(path, column="text"):
         A UTF-8 file: `.txt` (each line a text), `.jsonl` (each line a string, or an object), or `.csv`
         (with a header). Blank lines are left out.
     column : str
-        The key of the text in an object, or its column in a CSV file.
+        The key of the text in an object, or its column in a CSV file; by default "text".
 
     Returns
     -------
@@ -79,14 +82,17 @@ def read_texts(path, column="text"):
     OSError
         The file cannot be read.
     ValueError
-        Another ending, no texts, or a line that gives none (names the line).
+        Another ending, no texts, a line that gives none or has too many or too few cells (names the
+        line), or a `column` of a `.txt` file.
     """
     path = Path(path)
     if path.suffix not in READERS:
         raise ValueError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(READERS)}")
+    if column is not None and path.suffix == ".txt":
+        raise ValueError(f"column={column!r}, but {path} has no columns, each of its lines is a text: leave it out")
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            texts = [_text(number, row, column) for number, row in READERS[path.suffix](file)]
+            texts = [_text(number, row, column or "text") for number, row in READERS[path.suffix](file)]
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}: {error}") from error
     if not texts:
@@ -108,7 +114,13 @@ def _objects(file):
 
 def _records(file):
     reader = csv.DictReader(file)
-    return ((reader.line_num, row) for row in reader)
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(
+                f"line {reader.line_num} has {'more' if None in row else 'fewer'} cells than the header: "
+                'correct it (a text that holds a comma goes between "quotes")'
+            )
+        yield reader.line_num, row
 
 
 READERS = {".txt": _lines, ".jsonl": _objects, ".csv": _records}
@@ -128,6 +140,13 @@ def data_file(name):
     """Path of a file that comes with plop_nb: inside the installed package, or in the checkout."""
     here = Path(__file__).parent
     return next((p for p in (here / "data" / name, here.parent / "data" / name) if p.exists()), here / "data" / name)
+
+
+def _check_unused(source, column, split, options):
+    """Refuse arguments that a built-in domain would not heed."""
+    given = {"column": column, "split": None if split == "train" else split, **options}
+    if unused := [f"{name}={value!r}" for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(unused)}: {source!r} is no Hub data set and has none of these, leave them out")
 
 
 def _generated(task, n, seed):
@@ -176,7 +195,7 @@ def _hub(source, column, split, options):
         column = columns[0]
     if column not in columns:
         raise ValueError(f"column={column!r}, choose one of the text columns of {source!r}: {columns}")
-    return data[column]
+    return [text for text in data[column] if text and text.strip()]
 
 
 def missing(package):

@@ -102,6 +102,7 @@ def test_bad_arguments(arguments, capsys):
     [
         (["--texts", "nowhere.txt"], "No such file"),
         (["--texts", "model"], "ends in '', expected one of .txt, .jsonl, .csv"),
+        (["--column", "question"], "column='question', but texts.txt has no columns"),
         (["--k", "99"], "k=99, expected an integer from 1 to 7"),
         (["--parameters", "1"], "parameters=1 is less than"),
         (["--out", "texts.txt/below"], "--out texts.txt/below cannot be written, because texts.txt cannot"),
@@ -115,6 +116,19 @@ def test_failures_are_one_line_and_leave_nothing(folder, monkeypatch, capsys, ch
     last = shown.err.splitlines()[-1]
     assert last.startswith("plop_nb: ") and says in last and "Traceback" not in shown.err and shown.out == ""
     assert sorted(folder.rglob("*")) == before
+
+
+def test_column_of_a_domain(folder, capsys):
+    assert main([str(folder / "model"), "--domain", "history", "--column", "question"]) == 1
+    assert capsys.readouterr().err.startswith("plop_nb: column='question': 'history' is no Hub data set")
+
+
+def test_truncated_weights(folder, capsys):
+    with open(folder / "model" / "model.safetensors", "r+b") as weights:
+        weights.truncate(1000)
+    assert main(command(folder)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("plop_nb: cannot load") and error.count("\n") == 1
 
 
 def test_model_that_is_not_to_be_had(folder, monkeypatch, capsys):
@@ -163,7 +177,9 @@ def test_column_of_a_file(tmp_path):
         ("a.jsonl", b'"one"\n{"question": "two"}', r"a.jsonl: line 2 has no column 'text', choose from \['question'\]"),
         ("a.jsonl", b'{"text": 5}', "a.jsonl: line 1 holds 5, expected a text"),
         ("a.jsonl", b'"one"\n["two"]', r"a.jsonl: line 2 holds \['two'\], expected a text"),
-        ("a.csv", b"id,text\n1,one\n2\n", "a.csv: line 3 holds None, expected a text"),
+        ("a.csv", b"id,text\n1,one\n2\n", "a.csv: line 3 has fewer cells than the header"),
+        ("a.csv", b"text,id\none,1\ntwo\n", "a.csv: line 3 has fewer cells than the header"),
+        ("a.csv", b"text\nfine\none, two\n", 'a.csv: line 3 has more cells than the header: correct it .*between "quotes"'),
         ("a.csv", b"id,text\n1,one\n2,\n", "a.csv: line 3 holds '', expected a text"),
         ("a.csv", b"text\n" + b"x" * 200_000, "a.csv: field larger than field limit"),
     ],

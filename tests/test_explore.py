@@ -93,6 +93,18 @@ def test_placements_are_the_librarys(tiny_llama, scores):
     assert {"k types": explorer.k.disabled, "budget": explorer.budget.disabled} == {"k types": True, "budget": False}
 
 
+def test_budget_goes_back_while_types_are_the_limit(scores):
+    explorer = plop.explore(scores, k=2)
+    before = explorer.budget.value, explorer.parameters, explorer.config_text
+    explorer.budget.value = 1
+    assert (explorer.budget.value, explorer.parameters, explorer.config_text) == before
+    explorer.limit.value = "parameter budget"
+    explorer.k.value = 1
+    assert (explorer.budget.value, explorer.parameters, explorer.config_text) == before
+    explorer.limit.value = "k types"
+    assert explorer.budget.value == explorer.parameters < before[1] and len(explorer.placement.types) == 1
+
+
 @pytest.mark.parametrize("proven", [False, True], ids=["without the model", "with the model"])
 def test_stacked_experts_are_counted_and_named_as_peft_adapts_them(proven):
     model = build("qwen3_moe")

