@@ -510,7 +510,7 @@ def _lines(path):
     """The whole lines of a file of runs; what a crash has cut short is left out."""
     if path is None or not Path(path).exists():
         return
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
