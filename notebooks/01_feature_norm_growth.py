@@ -27,7 +27,8 @@
 # 3. **What breaks it**: its assumptions dropped one at a time.
 # 4. **Beyond it**: ReLU, GeLU, attention, noise labels; then a real transformer.
 #
-# Every claim is followed by a cell that asserts it. Intervals are 95 % over seeds unless a cell says otherwise.
+# Every claim is followed by a cell that asserts it. Intervals are 95 % over seeds unless a cell says otherwise: Student's t
+# for means, percentile bootstrap for exponents (which with 16 seeds covers nearer 90 %, as notebook 02 measures).
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
@@ -117,7 +118,7 @@ print(f"by hand {by_hand:.4f}, plop_nb {record.frame()['nfn'].item():.4f}")
 
 # %% [markdown]
 # The paper's mean over noise (instead of the root mean square) is slightly smaller, for this ellipse by a few percent;
-# for the big maps of a real model by well under one.
+# for nearly all maps of a real model by well under one.
 
 # %%
 paper, ours = (plop.hooks.baseline_gain(W, kind).item() for kind in ("gaussian", "rms"))
@@ -324,7 +325,7 @@ fits.round(3)
 #
 # A single network deviates from the pure quadratic by its cross term. The theory gives the size as well: the cross
 # term is a normal number of standard deviation $n^{-1/2}$, so the relative deviation at the last step is
-# $2 n^{-1/2} / (\eta c t)$ in root mean square.
+# $2 n^{-1/2} / (\eta c t)$ in root mean square, and $\sqrt{2/\pi}$ times that in its mean, shown here.
 
 # %%
 last = wide.query("step == @STEPS").copy()
@@ -431,9 +432,9 @@ for name, knob in knobs.items():
     runs[name] = closed_form(growth(KNOB_WIDTH, STEPS, eta=ETA, seeds=KNOB_SEEDS, **knob))
 
 # %% [markdown]
-# `moved` is how far features have travelled (root mean square); its square is the growth without the cross term. Two
-# numbers per knob: the exponent of its square from step 10 on, and the growth after 10 and 40 steps as a multiple of the
-# theorem's quadratic.
+# `moved` is how far features have travelled (root mean square); its square is the growth without the cross term. Per knob:
+# the exponent of its square from step 10 on, with its interval, and the growth after 10 and 40 steps as a multiple of the
+# theorem's quadratic (for the theorem itself not exactly 1: the cross term of 16 networks).
 
 # %%
 def summary(run):
@@ -492,9 +493,9 @@ print("late exponent:", stopped["exponent"].round(1).to_dict())
 # %%
 run = runs["residual changes sign"]
 expected = 0.5 / (ETA * 2 / math.pi)  # f moves by eta c ||v||_1 a step
-reached = run[run["loss"] < 1e-2].groupby("seed")["step"].min()
-assert abs(reached.mean() - expected) < 4
-print(f"fitted at step {reached.mean():.0f} on average, expected about {expected:.0f}")
+reached = run.loc[run.groupby("seed")["loss"].idxmin(), "step"]
+assert abs(reached.mean() - expected) < 2
+print(f"loss least at step {reached.mean():.0f} on average, expected about {expected:.0f}")
 
 # %% [markdown]
 # **Adam** is SignSGD while its gradients keep their size. Here they shrink with the residual. Put the target out of
@@ -644,17 +645,17 @@ gain.unstack("batch").swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaini
 
 # %% [markdown]
 # With minibatches yes: shuffled labels ask for something else in every batch, a shared rule asks for the same thing
-# again. Query and key of attention hardly notice. **With full batches it is not so simple**: shuffled labels are also a
-# fixed direction, and SignSGD gives it the same speed; query and key even grow *more* on shuffled labels, whose residual
-# lasts longer. Growth shows a *consistent* gradient, which is not yet a meaningful task.
+# again. Query and key of attention hardly notice. **With full batches it is not so simple**: shuffled labels are then a
+# fixed direction, too. Linear and output maps still grow more on aligned labels, query and key *more* on shuffled ones.
+# Growth shows a *consistent* gradient, which is not yet a meaningful task.
 
 # %%
 mini, full = gain.loc[4], gain.loc[32]
 assert (mini.loc[["linear", "relu", "attention v", "attention o"], "low"] > 0).all()
-assert (full.loc[["attention q", "attention k"], "high"] < 0).all()
+assert (full.loc[["attention q", "attention k"], "high"] < 0).all() and (full.loc[["linear", "attention o"], "low"] > 0).all()
 assert end.groupby("labels")["growth"].mean()["fresh"] < 0.05
-print("surely more on aligned labels, minibatches:", sorted(mini.index[mini["low"] > 0]))
-print("surely more on shuffled labels, full batch:", sorted(full.index[full["high"] < 0]))
+print("interval above zero (more on aligned labels), minibatches:", sorted(mini.index[mini["low"] > 0]))
+print("interval below zero (more on shuffled labels), full batch:", sorted(full.index[full["high"] < 0]))
 
 # %% [markdown]
 # # 5. A real transformer
@@ -751,13 +752,13 @@ print("NFN of o_proj falls:", "o_proj" in falling)
 print("NFN of v_proj and up_proj rises:", {"v_proj", "up_proj"} <= rising)
 
 # %% [markdown]
-# Nor is it quadratic over these steps: at half time about half of the growth is done, where a quadratic would have done a
-# quarter. One run, one learning rate: the intervals speak for other texts, not for other runs.
+# Nor is it quadratic over these steps: at half time about two thirds of the growth are done, where a quadratic would have
+# done a quarter. One run, one learning rate: the intervals speak for other texts, not for other runs.
 
 # %%
 path = change["feature_norm"].groupby(["task", "step"]).mean()[TASK]
 half = path[FINETUNE_STEPS // 2] / path[FINETUNE_STEPS]
-assert half > 0.4  # quadratic growth would have done 0.25 of it
+assert MODEL or 0.55 < half < 0.8  # quadratic growth would have done 0.25 of it
 print("more than the quadratic's quarter done at half time:", bool(half > 0.4))
 
 # %% [markdown]

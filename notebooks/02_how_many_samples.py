@@ -400,8 +400,9 @@ print(maps.groupby("type")[["rank", "spread", "gap", "predicted"]].median().roun
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
 sns.scatterplot(maps, x="rank", y="spread", hue="type", hue_order=types, palette="colorblind", s=30, ax=ax)
-x = np.geomspace(maps["rank"].min(), maps["rank"].max())
-ax.plot(x, 1 / np.sqrt(2 * x), color="0.5", ls=":", label=r"$1/\sqrt{2r}$")
+for inputs in maps["in"].unique():
+    x = np.geomspace(maps["rank"].min(), 0.95 * inputs)
+    ax.plot(x, np.sqrt((1 / x - 1 / inputs) / 2), color="0.5", ls=":", label=rf"$\sqrt{{(1/r - 1/{inputs})/2}}$")
 ax.set(xscale="log", yscale="log", xlabel="effective rank r", ylabel="spread of one draw / its mean")
 ax.set_xticks([10, 30, 100, 300], [10, 30, 100, 300])
 ax.set_yticks([0.02, 0.05, 0.1, 0.2], ["2 %", "5 %", "10 %", "20 %"])

@@ -202,11 +202,11 @@ cosines.round(2)
 
 # %% [markdown]
 # In the attention inputs of the decoders it is nearly the same direction on every domain: not the task's. In front of
-# the output and down maps, and in MiniLM, it does turn with the domain.
+# the output maps, in MiniLM and in SmolLM2's down maps it does turn with the domain.
 #
 # ## Interventions
 #
-# A correlation explains nothing. Five changes, each taking away one thing:
+# A correlation explains nothing. Four changes, each taking away one thing, and a fifth below:
 #
 # * the first token, at which many models park attention, is read but not counted;
 # * all other tokens are shuffled: no sentences left;
@@ -243,11 +243,31 @@ table.round(2)
 # %% [markdown]
 # * **Not the first token**: leaving it out changes next to nothing.
 # * **Not language**: with shuffled or random tokens the decoders share *more* of their direction, query and key still
-#   amplify it and value still suppresses it. The direction belongs to the model, not to the text.
+#   amplify it and value still suppresses it.
 # * **Learned**: an untrained model has a mean direction too (in MiniLM's shape even a stronger one), but its maps
 #   meet it like noise: NFN of the mean is 1.
 #
-# Then the score itself should not need language either. Scores on random tokens against those on math questions:
+# Is it the *same* direction then? Cosine between the mean directions with and without the change, median over a type's
+# maps: in front of the attention of SmolLM2 nearly so, elsewhere not.
+
+# %%
+def turned(data):
+    """Cosine of each map's mean direction on `data` with that on the texts, median by type."""
+    mean = mean_inputs(model, data)
+    cosine = pd.Series({m: torch.cosine_similarity(as_it_is[m], mean[m], dim=0).item() for m in mean})
+    return cosine.groupby(plop.module_table(model).set_index("module")["type"]).median()
+
+
+batches = interventions(texts, tokenizer)
+as_it_is = mean_inputs(model, batches.pop("as it is"))
+cosines = pd.DataFrame({what: turned(data) for what, data in batches.items()})
+if MODEL == "SmolLM2-135M-Instruct":
+    assert (cosines.loc[["q_proj", "k_proj", "v_proj"]] > 0.8).all(axis=None) and cosines.loc["down_proj"].min() < 0.5
+cosines.round(2)
+
+# %% [markdown]
+# There the direction belongs to the model more than to the text. Then the score itself should not need language either.
+# Scores on random tokens against those on math questions:
 
 # %%
 both = stored[stored["intervention"].isin(["as it is", "random tokens"])]
@@ -274,8 +294,9 @@ for ax in grid.axes.flat:
     ax.minorticks_off()
 
 # %% [markdown]
-# **Remove the direction.** Show each map its inputs without their component along the mean, and, as a control,
-# without their component along random directions:
+# **Remove the direction.** Show each map its inputs without their component along the mean. The control, without their
+# component along a random direction, shows no more than that projecting does no harm: such a component is one part in 576.
+# The stronger test, turning the mean itself, comes next.
 
 # %%
 means = mean_inputs(model, texts, tokenizer)
@@ -364,9 +385,10 @@ assert all("v" in p.split(", ") for p in recommended["mean subtracted"].drop("mi
 recommended
 
 # %% [markdown]
-# Value and up stay among the lowest in both decoders. The third place is lost: without the mean the other types lie
-# within a few percent of each other, and the choice changes with the domain. So the centred score decides less, and
-# no `variant="centred"` is offered by `nfn_scores`; `plop_nb.directions.nfn_without` gives it for experiments.
+# Value and up stay among the lowest in both decoders. The third place is lost: without the mean the candidates for it lie
+# within a few percent of each other, and with the mean subtracted the choice changes with the domain. So the centred
+# score decides less, and no `variant="centred"` is offered by `nfn_scores`; `plop_nb.directions.nfn_without` gives it for
+# experiments.
 
 # %% [markdown]
 # ## What is established, and what not
@@ -377,10 +399,10 @@ recommended
 # * value maps score below 1 mainly because they suppress that direction, in SmolLM2 by keeping it out of the
 #   directions that they can see; without it they still score about 0.85, so suppression is most of the answer, not
 #   all;
-# * the direction is the same on all four domains and on random tokens, and untrained weights do not treat it
-#   specially. Here the score says more about the model than about the task.
+# * in front of the attention it is nearly the same direction on all four domains, in SmolLM2 even with random tokens, and
+#   untrained weights do not treat it specially. Here the score says more about the model than about the task.
 #
-# **Not established**: why training suppresses the direction; whether it is so in Qwen3 or larger models; for BERT it
-# is not so (small share, value near 1). Removing the direction changes what a map is shown here, not what the model
+# **Not established**: why training suppresses the direction; whether it is so in Qwen3 or larger models; in BERT the share
+# is small, and value near 1. Removing the direction changes what a map is shown here, not what the model
 # computes downstream. And whether a placement should count the shared direction at all can only be told by
 # finetuning.

@@ -197,17 +197,18 @@ same.map(lambda names: names.replace("_proj", ""))
 #
 # Validation loss against the learning rate, a line per placement at equal parameters. From 1e-3 to 4e-3 the rate moves a
 # placement by several times what the placements differ by on code, by about as much on sums, and by half as much on
-# syllogisms: a comparison at one rate for all could be made to come out one way or another.
+# syllogisms. On sums each of the three rates has another winner; on syllogisms PLoP is among the last two at each.
 
 # %%
 shown = labels.query("stage == 'equal parameters'").merge(tuning, on=["task", "placement"])
-shown = shown[~shown["label"].isin(["gradient", "condition"])]
+shown = shown.query("label not in ['gradient', 'condition'] and not (label == 'centred' and task == 'code')")
 by_rate = shown.pivot_table(index=["task", "label"], columns="lr", values="loss")
 inner = by_rate[[0.001, 0.002, 0.004]]
 moved = pd.DataFrame({"by the rate (median)": (inner.max(axis=1) - inner.min(axis=1)).groupby("task").median(),
                       "by the placement": by_rate.min(axis=1).groupby("task").agg(np.ptp)}).loc[TASKS]  # fmt: skip
 ratio = moved["by the rate (median)"] / moved["by the placement"]
 assert ratio["code"] > 3 and 0.8 < ratio["sums"] < 1.5 and 0.4 < ratio["syllogisms"] < 0.6
+assert inner.loc["sums"].idxmin().nunique() == 3 and (inner.loc["syllogisms"].rank(ascending=False).loc["PLoP"] <= 2).all()
 moved.round(3)
 
 # %% tags=["nbval-ignore-output"]
@@ -244,8 +245,8 @@ for ax in grid.axes.flat:
 # %% [markdown]
 # ## The verdict
 #
-# Loss of each placement minus PLoP's, paired over the five seeds, with 95 % intervals. Left of the line the other
-# placement is better. (Placements that are PLoP's under another name are left out.)
+# Is a placement better or worse than PLoP? Test loss, paired over the five seeds; undecided where the 95 % interval of the
+# difference, drawn below, holds zero. (Placements that are PLoP's under another name are left out.)
 
 # %%
 others = equal[~equal["placement"].isin(["gradient", "condition"])]
@@ -262,9 +263,9 @@ parameters = equal.groupby("placement")["parameters"].max().rename("parameters")
 verdict.fillna("the same").join(parameters)
 
 # %% [markdown]
-# * **Code**: PLoP has the lowest loss. It is better than attention, query + value, everything, the inverse and both
+# * **Code**: PLoP has the lowest mean loss. It is better than attention, query + value, everything, the inverse and both
 #   random sets; against the MLP and against single modules it is undecided.
-# * **Syllogisms**: PLoP has the highest loss, and its inverse, the types with the *highest* scores, the lowest.
+# * **Syllogisms**: PLoP has the highest mean loss, and its inverse, the types with the *highest* scores, the lowest.
 # * **Sums**: PLoP looks worse than five of the nine others. Look closer before believing it:
 #
 # ### How much hangs on the tuning?
@@ -287,11 +288,12 @@ assert set(again.index[again["verdict"] != "undecided"]) == {"query + value"} an
 again[["difference", "low", "high", "verdict"]].round(3)
 
 # %% [markdown]
-# At half the rate PLoP is level with the others, and better than query + value: what looked like a verdict was the
-# tuning. So **on sums it is undecided**, and every verdict here stands only as firmly as its tuning. Those on syllogisms
-# and code do not hang on one rate: the inverse is ahead of PLoP at every rate on syllogisms, and behind it at all but
-# the highest, harmful one on code. Validation loss of the inverse minus PLoP's, both at the same rate (tuned: 4e-3 on
-# syllogisms and 1e-3 on code, for both):
+# At half the rate PLoP is level with the others, and better than query + value: the verdict does not survive another
+# rate. (Nor another device and precision, which changed with it; and PLoP alone got a second try, so this does not count
+# for it either.) So **on sums it is undecided**, and every verdict here stands only as firmly as its tuning. Those on
+# syllogisms and code do not hang on one rate: the inverse is ahead of PLoP at every rate on syllogisms, and behind it at
+# all but the highest, harmful one on code. Validation loss of the inverse minus PLoP's, both at the same rate (tuned: 4e-3
+# on syllogisms and 1e-3 on code, for both):
 
 # %%
 wide = shown.pivot_table(index=["task", "lr"], columns="label", values="loss")
@@ -301,7 +303,8 @@ assert wide.loc["code"].loc[0.004, ["PLoP", "inverse"]].min() > 0.05 + wide.loc[
 gap.loc[["syllogisms", "code"]].round(3)
 
 # %% [markdown]
-# The verdicts in one picture, on sums with PLoP at half its tuned rate:
+# The verdicts in one picture. Dots are mean differences, lines 95 % intervals; left of zero the other placement is better
+# than PLoP.
 
 # %% tags=["nbval-ignore-output", "picture"]
 fig, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
@@ -315,7 +318,8 @@ for ax, task_name in zip(axes, TASKS):
         ax.plot(row.difference, y, "o", color=colors[row.verdict])
     ax.axvline(0, color="0.15", lw=1, ls="--", zorder=0)
     ax.locator_params(axis="x", nbins=4)
-    ax.set(title=task_name, xlabel="test loss minus PLoP's", yticks=range(len(rank)), yticklabels=rank)
+    title = "sums (PLoP at half its rate)" if task_name == "sums" else task_name
+    ax.set(title=title, xlabel="test loss minus PLoP's", yticks=range(len(rank)), yticklabels=rank)
 fig.suptitle("Other placements than the lowest scores: better (orange), worse (blue), undecided (grey)", fontsize=13)
 sns.despine()
 
@@ -339,14 +343,29 @@ assert (scored["accuracy"] > yes).all()
 print(f"{yes:.0%}")
 
 # %% [markdown]
-# How sure is that? Twenty-six comparisons at 95 % give about one false verdict. At 99.8 % each, all of them
-# together hold with 95 % (as far as the tuning does):
+# ### How sure are the verdicts?
+#
+# Twenty-six comparisons at 95 % give about one false verdict. At 99.8 % each, all of them together hold with 95 % (as far
+# as the tuning does). Six are left: the inverse is better on syllogisms, and on code PLoP is better than attention, query +
+# value, the inverse and the random sets, no longer than everything.
 
 # %%
 strict = ft.versus(others, "PLoP", level=0.998).query("verdict != 'undecided'")
 surest = set(strict["placement"] + " on " + strict["task"])
-assert len(verdicts) == 26 and {"inverse on syllogisms", "inverse on code", "attention on code"} <= surest
+sure = ["attention", "inverse", "query + value", "random 1", "random 2"]
+assert len(verdicts) == 26 and surest == {"inverse on syllogisms", *(f"{name} on code" for name in sure)}
 strict[["task", "placement", "difference", "low", "high", "verdict"]].round(4)
+
+# %% [markdown]
+# And the intervals speak for other *seeds*, not for other problems. HumanEval leaves us 40 problems to test on and 24 for
+# validation. On those 24, by the tuning runs (one seed, each placement at its best rate), others come before PLoP, one of
+# them a random set that is surely worse on the 40:
+
+# %%
+best = shown.query("task == 'code'").groupby("label")["loss"].min()
+ahead = (best - best["PLoP"]).loc[lambda gap: gap < 0].sort_values()
+assert set(ahead.index) == {"all", "MLP", "random 2"}
+ahead.round(4)
 
 # %% [markdown]
 # ## The premise: each type alone
@@ -387,13 +406,15 @@ sns.despine()
 
 # %% [markdown]
 # Query and key, the types with the highest scores, gain least on code and sums: that much of the premise holds. The
-# *lowest* type does not gain most on any of the three tasks: the value map, far below all others by score, is nowhere
-# first.
+# *lowest* type has the lowest loss on none of the three tasks: the value map, far below all others by score, is nowhere
+# first (by more than the noise of five seeds on code only).
 
 # %%
 losses = one_type.pivot_table(index="placement", columns="task", values="loss")[TASKS]
 assert (losses.idxmin() != "v_proj").all() and set(losses["code"].nlargest(2).index) == {"q_proj", "k_proj"}
 assert set(losses["sums"].nlargest(2).index) == {"q_proj", "k_proj"}
+beats_value = ft.versus(alone, "v_proj").query("verdict == 'better'")
+assert list(beats_value["task"] + beats_value["placement"]) == ["codedown_proj"]
 losses.rank().astype(int).loc[types.query("task == 'sums'").sort_values("nfn")["type"]]
 
 # %% [markdown]
@@ -450,8 +471,17 @@ by_rank[["parameters", "reference_parameters", "difference", "low", "high", "ver
 # %% [markdown]
 # At equal rank PLoP is better by loss than attention, the inverse and query + value, all of which have fewer parameters,
 # and level with MLP and everything, which have more; by accuracy nothing is decided. At equal *parameters*, above, sums
-# decided nothing: a comparison at equal rank, which is the usual one, credits the placement with its size.
-#
+# decided nothing, in runs that were longer and on another device. Size is part of it: a comparison at equal rank, which is
+# the usual one, cannot tell it from place. It is not all of it: the two lowest types (k = 2) are fewer parameters than
+# attention and the inverse, and ahead of both:
+
+# %%
+smaller = pd.concat([nested.query("placement == 'k = 2'"), same_rank.query("placement in ['attention', 'inverse']")])
+smaller = ft.versus(smaller, "k = 2").set_index("placement")
+assert (smaller["verdict"] == "worse").all() and (smaller["reference_parameters"] < smaller["parameters"]).all()
+smaller[["parameters", "reference_parameters", "difference", "low", "high", "verdict"]].round(3)
+
+# %% [markdown]
 # Two seeds tuned the rates. Would one have done?
 
 # %%
@@ -511,16 +541,16 @@ sns.despine()
 #
 # **Established**, for SmolLM2-135M, adapters of 2.4 million parameters, 100 steps of 16 examples (25 on code):
 #
-# * On code the claim holds: PLoP beats attention, query + value, everything, its inverse and random sets. Against the
-#   MLP it is undecided.
-# * On yes-or-no syllogisms the claim fails: the types with the *highest* scores train best, by loss and by accuracy.
+# * On 40 problems of code the claim holds against attention, query + value, the inverse and random sets. Against the MLP
+#   it is undecided, against everything not sure once all comparisons are counted; 24 other problems order them otherwise.
+# * On yes-or-no syllogisms the claim fails: the types with the *highest* scores train better, by loss and by accuracy.
 # * On sums nothing is decided, except that a learning rate tuned with one seed can make a verdict of its own.
 # * So the best place depends on the task. The lowest scores are the same three types on every task (notebook 03): no
 #   rule that follows them can be best on all.
-# * Query and key alone gain least on code and sums, as their high scores say; value, with the lowest score, gains most
-#   nowhere. On this model gradient norms and condition numbers choose PLoP's types, so nothing here tells them apart.
+# * Query and key alone gain least on code and sums, as their high scores say; value, with the lowest score, is nowhere
+#   first. On this model gradient norms and condition numbers choose PLoP's types, so nothing here tells them apart.
 # * At equal rank, on sums in a short run (30 steps of 8), PLoP beats by loss those placements that have fewer parameters,
-#   and no other; more than the two lowest types bought nothing.
+#   and no other; more than the two lowest types bought nothing that these seeds could show.
 #
 # **Not established**: larger models, longer training, other ranks. Of the plan for a GPU, equal rank and the sweep over k
 # at full length and the task gsm were not run (`python notebooks/record_finetuning.py run --workers 10` goes on with

@@ -32,8 +32,8 @@ import plop_nb as plop
 
 # %% tags=["settings"]
 MODEL = None  # None: SmolLM2-135M-Instruct; else a Hub id, "Qwen/Qwen3-0.6B", or a local folder, "runs/my-model"
-TEXTS = "math"  # a list of strings, a CSV file "questions.csv", a Hub data set "openai/gsm8k", or a domain of ours
-COLUMN = None  # of the CSV file or Hub data set: "question"
+TEXTS = "math"  # a list of strings, a file ("mine.csv", .jsonl, .txt), a Hub data set ("openai/gsm8k"), a domain of ours
+COLUMN = None  # of the file or Hub data set: "question"
 OPTIONS = {}  # of `datasets.load_dataset`: {"name": "main"}
 N = 24  # how many texts to score on
 K = 3  # how many module types get adapters
@@ -46,12 +46,15 @@ RANK = 16  # of the adapters
 # A few dozen decide most placements.
 
 # %%
-import pandas as pd
+import random
+
+from plop_nb.texts import read_texts
 
 if isinstance(TEXTS, list):
     texts = TEXTS
-elif TEXTS.endswith(".csv"):
-    texts = pd.read_csv(TEXTS)[COLUMN].dropna().sample(frac=1, random_state=0).head(N).tolist()
+elif TEXTS.endswith((".csv", ".jsonl", ".txt")):
+    texts = read_texts(TEXTS, COLUMN)
+    texts = random.Random(0).sample(texts, min(N, len(texts)))
 else:
     texts = plop.load_texts(TEXTS, n=N, column=COLUMN, **OPTIONS)
 print(f"{len(texts)} texts, the first of them:\n{texts[0]}")
@@ -104,7 +107,7 @@ explorer
 
 # %% tags=["nbval-ignore-output"]
 ax = plop.plot_heatmap(scores, chosen=explorer.placement.modules)
-ax.set_title(f"Outlined: {explorer.parameters:,} trainable parameters", loc="left");
+ax.set_title(f"Outlined: {explorer.parameters:,} trainable parameters (the others faded)", loc="left");
 
 # %% [markdown]
 # ## Configuration

@@ -1,6 +1,6 @@
-"""Record GRPO with five placements at equal parameters in data/results, for notebook 06.
+"""Record GRPO with eight placements at equal parameters in data/results, for notebook 06.
 
-    python notebooks/record_grpo.py run --workers 2           two cores in 40 minutes, resumable
+    python notebooks/record_grpo.py run --workers 2           two cores in two hours, resumable
     python notebooks/record_grpo.py run --full --workers 10   longer, with more rates and seeds: for a GPU
     python notebooks/record_grpo.py collect [--full]          what is finished, as CSV files
 
@@ -10,6 +10,7 @@ rate that was best on the other seeds: no seed chooses its own.
 
 import argparse
 import json
+import random
 import time
 from itertools import product
 from pathlib import Path
@@ -25,10 +26,11 @@ from plop_nb.placement import Placement
 
 TRAIN, TEST = 105, 50  # all sums of two one-digit numbers that there are
 RANK = 16  # of PLoP; the others get the rank that gives as many parameters
+LABELS = ["PLoP", "inverse", "attention", "MLP", "all", "query + value", "random 1", "random 2"]
 LAST = 5  # steps at the beginning and at the end of a curve that stand for it
 WARM = {"steps": 6, "batch_size": 8}
 SIZES = {"steps": 12, "prompts_per_step": 2, "max_completion_length": 12}
-GRID = {"lr": [3e-4, 1e-3], "seed": [0, 1, 2]}
+GRID = {"lr": [3e-4, 1e-3], "seed": list(range(8))}  # 0 to 2 were recorded and read first, then 3 to 7
 FULL_SIZES = {"steps": 150, "prompts_per_step": 8, "max_completion_length": 12}
 FULL_GRID = {"lr": [1e-4, 3e-4, 1e-3], "seed": [0, 1, 2, 3, 4, 5]}
 
@@ -38,8 +40,10 @@ def placements(model, tokenizer, problems):
     scores = plop.nfn_scores(model, [p["prompt"] for p in problems[:32]], tokenizer, progress=False)
     order = plop.by_type(scores)["type"].tolist()
     sets = {"PLoP": order[:3], "inverse": order[-3:], "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
-            "MLP": ["gate_proj", "up_proj", "down_proj"], "all": order}  # fmt: skip
-    chosen = {label: Placement.of_types(scores, types) for label, types in sets.items()}
+            "MLP": ["gate_proj", "up_proj", "down_proj"], "all": order, "query + value": ["q_proj", "v_proj"]}  # fmt: skip
+    draw = random.Random(0)  # the sets of notebook 05
+    sets |= {f"random {number}": draw.sample(sorted(order), 3) for number in (1, 2)}
+    chosen = {label: Placement.of_types(scores, sets[label]) for label in LABELS}
     config = chosen["PLoP"].lora_config(model, r=RANK)
     budget = chosen["PLoP"].check(model, config)["trainable"].sum()
     return chosen, {label: ft.rank_for(placement, model, budget) for label, placement in chosen.items()}
@@ -74,7 +78,7 @@ def run_one(cell):
 
 def finished(folder):
     file = folder / "runs.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def run(folder, workers, minutes, grid, sizes):
@@ -82,8 +86,7 @@ def run(folder, workers, minutes, grid, sizes):
     folder.mkdir(parents=True, exist_ok=True)
     end = time.time() + 60 * minutes
     done = {tuple(row["cell"]) for row in finished(folder)}
-    labels = ["PLoP", "inverse", "attention", "MLP", "all"]
-    cells = [(label, lr, seed) for seed, lr, label in product(grid["seed"], grid["lr"], labels)]
+    cells = [(label, lr, seed) for seed, lr, label in product(grid["seed"], grid["lr"], LABELS)]
     cells = [cell for cell in cells if cell not in done]
     with torch.multiprocessing.get_context("spawn").Pool(workers, loaded, [folder, sizes]) as pool:
         results = pool.imap_unordered(run_one, cells)
@@ -103,6 +106,7 @@ def collect(folder, sizes, full):
     written = [pd.DataFrame(row["samples"]).assign(placement=row["cell"][0], lr=row["cell"][1]) for row in rows
                if row["cell"][2] == 0]  # fmt: skip
     head = {"seed": sorted(runs["seed"].unique().tolist()), **sizes, "warm-up": WARM}
+    head["training"] = f"{runs['seconds'].sum() / 3600:.1f} hours, each run on one core"
     head["command"] = f"python notebooks/record_grpo.py run{' --full' if full else ''} --workers 2, then collect"
     save(curves, "grpo.csv", **head)
     save(runs, "grpo_runs.csv", **head)
