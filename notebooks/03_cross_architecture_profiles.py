@@ -253,8 +253,8 @@ sns.despine()
 # Qwen2.5). Name such a pair in `HUB` to see both profiles. Where no pair can be had, one can be made: all weights of
 # SmolLM2, finetuned on math questions with worked solutions, scored on the way on the same texts of all four domains
 # (recorded: five seeds with different training texts, intervals over seeds). The finetuning did work: loss (nats per
-# token) on held-out texts, by step, falls on math; elsewhere it ends higher than it began. The held-out math texts are of the same kind as
-# the training texts, with other numbers and names.
+# token) on held-out texts, by step, falls on math; elsewhere it ends higher than it began. The held-out math texts are of
+# the same kind as the training texts, with other numbers and names.
 
 # %%
 transfer = pd.read_csv(data_file("results/transfer.csv"), comment="#")

@@ -214,7 +214,8 @@ cosines.round(2)
 # * the model has the weights that training starts from: nothing learned.
 
 # %%
-changed = {what: plop.mean_split(model, data) for what, data in interventions(texts, tokenizer).items()}
+batches = interventions(texts, tokenizer)
+changed = {what: plop.mean_split(model, data) for what, data in batches.items()}
 changed["untrained model"] = plop.mean_split(untrained(model), texts, tokenizer)
 live = pd.concat([table.assign(intervention=what) for what, table in changed.items()])
 live = live.groupby(["intervention", "type"], sort=False)[columns].mean().reset_index()
@@ -254,13 +255,12 @@ table.round(2)
 def turned(data):
     """Cosine of each map's mean direction on `data` with that on the texts, median by type."""
     mean = mean_inputs(model, data)
-    cosine = pd.Series({m: torch.cosine_similarity(as_it_is[m], mean[m], dim=0).item() for m in mean})
+    cosine = pd.Series({m: torch.cosine_similarity(means[m], mean[m], dim=0).item() for m in mean})
     return cosine.groupby(plop.module_table(model).set_index("module")["type"]).median()
 
 
-batches = interventions(texts, tokenizer)
-as_it_is = mean_inputs(model, batches.pop("as it is"))
-cosines = pd.DataFrame({what: turned(data) for what, data in batches.items()})
+means = mean_inputs(model, batches["as it is"])
+cosines = pd.DataFrame({what: turned(data) for what, data in batches.items() if what != "as it is"})
 if MODEL == "SmolLM2-135M-Instruct":
     assert (cosines.loc[["q_proj", "k_proj", "v_proj"]] > 0.8).all(axis=None) and cosines.loc["down_proj"].min() < 0.5
 cosines.round(2)
@@ -299,7 +299,6 @@ for ax in grid.axes.flat:
 # The stronger test, turning the mean itself, comes next.
 
 # %%
-means = mean_inputs(model, texts, tokenizer)
 generator = torch.Generator().manual_seed(0)
 random = {m: torch.randn(len(v), generator=generator) for m, v in means.items()}
 scores = {
