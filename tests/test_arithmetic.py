@@ -1,0 +1,106 @@
+"""Notebooks pass on processors that round otherwise, and their comparison still tells what differs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests import arithmetic
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+from comparison import settled
+
+CHEAP = ["notebooks/04_what_nfn_measures.ipynb", "notebooks/07_explore_your_model.ipynb"]
+DIGITS = """
+import numpy as np, torch
+from torch.nn.functional import gelu
+values = torch.linspace(-3, 3, 100_003)
+print(gelu(values).sum().item().hex(), values.exp().sum().item().hex())
+a = np.sin(np.arange(300 * 1000.0)).reshape(300, 1000)
+print(float((a @ a.T).sum()).hex(), float(np.exp(a).sum()).hex())
+"""
+
+
+@pytest.mark.parametrize("setting", ["avx2", "old"])
+def test_a_setting_changes_the_last_digits(setting):
+    """Else a run under it would prove nothing."""
+    if "x86" not in os.uname().machine:
+        pytest.skip("the settings are for x86 processors")
+    change = arithmetic.SETTINGS[setting]
+    plain = {name: value for name, value in os.environ.items() if name not in change}
+    found = []
+    for environment in (plain, {**plain, **change}):
+        done = subprocess.run([sys.executable, "-c", DIGITS], env=environment, capture_output=True, text=True)
+        found.append(done.stdout)
+        assert done.returncode == 0, done.stderr
+    if setting == "avx2" and found[0] == found[1]:
+        pytest.skip("this processor has no wider vectors than AVX2")
+    assert found[0] != found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", CHEAP)
+def test_cheap_notebooks_under_the_arithmetic_of_another_processor(notebook):
+    assert arithmetic.run("old", ["-n0", notebook]) == 0
+
+
+# The comparison
+
+SAME = {
+    "the last digit": ("o_proj 186.4914", "o_proj 186.4915"),
+    "across a carry": ("1.999", "2.000"),
+    "percent": ("72.4%", "72.5%"),
+    "whole percent": ("99 %", "98 %"),
+    "one of two prints a digit less": ("0.5", "0.49"),
+    "exponent": ("1.2e-06", "1.3e-06"),
+    "the sign of zero, and the columns that it moves": ("a  -0.00  1.5", "a   0.00  1.5"),
+    "a table in HTML": ("<td>0.602</td><td>7</td>", "<td>0.603</td><td>7</td>"),
+}
+OTHER = {
+    "two digits off": ("186.4914", "186.4916"),
+    "one of several numbers": ("0.1 0.20 0.3", "0.1 0.25 0.3"),
+    "two digits off where one prints a digit less": ("0.5", "0.52"),
+    "the sign": ("-0.52", "0.52"),
+    "a count": ("8 texts", "9 texts"),
+    "a seed in a name": ("SmolLM2-135M", "SmolLM2-136M"),
+    "two percent": ("72 %", "74 %"),
+    "percent or not": ("72 %", "72"),
+    "a verdict": ("undecided 0.1", "better 0.1"),
+    "the order": ("v 0.60, up 0.94", "up 0.94, v 0.60"),
+    "a boolean": ("True", "False"),
+    "a number more": ("0.1 0.2", "0.1"),
+    "a line more": ("0.1\n0.2", "0.1 0.2"),
+    "not a number": ("nan", "0.1"),
+}
+
+
+@pytest.mark.parametrize("pair", SAME.values(), ids=SAME)
+def test_rounded_numbers_may_differ_by_their_last_digit(pair):
+    for new, saved in (pair, pair[::-1]):
+        assert settled(new, saved) == saved
+
+
+@pytest.mark.parametrize("pair", OTHER.values(), ids=OTHER)
+def test_whatever_else_differs_is_told(pair):
+    for new, saved in (pair, pair[::-1]):
+        assert settled(new, saved) != saved
+
+
+def test_nbval_compares_so(tmp_path):
+    """A notebook of four cells: in the third a digit too many, in the fourth a word is wrong."""
+    saved = {"print(0.12341)": "0.12342\n", "print('v', 3)": "v 3\n", "print(0.5)": "0.52\n", "print('up')": "down\n"}
+    notebook = nbformat.v4.new_notebook()
+    for count, (source, text) in enumerate(saved.items(), 1):
+        output = nbformat.v4.new_output("stream", name="stdout", text=text)
+        notebook.cells.append(nbformat.v4.new_code_cell(source, execution_count=count, outputs=[output]))
+    nbformat.write(notebook, tmp_path / "small.ipynb")
+    for name in ("conftest.py", "comparison.py", "run.py"):
+        (tmp_path / name).write_text((ROOT / "notebooks" / name).read_text())
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "small.ipynb"], cwd=tmp_path, capture_output=True, text=True)
+    failed = [f"Cell {number}" for number in range(4) if f"Cell {number} - " in done.stdout]
+    assert "2 failed, 2 passed" in done.stdout and failed == ["Cell 2", "Cell 3"], done.stdout
