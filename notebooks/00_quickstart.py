@@ -162,7 +162,7 @@ layers = scores.groupby(["type", "layer"])["nfn"].mean()
 below = (layers < 1).groupby("type").mean()
 assert MODEL or below["v_proj"] == 1 and below[["q_proj", "k_proj"]].max() < 0.1
 assert MODEL or 0.2 < below["o_proj"] < 0.8
-below.map("{:.0%} of layers below 1".format)
+layers.groupby("type").agg(["min", "max"]).round(2).rename(columns="{} over the layers".format)
 
 # %% [markdown]
 # ## The placement

@@ -495,7 +495,7 @@ run = runs["residual changes sign"]
 expected = 0.5 / (ETA * 2 / math.pi)  # f moves by eta c ||v||_1 a step
 reached = run.loc[run.groupby("seed")["loss"].idxmin(), "step"]
 assert abs(reached.mean() - expected) < 2
-print(f"loss least at step {reached.mean():.0f} on average, expected about {expected:.0f}")
+print(f"loss least at step {reached.mean():.1f} on average, expected about {expected:.1f}")
 
 # %% [markdown]
 # **Adam** is SignSGD while its gradients keep their size. Here they shrink with the residual. Put the target out of

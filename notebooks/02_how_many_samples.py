@@ -395,7 +395,8 @@ table = plop.module_table(model).query("status == 'scored'")
 maps = pd.DataFrame([noise(name) for name in table["module"].iloc[::2]])
 maps["predicted"] = (1 / maps["rank"] - 1 / maps["in"]) / 4
 assert maps.query("rank > 5").eval("gap - predicted").abs().max() < 0.01
-print(maps.groupby("type")[["rank", "spread", "gap", "predicted"]].median().round(4))
+medians = maps.groupby("type")[["rank", "spread", "gap", "predicted"]].median()
+medians.round({"rank": 1, "spread": 3, "gap": 4, "predicted": 4})
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
