@@ -107,6 +107,7 @@ def naive(model, inputs, names):
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(set(model_types()) - set(CANNOT_BUILD)))
 def test_every_model_type(model_type):
     model = build(model_type)
@@ -420,6 +421,7 @@ def test_half_precision(tiny_llama, dtype):
     same(quietly(tiny_llama.to(dtype), [batch(rows())]), expected, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_bitsandbytes(tmp_path):
     """In a process of its own: once installed, bitsandbytes writes a notice whenever PEFT is imported."""
     target = tmp_path / "site"

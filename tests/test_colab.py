@@ -56,6 +56,7 @@ def pip(python, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason=f"numpy {NUMPY} has no wheel for this Python")
 def test_setup_cell_leaves_torch_and_numpy_alone(colab, tmp_path):
     """Pip decides as on Colab what to install. Of that only the project is: the rest, a gigabyte, is here already.

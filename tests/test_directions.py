@@ -61,6 +61,7 @@ def test_oracle_tiny_llama(tiny_llama, byte_tokenizer):
     assert_naive(tiny_llama, byte_tokenizer, TEXTS, table, table["module"].tolist())
 
 
+@pytest.mark.slow
 def test_oracle_smollm(smollm):
     model, tokenizer = smollm
     texts = plop.load_texts("math", n=6)
@@ -69,6 +70,7 @@ def test_oracle_smollm(smollm):
     assert_naive(model, tokenizer, texts, table, table["module"].tolist()[::11])
 
 
+@pytest.mark.slow
 def test_parts_add_up_for_every_module_of_smollm(smollm):
     model, tokenizer = smollm
     table = split(model, plop.load_texts("code", n=6), tokenizer)

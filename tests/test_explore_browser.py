@@ -24,7 +24,10 @@ explorer = plop.explore(pd.read_pickle("scores.pkl"), k=2)
 explorer"""
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'plop_nb[dev]')")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium, chromium-browser or google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium, chromium-browser or google-chrome"),
+]
 
 
 @contextmanager

@@ -52,6 +52,7 @@ FEW = {"r": 2, "steps": 3, "batch_size": 4, "logging_steps": 1, "lr": 1e-2}
 # Tasks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sums", "gsm", "syllogisms", "code"])
 def test_task_splits_are_disjoint_and_its_checker_tells_right_from_wrong(name):
     state = random.getstate()
@@ -101,6 +102,7 @@ def test_syllogisms_take_the_first_word():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_generated_code_runs_apart_and_within_limits(tmp_path):
     example = ft.load_task("code", train=1, validation=1, test=1).test[0]
     check = ft.load_task("code", train=1, validation=1, test=1).check
@@ -703,6 +705,7 @@ def test_exported_config_hits_the_same_modules(model_type, tmp_path):
 # The real model
 
 
+@pytest.mark.slow
 def test_smollm_learns_sums(smollm, math_scores):
     model, tokenizer = smollm
     task = ft.load_task("sums", train=64, validation=8, test=16)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 PAGES = ["index", *NOTEBOOKS]
 PHONE = {"width": 390, "height": 844}
+pytestmark = pytest.mark.slow
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 import gallery

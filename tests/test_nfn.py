@@ -34,6 +34,7 @@ def test_oracle_tiny_llama(tiny_llama, byte_tokenizer, baseline):
     np.testing.assert_allclose(scores["nfn"], [naive[m] for m in scores["module"]], rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["rms", "gaussian"])
 def test_oracle_smollm(smollm, baseline):
     model, tokenizer = smollm

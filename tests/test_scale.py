@@ -70,6 +70,7 @@ def peak_bytes(run):
     return np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_of_the_trunk_forward(smollm, dtype):
     """Under 2 % above a forward of the trunk on the largest batch, weights included."""
@@ -98,6 +99,7 @@ def test_norms_in_chunks_are_the_norms(dtype):
     assert _norms(x[:, :0]).shape == (3, 0)
 
 
+@pytest.mark.slow
 def test_the_naive_procedure_of_the_benchmark_scores_alike(smollm):
     model, tokenizer = smollm
     texts = plop.load_texts("math", n=16)
@@ -109,6 +111,7 @@ def test_the_naive_procedure_of_the_benchmark_scores_alike(smollm):
     pd.testing.assert_series_equal(types.sort_values(), ours, rtol=0.02, check_names=False)
 
 
+@pytest.mark.slow
 def test_benchmark_reports_every_method(smollm):
     names = ["plain forward", "trunk forward", "plop_nb", "gradient norms"]
     table = bench.table(bench.compare(names, ["float32"], plop.load_texts("math", n=8), 1))
@@ -173,6 +176,7 @@ def test_weights_that_were_never_loaded(byte_tokenizer, tiny_llama):
         scored(tiny_llama.to("meta"), byte_tokenizer)
 
 
+@pytest.mark.slow
 def test_model_larger_than_its_process_may_be(tmp_path):
     """1.3 GB of weights in a process held under 1 GB: killed when loaded whole, scored when offloaded."""
     size = large_model.write_model(tmp_path, large_model.config(layers=12, width=2048))
@@ -323,6 +327,7 @@ def launched(tmp_path, kind):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_frame_of_one(smollm, tmp_path):
     done = launched(tmp_path, "all")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -332,6 +337,7 @@ def test_two_processes_give_the_frame_of_one(smollm, tmp_path):
         same(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_both(tmp_path):
     done = launched(tmp_path, "bad")
     assert done.returncode != 0

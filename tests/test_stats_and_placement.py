@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import plop_nb as plop
-from plop_nb.stats import StoppingRule, lowest, per_text
+from plop_nb.stats import StoppingRule, confidence, lowest, per_text
 from tests.tiny_models import build, more_inputs
 
 
@@ -312,6 +312,7 @@ def test_intervals_cover_at_their_rate(texts, draw):
     assert draw == "skewed" or 0.925 <= coverage  # exact: 0.95, sampling error 0.009
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", [4, 12])
 def test_confidence_is_the_rate_at_which_it_is_right(texts):
     """Where it says 80 %, about 80 % of placements are right (a flat prior: gaps drawn as wide as can be)."""
@@ -319,9 +320,10 @@ def test_confidence_is_the_rate_at_which_it_is_right(texts):
     rows = []
     for _ in range(1500):
         truth = generator.uniform(0, 4, 3)
-        scores = frame(10 + truth + generator.normal(0, 1, (texts, 3)), "abc")
-        placement = plop.place(scores, k=1)
-        rows.append((placement.confidence, placement.types == ["abc"[truth.argmin()]]))
+        values = pd.DataFrame(10 + truth + generator.normal(0, 1, (texts, 3)), columns=list("abc"))
+        values = values.rename_axis(columns="type")  # what `place` makes of a frame of scores
+        types = lowest(values, 1)
+        rows.append((confidence(values, types), types == ["abc"[truth.argmin()]]))
     rows = pd.DataFrame(rows, columns=["said", "right"])
     bins = rows.groupby(pd.cut(rows["said"], [0, 0.6, 0.8, 0.95, 1]), observed=True).agg(["mean", "size"])
     error = np.sqrt(0.25 / bins["right", "size"])
@@ -338,6 +340,7 @@ def test_swaps_are_paired_t_tests():
     assert table["other"].tolist() == ["b", "c"] and table["probability"].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_stopping_rule_errs_no_more_than_it_says():
     """Skewed texts, gaps from none to clear: a wrong set in at most 5 % of runs at 95 %, and no wasted texts."""
     generator = np.random.default_rng(0)
