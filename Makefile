@@ -1,7 +1,7 @@
 # make quickstart   executes the first notebook on the real model, prints ranking and target modules
 # make test         unit tests, doctests, README snippets, and every notebook's outputs compared
-# make test-fast    those of the tests that take no more than a few seconds each; stops at the first that fails
-# make arithmetic   all notebooks under the arithmetic of other processors (before a release: half an hour)
+# make test-fast    unit tests and doctests without the slow ones and the notebooks; stops at the first that fails
+# make arithmetic   all notebooks under the arithmetic of other processors (before a release: an hour)
 # make notebooks    executes all notebooks in place (after a change)
 # make gallery      renders the executed notebooks to static pages in build/gallery
 # make bench        what scoring costs beside a forward pass and other ways to choose (half an hour on two cores)
@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 
 # Two test processes that share the cores: more need more memory (2 GB each), and with fewer a core idles.
 WORKERS ?= 2
-THREADS := $(shell $(PYTHON) -c "import os; print(max(1, (os.cpu_count() or 1) // $(WORKERS)))")
+CORES := len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+THREADS := $(shell $(PYTHON) -c "import os; print(max(1, ($(CORES)) // $(WORKERS)))")
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} $(BIN)/python -m pytest -v -n $(WORKERS) --dist loadfile
 
 .PHONY: quickstart test test-fast arithmetic notebooks gallery bench clean

@@ -651,11 +651,12 @@ gain.unstack("batch").swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaini
 
 # %%
 mini, full = gain.loc[4], gain.loc[32]
-assert (mini.loc[["linear", "relu", "attention v", "attention o"], "low"] > 0).all()
-assert (full.loc[["attention q", "attention k"], "high"] < 0).all() and (full.loc[["linear", "attention o"], "low"] > 0).all()
+aligned, shuffled = ["linear", "relu", "attention v", "attention o"], ["attention q", "attention k"]
+assert (mini.loc[aligned, "low"] > 0).all()
+assert (full.loc[shuffled, "high"] < 0).all() and (full.loc[["linear", "attention o"], "low"] > 0).all()
 assert end.groupby("labels")["growth"].mean()["fresh"] < 0.05
-print("interval above zero (more on aligned labels), minibatches:", sorted(mini.index[mini["low"] > 0]))
-print("interval below zero (more on shuffled labels), full batch:", sorted(full.index[full["high"] < 0]))
+print("minibatches, more on aligned labels by at least:", mini.loc[aligned, "low"].round(2).to_dict())
+print("full batch, more on shuffled labels by at least:", (-full.loc[shuffled, "high"]).round(2).to_dict())
 
 # %% [markdown]
 # # 5. A real transformer

@@ -435,7 +435,7 @@ against = ft.versus(nested, "k = 3").set_index("placement")[["difference", "low"
 assert nested["placement"].nunique() == 7 and (nested.groupby("placement")["seed"].nunique() == 5).all()
 assert (against["verdict"] == "undecided").all()
 means = nested.groupby("placement")[["parameters", "lr", "loss", "accuracy"]].mean()
-means.astype({"parameters": int}).join(against).round(3)
+means.astype({"parameters": int}).assign(lr=means["lr"].map("{:.4f}".format)).join(against).round(3)
 
 # %% tags=["nbval-ignore-output"]
 markers = dict(zip(["query + value", "attention", "inverse", "MLP"], "s^vD"))

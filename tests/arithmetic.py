@@ -1,23 +1,24 @@
 """The tests under the arithmetic of other processors, on this one.
 
-    python -m tests.arithmetic                                    all notebooks under every setting
-    python -m tests.arithmetic old -- notebooks/04_what_nfn_measures.ipynb tests/test_nfn.py
+    python -m tests.arithmetic                              all notebooks under every setting
+    python -m tests.arithmetic --settings old --tests notebooks/04_what_nfn_measures.ipynb tests/test_nfn.py
 
 The last digits of a result depend on the order in which a processor adds, and so on its vector width and the
-number of threads. Each setting makes torch, its matrix products, and numpy add in another order. What this
-processor cannot do is ignored by the libraries that are asked for it.
+number of threads. Each setting makes torch, its matrix products, and numpy add in another order.
 """
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+X86 = platform.machine() in ("x86_64", "AMD64")
 SETTINGS = {
-    # A processor of 2013 to today without AVX-512, such as every AMD before 2022 and most laptops.
+    # An x86 processor of 2013 or later without AVX-512, such as every AMD before 2022 and most laptops.
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -36,8 +37,8 @@ SETTINGS = {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     },
-    # This processor with one thread where it had several, or two where it had one.
-    "threads": {"OMP_NUM_THREADS": "2" if os.environ.get("OMP_NUM_THREADS") == "1" else "1"},
+    # `make test` gives each of its two workers half of the cores: one, where there are two.
+    "two-threads": {"OMP_NUM_THREADS": "2"},
 }
 
 
@@ -50,25 +51,18 @@ def run(setting, tests):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; all by default")
-    arguments, tests = split(sys.argv[1:])
-    settings = parser.parse_args(arguments).settings or list(SETTINGS)
-    if unknown := set(settings) - set(SETTINGS):
-        parser.error(f"no setting named {sorted(unknown)}, choose from {list(SETTINGS)}")
+    here = list(SETTINGS) if X86 else ["two-threads"]
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=here, help="all that suit this processor")
+    parser.add_argument("--tests", nargs="+", default=["notebooks"], help="files for pytest")
+    given = parser.parse_args()
     failed = []
-    for setting in settings:
+    for setting in given.settings:
         print(f"\n{setting}: {' '.join(f'{k}={v}' for k, v in SETTINGS[setting].items())}", flush=True)
         start = time.time()
-        if run(setting, tests or ["notebooks"]):
+        if run(setting, given.tests):
             failed.append(setting)
         print(f"{setting}: {'FAILED' if setting in failed else 'passed'} in {time.time() - start:.0f} s", flush=True)
     sys.exit(f"failed under {failed}" if failed else 0)
-
-
-def split(words):
-    """What stands before and after `--`."""
-    end = words.index("--") if "--" in words else len(words)
-    return words[:end], words[end + 1 :]
 
 
 if __name__ == "__main__":

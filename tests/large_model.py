@@ -74,6 +74,12 @@ def resident(what, process="self"):
     return next((int(line.split()[1]) * 1024 / GB for line in status.splitlines() if line.startswith(what)), 0.0)
 
 
+def libraries():
+    """GB of resident memory of a process that has loaded the libraries and no model: 0.5 to 0.9, by torch's build."""
+    done = subprocess.run([sys.executable, __file__, "--libraries"], stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
 def in_child(folder, out, limit, *, texts=TEXTS, tokens=TOKENS, offload=True):
     """`score` in a fresh process, killed when its memory passes `limit` GB (None: no limit); what it measured."""
     in_memory = limit / 10 if offload else 0
@@ -138,7 +144,13 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--score"]:
+    if sys.argv[1:] == ["--libraries"]:
+        from transformers import LlamaForCausalLM
+
+        import plop_nb
+
+        print(resident("VmRSS"))
+    elif sys.argv[1:2] == ["--score"]:
         folder, out, texts, tokens, in_memory = sys.argv[2:]
         score(folder, out, int(texts), int(tokens), float(in_memory))
     else:

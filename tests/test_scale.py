@@ -178,13 +178,14 @@ def test_weights_that_were_never_loaded(byte_tokenizer, tiny_llama):
 
 @pytest.mark.slow
 def test_model_larger_than_its_process_may_be(tmp_path):
-    """1.3 GB of weights in a process held under 1 GB: killed when loaded whole, scored when offloaded."""
+    """1.3 GB of weights in a process that may have half of that: killed when loaded whole, scored when offloaded."""
     size = large_model.write_model(tmp_path, large_model.config(layers=12, width=2048))
     assert size > 1.25e9
     run = lambda name, limit, **how: large_model.in_child(tmp_path, tmp_path / name, limit, texts=8, tokens=32, **how)
-    with pytest.raises(MemoryError, match="killed: resident memory passed 1.0 GB"):
-        run("killed.csv", 1.0, offload=False)
-    assert run("limited.csv", 1.0)["peak_gb"] < 1.0
+    limit = large_model.libraries() + size / 2 / large_model.GB
+    with pytest.raises(MemoryError, match="killed: resident memory passed"):
+        run("killed.csv", limit, offload=False)
+    assert run("limited.csv", limit)["peak_gb"] < limit
     run("whole.csv", None, offload=False)
     assert large_model.largest_difference([tmp_path / "limited.csv", tmp_path / "whole.csv"]) < 1e-3
 
