@@ -26,8 +26,8 @@ SETTINGS = {
         "OPENBLAS_CORETYPE": "Haswell",
         "NPY_DISABLE_CPU_FEATURES": "X86_V4,AVX512_ICL,AVX512_SPR",
     },
-    # No vector instructions beyond those of 2008, except in torch's matrix products: without AVX2 they take
-    # ten times as long. One thread.
+    # No vector instructions beyond those of 2008, except in torch's matrix products: those take many minutes
+    # without AVX2. One thread.
     "old": {
         "ATEN_CPU_CAPABILITY": "default",
         "MKL_CBWR": "AVX2",

@@ -101,7 +101,7 @@ def test_whatever_else_differs_is_told(pair):
 
 @pytest.mark.slow
 def test_nbval_compares_so(tmp_path):
-    """A notebook of four cells: in the third a digit too many, in the fourth a word is wrong."""
+    """A notebook of four cells: in the third a number is two units off, in the fourth a word is wrong."""
     saved = {"print(0.12341)": "0.12342\n", "print('v', 3)": "v 3\n", "print(0.5)": "0.52\n", "print('up')": "down\n"}
     notebook = nbformat.v4.new_notebook()
     for count, (source, text) in enumerate(saved.items(), 1):
