@@ -34,8 +34,12 @@
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -61,7 +65,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from plop_nb.theory import growth, mean_interval, power_fit
+from plop_nb import mean_interval
+from plop_nb.experiments import growth, power_fit
 
 COLORS = sns.color_palette("colorblind")
 MAPS = [COLORS[i] for i in (0, 1, 2, 3, 4, 7, 9)]  # seven maps, told apart
@@ -121,7 +126,7 @@ print(f"by hand {by_hand:.4f}, plop_nb {record.frame()['nfn'].item():.4f}")
 # for nearly all maps of a real model by well under one.
 
 # %%
-paper, ours = (plop.hooks.baseline_gain(W, kind).item() for kind in ("gaussian", "rms"))
+paper, ours = (plop.norms.baseline_gain(W, kind).item() for kind in ("gaussian", "rms"))
 assert 0.90 < paper / ours < 1
 print(f"mean over noise {paper:.3f}, root mean square {ours:.3f}")
 
@@ -343,7 +348,9 @@ pd.DataFrame(slopes, index=["slope", "low", "high"]).round(2)
 
 # %%
 t = np.arange(STEPS + 1)
-quadratic = lambda steps, eta=ETA: 2 / math.pi * (eta * steps) ** 2  # of an infinitely wide network
+def quadratic(steps, eta=ETA):
+    return 2 / math.pi * (eta * steps) ** 2  # of an infinitely wide network
+
 slope = slopes["deviation"].exponent
 print("theory after the last step:", round(quadratic(STEPS), 3))
 
@@ -453,7 +460,7 @@ findings = ["16 datapoints: slower, still 2", "Minibatches: slower still",
             "All layers: faster, then done", "Adam: nearly 2", "SGD: fast, then fading",
             "Constant step: 8 x, then done", "Sign changes: stops", "Noise labels: random walk"]  # fmt: skip
 base = runs["Theorem 1"].groupby("step")["moved"].mean().loc[1:]
-for ax, (name, run), finding in zip(axes.flat, list(runs.items())[1:], findings):
+for ax, run, finding in zip(axes.flat, list(runs.values())[1:], findings):
     ax.plot(base, "--", color="0.4", label="Theorem 1")
     sns.lineplot(run[run["step"] > 0], x="step", y="moved", seed=0, label="this knob", ax=ax)
     ax.legend(frameon=False).set_visible(ax is axes[0, 0])
@@ -575,7 +582,9 @@ print("late exponent:", curved["late"].round(1).to_dict())
 
 # %%
 h = math.sqrt(2) * torch.erfinv((torch.arange(2000) + 0.5) / 2000)
-relu_growth = lambda a: ((h + a) ** 2 + (h - a).clamp(min=0) ** 2 - 2 * h**2).mean().item() / 4
+def relu_growth(a):
+    return ((h + a) ** 2 + (h - a).clamp(min=0) ** 2 - 2 * h**2).mean().item() / 4
+
 measured = networks["relu"].groupby("step")["growth"].mean()
 for step in (10, 20, STEPS):
     formula = relu_growth(math.sqrt(quadratic(step)))
@@ -589,7 +598,9 @@ for step in (10, 20, STEPS):
 
 # %%
 normal = torch.cat([h, -h])
-gelu_moved = lambda a: (a**2 + (normal + 0.7518).abs().clamp(max=a).square().mean().item()) / 2
+def gelu_moved(a):
+    return (a**2 + (normal + 0.7518).abs().clamp(max=a).square().mean().item()) / 2
+
 measured = networks["gelu"].eval("square = moved ** 2").groupby("step")["square"].mean()
 for step in (10, 20, STEPS):
     formula = gelu_moved(math.sqrt(quadratic(step)))
@@ -666,7 +677,9 @@ print("full batch, more on shuffled labels by at least:", (-full.loc[shuffled, "
 
 # %%
 model, tokenizer = plop.load_model(MODEL, dtype="float32", progress=False)
-tokens = lambda texts: tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
+def tokens(texts):
+    return tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
+
 probes = {task: tokens(plop.load_texts(task, n=PROBE)) for task in (TASK, OTHER)}
 train = plop.load_texts(TASK, n=4 * FINETUNE_STEPS, seed=1)
 optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -708,7 +721,9 @@ change = 100 * (per_text / per_text.xs(0, level="step") - 1)
 ends = change.xs(FINETUNE_STEPS, level="step").groupby(["type", "task"])
 
 # %% tags=["nbval-ignore-output"]
-show = lambda values: "{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval(values))
+def show(values):
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval(values))
+
 ends.agg(show).unstack("task")
 
 # %% tags=["nbval-ignore-output"]
@@ -788,6 +803,7 @@ draw(512, 0.1, "signsgd")
 
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import SelectionSlider, interact
+
 
 def slider(*options):
     return SelectionSlider(options=options, continuous_update=False)

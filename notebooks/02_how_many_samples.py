@@ -20,14 +20,18 @@
 # measures it, checks that the intervals it reports are honest, and ends with a rule that stops scoring when the
 # placement is decided.
 #
-# Live: 24 texts of each of four domains. Recorded with the same code (`python notebooks/record.py texts`): up to 500.
+# Live: 24 texts of each of four domains. Recorded with the same code (`python notebooks/tools/record.py texts`): up to 500.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -113,14 +117,20 @@ error.round(2).join(gaps.round(1))
 
 # %%
 SIZES = [1, 2, 4, 8, 16, 32]
-blocks = lambda table, n: table.groupby(np.arange(len(table)) // n).mean()[: len(table) // n]
+def blocks(table, n):
+    return table.groupby(np.arange(len(table)) // n).mean()[: len(table) // n]
+
 rows = [
     {"domain": domain, "texts": n, "variance": (blocks(table, n).var() / table.mean() ** 2).mean()}
     for domain, table in pool.items()
     for n in SIZES
 ]
 variances = pd.DataFrame(rows)
-slope = lambda part: np.polyfit(np.log(part["texts"]), np.log(part["variance"]), 1)[0]
+
+# %%
+def slope(part):
+    return np.polyfit(np.log(part["texts"]), np.log(part["variance"]), 1)[0]
+
 slopes = variances.groupby("domain")[["texts", "variance"]].apply(slope)
 assert slopes.between(-1.4, -0.7).all()
 print(f"slope of log variance against log N (independent texts: -1): {slopes.round(2).to_dict()}")
@@ -450,7 +460,9 @@ kinds.round(3)
 import reasoning_gym
 
 entries = list(reasoning_gym.create_dataset("gsm_symbolic", size=12, seed=0))
-ask = lambda e: [{"role": "user", "content": e["question"]}]
+def ask(e):
+    return [{"role": "user", "content": e["question"]}]
+
 kinds = {
     "prompt": [e["question"] for e in entries],
     "prompt + answer": [f"{e['question']} {e['answer']}" for e in entries],

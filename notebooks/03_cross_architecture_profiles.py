@@ -20,15 +20,19 @@
 # change with the domain of the texts, so that math wants its adapters elsewhere than history? And can one place
 # adapters by single modules rather than by types?
 #
-# Live: a few texts of each of four domains. Recorded with the same code (`python notebooks/record.py profiles
+# Live: a few texts of each of four domains. Recorded with the same code (`python notebooks/tools/record.py profiles
 # transfer`): more texts, and finetunings (on an H100). Where a model cannot be downloaded, its recorded scores are drawn.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -107,8 +111,11 @@ def heatmap(name, domain, ax):
     ax.tick_params(axis="y", rotation=0)
 
 
-short = lambda t: t.removeprefix("layer.*.").removesuffix(".dense").removesuffix("_proj")
-label = lambda name: name.split("/")[-1]
+def short(t):
+    return t.removeprefix("layer.*.").removesuffix(".dense").removesuffix("_proj")
+
+def label(name):
+    return name.split("/")[-1]
 
 # %% tags=["nbval-ignore-output", "picture"]
 data = pd.concat([recorded, profiles[~profiles["model"].isin(recorded["model"])]], ignore_index=True)
@@ -133,7 +140,9 @@ types = data.groupby(["model", "domain", "type"])["nfn"].mean().reset_index()
 across = types.pivot(index=["model", "type"], columns="domain", values="nfn")[DOMAINS]
 value = across[across.index.get_level_values("type").str.contains("v_proj|value")]
 assert (value.loc[["SmolLM2-135M-Instruct", "gemma-3-270m"]] < 1).all(axis=None)
-highest = lambda name, n: set(across.loc[name].mean(axis=1).nlargest(n).index)
+def highest(name, n):
+    return set(across.loc[name].mean(axis=1).nlargest(n).index)
+
 assert highest("SmolLM2-135M-Instruct", 2) == {"q_proj", "k_proj"} and highest("gemma-3-270m", 1) == {"o_proj"}
 across.round(2)
 
@@ -169,7 +178,9 @@ sns.despine()
 # Which `K` types would get the adapters, domain by domain?
 
 # %%
-lowest_types = lambda s: ", ".join(sorted(short(t) for t in s.droplevel([0, 1]).nsmallest(K).index))
+def lowest_types(s):
+    return ", ".join(sorted(short(t) for t in s.droplevel([0, 1]).nsmallest(K).index))
+
 means = everything.groupby(["model", "domain", "type"])["nfn"].mean()
 chosen = means.groupby(["model", "domain"]).apply(lowest_types).unstack()[DOMAINS]
 ranking = means.groupby(["model", "domain"]).apply(lambda s: ", ".join(s.droplevel([0, 1]).sort_values().index))
@@ -224,7 +235,9 @@ print("own Llama-3.2-1B against the published figures:", "agrees" if own is not 
 # %%
 def decomposed(part):
     """Shares of the sum of squares; they add up to 1."""
-    mean = lambda *by: part.groupby(list(by))["nfn"].transform("mean")
+    def mean(*by):
+        return part.groupby(list(by))["nfn"].transform("mean")
+
     total, domain = part["nfn"].mean(), mean("domain")
     sides = {"type": mean("type") - total, "layer": mean("module") - mean("type"), "domain": domain - total}
     sides["type × domain"] = mean("type", "domain") - mean("type") - domain + total
@@ -305,7 +318,9 @@ assert (mean.abs() < 3).mean(axis=None) > 0.8 and (mean.abs() < 8).all(axis=None
 # at all? From the even and from the odd texts alone, the modules come in nearly the same order:
 
 # %%
-rank = lambda a, b: a.corr(b, method="spearman")
+def rank(a, b):
+    return a.corr(b, method="spearman")
+
 rows = []
 for name, by_domain in live.items():
     scores = by_domain["math"]
@@ -352,8 +367,8 @@ rows, picked = [], {}
 for (name, domain), part in recorded.groupby(["model", "domain"], sort=False):
     modules, by_types = picked[name, domain] = chosen_modules(part)
     same = len(modules & picked[name, "math"][0]) / len(modules | picked[name, "math"][0])
-    size = lambda names: part.loc[part["module"].isin(names), "size"].sum()
-    shared = size(modules & by_types) / size(modules)
+    size = part.set_index("module")["size"]
+    shared = size[list(modules & by_types)].sum() / size[list(modules)].sum()
     counts = {"modules": len(modules), "same as on math": same, "in the types": shared}
     rows.append({"model": name, "domain": domain, **counts})
 overlap = pd.DataFrame(rows).set_index(["model", "domain"])

@@ -20,15 +20,19 @@
 # should a trained map meet its own inputs with *less* than noise gets? This notebook splits the score exactly in two,
 # tests the split by intervention, and asks what would be recommended if one part were taken away.
 #
-# Live: SmolLM2 on a few texts. Recorded with the same code (`python notebooks/record.py directions`): three models,
+# Live: SmolLM2 on a few texts. Recorded with the same code (`python notebooks/tools/record.py directions`): three models,
 # four domains.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -47,7 +51,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from plop_nb.directions import interventions, mean_inputs, nfn_without, untrained
+from plop_nb.geometry import interventions, mean_inputs, nfn_without, untrained
 from plop_nb.plots import CHOSEN, CMAP, NORM
 from plop_nb.texts import data_file
 
@@ -57,7 +61,9 @@ texts = plop.load_texts(DOMAIN, n=TEXTS)
 # %%
 recorded = pd.read_csv(data_file("results/directions.csv"), comment="#")
 MODELS = list(recorded["model"].unique())
-short = lambda t: t.removeprefix("layer.*.").removesuffix(".dense").removesuffix("_proj")
+def short(t):
+    return t.removeprefix("layer.*.").removesuffix(".dense").removesuffix("_proj")
+
 print(recorded.groupby("model", sort=False)["module"].nunique().to_dict(), "modules recorded")
 
 # %% [markdown]
@@ -82,7 +88,9 @@ hook.remove()
 u = torch.cat(seen)
 u = u / u.norm(dim=1, keepdim=True)
 mu, W = u.mean(0), model.get_submodule(name).weight.detach().float()
-square = lambda x: ((x @ W.T).square().sum(-1) / (W.square().sum() / W.shape[1])).mean().item()
+def square(x):
+    return ((x @ W.T).square().sum(-1) / (W.square().sum() / W.shape[1])).mean().item()
+
 print(f"E NFN² = {square(u):.4f} = {square(mu):.4f} + {square(u - mu):.4f} over {len(u)} tokens, f = {mu @ mu:.3f}")
 
 # %% [markdown]
@@ -232,7 +240,9 @@ print("live interventions agree with the recorded ones" if len(known) else "no r
 attention = stored[stored["type"].isin(["q_proj", "k_proj", "v_proj", "query", "key", "value"])]
 attention = attention.assign(type=attention["type"].map(lambda t: t[0]))
 table = attention.pivot_table(index=["model", "intervention"], columns="type", values=["share", "nfn_mean"], sort=False)
-under = lambda what: table.xs(what, level="intervention")
+def under(what):
+    return table.xs(what, level="intervention")
+
 trained = table["nfn_mean"].drop("untrained model", level="intervention").drop("minilm")
 assert (trained["v"] < 0.5).all() and (trained[["q", "k"]] > 1.1).all(axis=None)
 assert (under("first token left out") / under("as it is") - 1).abs().max(axis=None) < 0.06
@@ -273,7 +283,9 @@ cosines.round(2)
 both = stored[stored["intervention"].isin(["as it is", "random tokens"])]
 both = both.pivot_table(index=["model", "type"], columns="intervention", values="nfn", sort=False)
 order = both.groupby("model").corr(method="spearman").xs("as it is", level="intervention")["random tokens"]
-lowest = lambda column: both[column].groupby("model").apply(lambda t: set(t.droplevel(0).nsmallest(K).index))
+def lowest(column):
+    return both[column].groupby("model").apply(lambda t: set(t.droplevel(0).nsmallest(K).index))
+
 same = lowest("as it is") == lowest("random tokens")
 assert same["SmolLM2-135M-Instruct"] and (order.drop("minilm") > 0.7).all()
 print(f"rank correlation of types: {order.round(2).to_dict()}; same placement: {same.to_dict()}")
@@ -329,7 +341,9 @@ def spectrum(name):
     energy = (vectors @ (mu / mu.norm())).square()
     top = max(1, len(values) // 10)
     turned = torch.randn(len(mu), DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(W.device)
-    gain = lambda d: ((W @ d).norm(dim=0) / (d.norm(dim=0) * W.norm() / len(mu) ** 0.5)).mean().item()
+    def gain(d):
+        return ((W @ d).norm(dim=0) / (d.norm(dim=0) * W.norm() / len(mu) ** 0.5)).mean().item()
+
     return {"NFN of the mean": gain(mu[:, None]), "turned at random": gain(turned),
             "energy in the top tenth": energy[:top].sum().item(), "by chance": top / len(mu),
             "energy W can see": energy.sum().item(), "by chance ": len(values) / len(mu)}  # fmt: skip
@@ -356,7 +370,9 @@ spectra.round(3)
 # Over single modules: how well does each part alone predict the score?
 
 # %%
-rank = lambda t: pd.Series({c: t["nfn"].corr(t[c], method="spearman") for c in ["nfn_mean", "nfn_centred", "share"]})
+def rank(t):
+    return pd.Series({c: t["nfn"].corr(t[c], method="spearman") for c in ["nfn_mean", "nfn_centred", "share"]})
+
 predicts = everywhere.groupby("model", sort=False)[["nfn", "nfn_mean", "nfn_centred", "share"]].apply(rank)
 logs = np.log(by_type[["nfn", "nfn_centred"]])
 predicts["types' spread"] = logs["nfn"].groupby("model").std()
@@ -374,7 +390,9 @@ predicts.round(2)
 # ## What would be recommended without the mean?
 
 # %%
-pick = lambda column: lambda t: ", ".join(sorted(short(x) for x in t.groupby("type")[column].mean().nsmallest(K).index))
+def pick(column):
+    return lambda t: ", ".join(sorted(short(x) for x in t.groupby("type")[column].mean().nsmallest(K).index))
+
 groups = recorded.groupby(["model", "domain"], sort=False)[["type", "nfn", "nfn_without", "nfn_centred"]]
 names = {"as it is": "nfn", "direction removed": "nfn_without", "mean subtracted": "nfn_centred"}
 recommended = pd.DataFrame({what: groups.apply(pick(column)) for what, column in names.items()})
@@ -386,7 +404,7 @@ recommended
 # %% [markdown]
 # Value and up stay among the lowest in both decoders. The third place is lost: without the mean the candidates for it lie
 # within a few percent of each other, and with the mean subtracted the choice changes with the domain. So the centred
-# score decides less, and no `variant="centred"` is offered by `nfn_scores`; `plop_nb.directions.nfn_without` gives it for
+# score decides less, and no `variant="centred"` is offered by `nfn_scores`; `plop_nb.geometry.nfn_without` gives it for
 # experiments.
 
 # %% [markdown]

@@ -22,14 +22,18 @@
 # each placement** on a validation split, over **several seeds**, tested on examples that nothing was tuned on.
 #
 # Live: four placements for a few steps on a CPU. Recorded with the same code
-# (`python notebooks/record_finetuning.py`): all placements, three tasks, five seeds, on an H100.
+# (`python notebooks/tools/record_finetuning.py`): all placements, three tasks, five seeds, on an H100.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -52,13 +56,13 @@ import pandas as pd
 import seaborn as sns
 from scipy.stats import t as student
 
-from plop_nb import finetune as ft
+from plop_nb import experiments as ex
 from plop_nb.placement import Placement
 from plop_nb.plots import CHOSEN
 from plop_nb.texts import data_file
 
 model, tokenizer = plop.load_model(MODEL)
-task = ft.load_task(TASK, train=TRAIN, validation=16, test=TEST)
+task = ex.load_task(TASK, train=TRAIN, validation=16, test=TEST)
 
 # %% [markdown]
 # ## A task with a checker
@@ -88,9 +92,11 @@ placements = {"PLoP": chosen, **{name: Placement.of_types(scores, types) for nam
 chosen
 
 # %%
-size = lambda placement, r: int(placement.check(model, placement.lora_config(model, r=r))["trainable"].sum())
+def size(placement, r):
+    return int(placement.check(model, placement.lora_config(model, r=r))["trainable"].sum())
+
 budget = size(chosen, RANK)
-ranks = {name: ft.rank_for(placement, model, budget) for name, placement in placements.items()}
+ranks = {name: ex.rank_for(placement, model, budget) for name, placement in placements.items()}
 rows = [(name, "+".join(p.types), ranks[name], size(p, ranks[name])) for name, p in placements.items()]
 table = pd.DataFrame(rows, columns=["placement", "types", "r", "parameters"])
 table["off"] = (table["parameters"] / budget - 1).map("{:+.1%}".format)
@@ -100,8 +106,8 @@ table
 # %% [markdown]
 # ## A short race, live
 #
-# `grid` trains every placement with TRL's trainer and returns one row a run. A file given as `path=` keeps finished
-# runs; the same call after an interrupt goes on from there.
+# `grid` trains every placement with TRL's trainer and returns one row a run. A file given as `storage=`
+# (or a database) keeps finished runs; the same call after an interrupt goes on from there.
 
 # %% tags=["nbval-ignore-output"]
 import tempfile
@@ -109,19 +115,18 @@ from pathlib import Path
 
 folder = Path(tempfile.mkdtemp())
 settings = {"steps": STEPS, "batch_size": BATCH, "logging_steps": 1}
-runs = ft.grid(model, tokenizer, [task], placements, ranks=ranks, seeds=SEEDS, lrs=[LR], accuracy=False,
-               path=folder / "runs.jsonl", progress=False, **settings)  # fmt: skip
+options = {"ranks": ranks, "seeds": SEEDS, "lrs": [LR], "accuracy": False, "progress": False, **settings}
+runs = ex.grid(model, [task], tokenizer, placements, storage=folder / "runs.journal", **options)
 runs[["placement", "r", "parameters", "seed", "loss", "seconds"]].round(2)
 
 # %%
-before = ft.evaluate(model, tokenizer, task, accuracy=False)["loss"]
-again = ft.grid(model, tokenizer, [task], placements, ranks=ranks, seeds=SEEDS, lrs=[LR], accuracy=False,
-                path=folder / "runs.jsonl", progress=False, **settings)  # fmt: skip
+before = ex.evaluate(model, task, tokenizer, accuracy=False)["loss"]
+again = ex.grid(model, [task], tokenizer, placements, storage=folder / "runs.journal", **options)
 assert (runs["loss"] < 0.7 * before).all() and again["seconds"].equals(runs["seconds"])
 print(f"test loss {before:.1f} before; every placement takes more than 30 % off; the second call ran nothing")
 
 # %% tags=["nbval-ignore-output"]
-points = ft.curves(runs)
+points = ex.curves(runs)
 order = {"PLoP": CHOSEN, **dict(zip(by_hand, sns.color_palette("colorblind")[1:4]))}
 fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 sns.lineplot(points, x="step", y="train_loss", hue="placement", palette=order, lw=2, ax=ax)
@@ -139,8 +144,8 @@ sns.despine()
 short = {"r": RANK, "lr": LR, "steps": 2, "batch_size": BATCH, "accuracy": False}
 few = copy.copy(task)
 object.__setattr__(few, "test", task.test[:16])
-one = ft.finetune(model, tokenizer, few, chosen, **short, out=folder / "adapter")
-two = ft.finetune(model, tokenizer, few, chosen, **short)
+one = ex.finetune(model, few, tokenizer, chosen, **short, out=folder / "adapter")
+two = ex.finetune(model, few, tokenizer, chosen, **short)
 if model.device.type == "cpu":
     assert one["loss"] == two["loss"]
 print("the same loss twice:", one["loss"] == two["loss"])
@@ -149,8 +154,8 @@ print("the same loss twice:", one["loss"] == two["loss"])
 from peft import PeftModel
 
 loaded = PeftModel.from_pretrained(copy.deepcopy(model), folder / "adapter")
-losses = [one["loss"], ft.evaluate(loaded, tokenizer, few, accuracy=False)["loss"]]
-losses.append(ft.evaluate(loaded.merge_and_unload(), tokenizer, few, accuracy=False)["loss"])
+losses = [one["loss"], ex.evaluate(loaded, few, tokenizer, accuracy=False)["loss"]]
+losses.append(ex.evaluate(loaded.merge_and_unload(), few, tokenizer, accuracy=False)["loss"])
 assert np.ptp(losses) < 1e-3 * losses[0]
 print("trained, loaded, merged: equal within 0.1 %;", ", ".join(sorted(p.name for p in (folder / "adapter").iterdir())))
 
@@ -251,7 +256,7 @@ for ax in grid.axes.flat:
 # %%
 others = equal[~equal["placement"].isin(["gradient", "condition"])]
 others = others[~((others["placement"] == "centred") & (others["task"] == "code"))]
-verdicts = ft.versus(others, "PLoP")
+verdicts = ex.versus(others, "PLoP")
 verdict = verdicts.pivot(index="placement", columns="task", values="verdict")[TASKS]
 means = others.pivot_table(index="placement", columns="task", values="loss")
 level = {"MLP", "modules", "centred"}
@@ -283,7 +288,7 @@ assert abs(rates[0.004] - rates[0.002]) < 0.003 < 0.03 < np.ptp(by_rate.iloc[:, 
 by_rate.join(rates).round(3)
 
 # %%
-again = ft.versus(pd.concat([on_sums.query("placement != 'PLoP'"), halved]), "PLoP").set_index("placement")
+again = ex.versus(pd.concat([on_sums.query("placement != 'PLoP'"), halved]), "PLoP").set_index("placement")
 assert set(again.index[again["verdict"] != "undecided"]) == {"query + value"} and not (again["verdict"] == "better").any()
 again[["difference", "low", "high", "verdict"]].round(3)
 
@@ -328,7 +333,7 @@ sns.despine()
 
 # %%
 scored = equal.query("task == 'syllogisms' and placement not in ['gradient', 'condition']")
-by_accuracy = ft.versus(scored, "PLoP", "accuracy").set_index("placement")
+by_accuracy = ex.versus(scored, "PLoP", "accuracy").set_index("placement")
 assert not (by_accuracy["verdict"] == "worse").any() and by_accuracy.loc["inverse", "low"] > 0.05
 accuracy = scored.groupby("placement")["accuracy"].mean().sort_values().rename("accuracy")
 by_accuracy[["difference", "low", "high", "verdict"]].join(accuracy, how="right").round(3)
@@ -337,7 +342,7 @@ by_accuracy[["difference", "low", "high", "verdict"]].join(accuracy, how="right"
 # Always answering "Yes" would be right in this share of them:
 
 # %%
-syllogisms = ft.load_task("syllogisms")
+syllogisms = ex.load_task("syllogisms")
 yes = np.mean([syllogisms.check(" Yes", example) for example in syllogisms.test])
 assert (scored["accuracy"] > yes).all()
 print(f"{yes:.0%}")
@@ -350,7 +355,7 @@ print(f"{yes:.0%}")
 # value, the inverse and the random sets, no longer than everything.
 
 # %%
-strict = ft.versus(others, "PLoP", level=0.998).query("verdict != 'undecided'")
+strict = ex.versus(others, "PLoP", level=0.998).query("verdict != 'undecided'")
 surest = set(strict["placement"] + " on " + strict["task"])
 sure = ["attention", "inverse", "query + value", "random 1", "random 2"]
 assert len(verdicts) == 26 and surest == {"inverse on syllogisms", *(f"{name} on code" for name in sure)}
@@ -377,7 +382,9 @@ ahead.round(4)
 types = pd.read_csv(data_file("results/finetuning_types.csv"), comment="#")
 one_type = alone.merge(types.rename(columns={"type": "placement"}), on=["task", "placement"])
 criteria = {"nfn": "NFN", "centred": "centred NFN", "log_condition": "condition number", "gradient": "gradient norm"}
-correlate = lambda g: g[list(criteria)].corrwith(g["loss"], method="spearman")
+def correlate(g):
+    return g[list(criteria)].corrwith(g["loss"], method="spearman")
+
 by_seed = one_type.groupby(["task", "seed"])[[*criteria, "loss"]].apply(correlate)
 half = student.ppf(0.975, 4) * by_seed.groupby("task").std() / 5**0.5
 mean = by_seed.groupby("task").mean()
@@ -413,7 +420,7 @@ sns.despine()
 losses = one_type.pivot_table(index="placement", columns="task", values="loss")[TASKS]
 assert (losses.idxmin() != "v_proj").all() and set(losses["code"].nlargest(2).index) == {"q_proj", "k_proj"}
 assert set(losses["sums"].nlargest(2).index) == {"q_proj", "k_proj"}
-beats_value = ft.versus(alone, "v_proj").query("verdict == 'better'")
+beats_value = ex.versus(alone, "v_proj").query("verdict == 'better'")
 assert list(beats_value["task"] + beats_value["placement"]) == ["codedown_proj"]
 losses.rank().astype(int).loc[types.query("task == 'sums'").sort_values("nfn")["type"]]
 
@@ -431,7 +438,7 @@ plans = labels.query("task == 'sums' and label not in ['gradient', 'condition']"
 rank_16 = plans[["stage", "label", "trained"]].merge(small.query("split == 'test'"), on="trained")
 rank_16 = rank_16.rename(columns={"label": "placement"})
 nested, same_rank = (rank_16.query("stage == @name") for name in ("nested", "equal rank"))
-against = ft.versus(nested, "k = 3").set_index("placement")[["difference", "low", "high", "verdict"]]
+against = ex.versus(nested, "k = 3").set_index("placement")[["difference", "low", "high", "verdict"]]
 assert nested["placement"].nunique() == 7 and (nested.groupby("placement")["seed"].nunique() == 5).all()
 assert (against["verdict"] == "undecided").all()
 means = nested.groupby("placement")[["parameters", "lr", "loss", "accuracy"]].mean()
@@ -442,7 +449,7 @@ markers = dict(zip(["query + value", "attention", "inverse", "MLP"], "s^vD"))
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for ax, column in zip(axes, ["loss", "accuracy"]):
     apart = same_rank[same_rank["placement"] != "all"]
-    for row in pd.concat([ft.versus(nested, "k = 3", column), ft.versus(apart, "PLoP", column)]).itertuples():
+    for row in pd.concat([ex.versus(nested, "k = 3", column), ex.versus(apart, "PLoP", column)]).itertuples():
         x, by_k = row.parameters / 1e6, row.placement not in markers
         ax.plot([x, x], [row.low, row.high], color=CHOSEN if by_k else "0.5")
         ax.plot(x, row.difference, "o" if by_k else markers[row.placement], color=CHOSEN if by_k else "0.5",
@@ -462,10 +469,10 @@ sns.despine()
 # At equal rank, each placement minus PLoP, beside its parameters:
 
 # %%
-by_rank = ft.versus(same_rank, "PLoP").set_index("placement").sort_values("parameters")
+by_rank = ex.versus(same_rank, "PLoP").set_index("placement").sort_values("parameters")
 fewer = by_rank["parameters"] < by_rank["reference_parameters"]
 assert (by_rank.loc[fewer, "verdict"] == "worse").all() and (by_rank.loc[~fewer, "verdict"] == "undecided").all()
-assert (ft.versus(same_rank, "PLoP", "accuracy")["verdict"] == "undecided").all()
+assert (ex.versus(same_rank, "PLoP", "accuracy")["verdict"] == "undecided").all()
 by_rank[["parameters", "reference_parameters", "difference", "low", "high", "verdict"]].round(3)
 
 # %% [markdown]
@@ -477,7 +484,7 @@ by_rank[["parameters", "reference_parameters", "difference", "low", "high", "ver
 
 # %%
 smaller = pd.concat([nested.query("placement == 'k = 2'"), same_rank.query("placement in ['attention', 'inverse']")])
-smaller = ft.versus(smaller, "k = 2").set_index("placement")
+smaller = ex.versus(smaller, "k = 2").set_index("placement")
 assert (smaller["verdict"] == "worse").all() and (smaller["reference_parameters"] < smaller["parameters"]).all()
 smaller[["parameters", "reference_parameters", "difference", "low", "high", "verdict"]].round(3)
 
@@ -507,8 +514,8 @@ for parameters in (400_000, 1_500_000, 2_500_000, 5_000_000):
 # $W + BA$ on fixed texts while the trainer runs; adapters on all types, so that every type may move. A few steps live:
 
 # %% tags=["nbval-ignore-output"]
-norms = ft.NormsCallback(texts[:2], tokenizer, every=2)
-ft.finetune(model, tokenizer, few, placements["all"], **{**short, "r": ranks["all"]}, callbacks=[norms])
+norms = ex.NormsCallback(texts[:2], tokenizer, every=2)
+ex.finetune(model, few, tokenizer, placements["all"], **{**short, "r": ranks["all"]}, callbacks=[norms])
 norms.frame().query("type == 'v_proj'")
 
 # %% [markdown]
@@ -553,5 +560,5 @@ sns.despine()
 #   and no other; more than the two lowest types bought nothing that these seeds could show.
 #
 # **Not established**: larger models, longer training, other ranks. Of the plan for a GPU, equal rank and the sweep over k
-# at full length and the task gsm were not run (`python notebooks/record_finetuning.py run --workers 10` goes on with
+# at full length and the task gsm were not run (`python notebooks/tools/record_finetuning.py run --workers 10` goes on with
 # them); the rates at equal parameters were tuned with one seed, which, as seen, is not enough where placements are close.

@@ -29,8 +29,12 @@
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -58,14 +62,14 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from plop_nb import finetune as ft
-from plop_nb import grpo
+from plop_nb import experiments as ex
+from plop_nb.experiments import grpo
 from plop_nb.plots import CHOSEN
 from plop_nb.texts import data_file
 
 warnings.filterwarnings("ignore", category=FutureWarning)
-train, test = grpo.sums(105, 50) if TASK == "sums" else grpo.metamath(2000, 200)
-print(len(train), "problems to train on,", len(test), "to test;", train[0])
+task = ex.digit_sums(105, 50) if TASK == "sums" else ex.load_task("metamath_tagged")
+print(len(task.train), "problems to train on,", len(task.test), "to test;", task.train[0])
 
 # %% [markdown]
 # ## Rewards that are hard to cheat
@@ -100,9 +104,9 @@ generous
 
 # %% tags=["nbval-ignore-output"]
 plain, tokenizer = plop.load_model(MODEL, dtype="float32" if MODEL is None else None)
-model = grpo.warm_up(plain, tokenizer, train, steps=WARM_STEPS, batch_size=8) if WARM_STEPS else plain
+model = grpo.warm_up(plain, task, tokenizer, steps=WARM_STEPS, batch_size=8) if WARM_STEPS else plain
 for name, scored in {"as it comes": plain, "warmed up": model}.items():
-    table = grpo.samples(scored, tokenizer, train, n=64, max_completion_length=TOKENS)
+    table = grpo.samples(scored, task, tokenizer, split="train", n=64, max_completion_length=TOKENS)
     print(f"{name}: {table['format'].mean():.0%} in the format, {table['answer'].mean():.0%} right")
 
 # %% [markdown]
@@ -111,14 +115,14 @@ for name, scored in {"as it comes": plain, "warmed up": model}.items():
 # The scores are of the warmed-up model on the prompts of the task. The placement is the one of the quickstart.
 
 # %%
-scores = plop.nfn_scores(model, [p["prompt"] for p in train[:32]], tokenizer, progress=False)
+scores = plop.nfn_scores(model, [p["prompt"] for p in task.train[:32]], tokenizer, progress=False)
 placement = plop.place(scores, k=3)
 assert MODEL or set(placement.types) == {"v_proj", "up_proj", "down_proj"}
 print(sorted(placement.types))
 
 # %% tags=["nbval-ignore-output"]
 live, trained = grpo.train(
-    model, tokenizer, train, placement, name="PLoP", lr=LR, steps=STEPS, prompts_per_step=PROMPTS,
+    model, task, tokenizer, placement, name="PLoP", lr=LR, steps=STEPS, prompts_per_step=PROMPTS,
     max_completion_length=TOKENS, seed=SEED,
 )  # fmt: skip
 print(f"{live['parameters'][0]:,} parameters, {live['seconds'].sum():.0f} s")
@@ -128,7 +132,9 @@ print(f"{live['parameters'][0]:,} parameters, {live['seconds'].sum():.0f} s")
 # is known beforehand: the same run was recorded with other seeds, and half of the smallest rise among them is the margin.
 
 # %%
-read = lambda name: pd.read_csv(data_file(f"results/{name}.csv"), comment="#")
+def read(name):
+    return pd.read_csv(data_file(f"results/{name}.csv"), comment="#")
+
 runs = read("grpo_runs")
 same = runs.query("placement == 'PLoP' and lr == @LR and seed != @SEED")
 margin = (same["reward"] - same["reward_first"]).min() / 2
@@ -157,7 +163,7 @@ sns.despine()
 
 # %% tags=["nbval-ignore-output"]
 both = {"before": model, "after": trained}
-table = pd.concat({when: grpo.samples(m, tokenizer, test, n=8, max_completion_length=TOKENS)
+table = pd.concat({when: grpo.samples(m, task, tokenizer, n=8, max_completion_length=TOKENS)
                    for when, m in both.items()}, names=["when", "test"])  # fmt: skip
 table["prompt"] = table["prompt"].str.extract(r": (.*)")
 table
@@ -176,7 +182,7 @@ print("no paid answer is wrong, and the base model has no adapters")
 # %% [markdown]
 # ## Eight placements, recorded
 #
-# `python notebooks/record_grpo.py run --workers 2` trains with eight placements of notebook 05 at equal parameters (the rank
+# `python notebooks/tools/record_grpo.py run --workers 2` trains with eight placements of notebook 05 at equal parameters (the rank
 # nearest to those of PLoP's 16), at two learning rates, with the same seeds for all. Three seeds of the upper five came
 # first; they decided nothing, so the rest was added. (Looking twice makes a false verdict likelier.)
 
@@ -242,7 +248,7 @@ end.groupby("placement")[parts].mean().loc[order].round(2)
 
 # %%
 measures = ["reward", "accuracy"]
-verdict = pd.concat([ft.versus(final, "PLoP", m).assign(measure=m) for m in measures]).set_index(["measure", "placement"])
+verdict = pd.concat([ex.versus(final, "PLoP", m).assign(measure=m) for m in measures]).set_index(["measure", "placement"])
 assert (verdict["verdict"] == "undecided").all() and (verdict["seeds"] == 8).all()
 verdict[["difference", "low", "high", "seeds", "parameters", "verdict"]].round(3)
 

@@ -23,8 +23,12 @@
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
 import importlib.util
 
+from IPython import get_ipython
+
 if importlib.util.find_spec("plop_nb") is None:
-    # %pip install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
 
 import torch
 
@@ -106,7 +110,7 @@ explorer = plop.explore(scores, model, k=K, r=RANK)
 explorer
 
 # %% tags=["nbval-ignore-output"]
-ax = plop.plot_heatmap(scores, chosen=explorer.placement.modules)
+ax = plop.plot_heatmap(scores, placement=explorer.placement)
 ax.set_title(f"Outlined: {explorer.parameters:,} trainable parameters (the others faded)", loc="left");
 
 # %% [markdown]

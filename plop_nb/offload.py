@@ -1,5 +1,6 @@
 """Models larger than memory: what accelerate has offloaded, fetched once for many forwards."""
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 
@@ -7,13 +8,13 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 
 
-def is_offloaded(module):
-    """Whether accelerate keeps weights of this module, or of one inside it, on the disk or in CPU memory."""
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate keeps weights of this module, or of one inside it, elsewhere."""
     return any(_offloading(module))
 
 
 @contextmanager
-def loaded(module):
+def loaded(module: nn.Module) -> Iterator[None]:
     """The offloaded weights of `module` and of all inside it, fetched; away again afterwards."""
     fetched = []
     try:
@@ -28,12 +29,13 @@ def loaded(module):
             hook.post_forward(owner, None)
 
 
-def interleaved(model, forwards):
-    """Run forwards of one model side by side, block by block, so that each block is fetched once for all.
+def interleaved(model: nn.Module, forwards: Iterable[Callable[[], None]]) -> None:
+    """Run forwards of one model side by side, so that each offloaded block is fetched once for all.
 
-    Every forward is a coroutine that pauses where a block with offloaded weights begins; the block is
-    fetched, all forwards that wait for it go on to their next pause, and it goes away. So whatever
-    passes from block to block (masks, caches, skip connections) works as in a plain forward.
+    Every forward is a coroutine that pauses where a block with offloaded weights begins; the block
+    is fetched, all forwards that wait for it go on to their next pause, and it goes away. So
+    whatever passes from block to block (masks, caches, skip connections) works as in a plain
+    forward.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ def interleaved(model, forwards):
         scheduler.switch(block)
 
     handles = [block.register_forward_pre_hook(pause) for block in blocks]
-    waiting = {}  # paused forward -> block that it waits for
+    waiting: dict[greenlet, nn.Module] = {}  # paused forward -> block that it waits for
     try:
         for forward in forwards:
             task = greenlet(forward)
@@ -61,8 +63,9 @@ def interleaved(model, forwards):
             _go_on(task, waiting)
         while waiting:
             block = next(iter(waiting.values()))
+            ready = [task for task, other in waiting.items() if other is block]
             with loaded(block):
-                for task in [task for task, other in waiting.items() if other is block]:
+                for task in ready:
                     _go_on(task, waiting)
     finally:
         for handle in handles:
@@ -71,8 +74,8 @@ def interleaved(model, forwards):
             task.throw()
 
 
-def offloaded_blocks(model):
-    """The outermost elements of lists of layers with offloaded weights, and the single maps between them."""
+def offloaded_blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost layers with offloaded weights, and the single maps between them."""
     for child in model.children():
         if not is_offloaded(child):
             continue
@@ -91,7 +94,7 @@ def _go_on(task, waiting):
 
 
 def _offloading(module):
-    """(module, accelerate hook) for every module that has its own weights offloaded at this moment."""
+    """(module, accelerate hook) for every module whose own weights are offloaded now."""
     for owner in module.modules():
         hook = getattr(owner, "_hf_hook", None)
         for part in getattr(hook, "hooks", [hook]):

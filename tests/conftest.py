@@ -5,7 +5,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import plop_nb as plop
 
-TEXTS = ["one short text", "a somewhat longer text about nothing much", "three", "the last text of these four"]
+TEXTS = [
+    "one short text",
+    "a somewhat longer text about nothing much",
+    "three",
+    "the last text of these four",
+]
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever needs the real model counts as slow: without it, `make check` downloads nothing."""
+    for item in items:
+        if {"smollm", "math_scores"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -13,9 +25,15 @@ def tiny_llama():
     """A random two-layer Llama, float32, with norms that are not all ones."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attention_bias=True, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        initializer_range=0.3,
+    )
     model = LlamaForCausalLM(config).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name or "bias" in name:

@@ -2,9 +2,9 @@
 
     python tests/large_model.py [--layers 14] [--limit 3.0] [--out data/results/large_model.csv]
 
-A process whose resident memory, mapped file pages included, passes the limit is killed, and the kernel's
-high-water mark is checked at the end. (Where one may, put a cgroup around it as well: what is recorded was
-run so.) `--compare` scores the model whole as well, at a size where it fits.
+A process whose resident memory, mapped file pages included, passes the limit is killed, and the
+kernel's high-water mark is checked at the end. (Where one may, put a cgroup around it as well: what
+is recorded was run so.) `--compare` scores the model whole as well, at a size where it fits.
 """
 
 import argparse
@@ -24,10 +24,16 @@ def config(layers, width=4096):
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=32000, hidden_size=width, intermediate_size=width * 43 // 16, num_hidden_layers=layers,
-        num_attention_heads=width // 128, num_key_value_heads=width // 512, max_position_embeddings=512,
-        architectures=["LlamaForCausalLM"], dtype="bfloat16",
-    )  # fmt: skip
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128,
+        num_key_value_heads=width // 512,
+        max_position_embeddings=512,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
 
 
 def write_model(folder, config):
@@ -43,10 +49,24 @@ def write_model(folder, config):
         part = name.split(".")[2] if ".layers." in name else "rest"
         shards.setdefault(f"model-{part}.safetensors", {})[name] = parameter.shape
     for file, shapes in shards.items():
-        draw = lambda shape: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.02
-        save_file({n: draw(s).bfloat16() for n, s in shapes.items()}, folder / file, metadata={"format": "pt"})
+
+        def draw(shape):
+            return (
+                torch.ones(shape)
+                if len(shape) == 1
+                else torch.randn(shape, generator=generator) * 0.02
+            )
+
+        save_file(
+            {n: draw(s).bfloat16() for n, s in shapes.items()},
+            folder / file,
+            metadata={"format": "pt"},
+        )
     config.save_pretrained(folder)
-    index = {"metadata": {}, "weight_map": {n: file for file, shapes in shards.items() for n in shapes}}
+    index = {
+        "metadata": {},
+        "weight_map": {n: file for file, shapes in shards.items() for n in shapes},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
@@ -59,33 +79,61 @@ def score(folder, out, texts, tokens, offload):
     import plop_nb as plop
 
     ids = torch.randint(32000, (texts, tokens), generator=torch.Generator().manual_seed(1))
-    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(8)]
+    batches = [
+        {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(8)
+    ]
     start = time.perf_counter()
-    away = {"device_map": "auto", "max_memory": {"cpu": int(offload * GB)}, "offload_folder": f"{folder}/offload"}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16", **(away if offload else {})).eval()
+    away = {
+        "device_map": "auto",
+        "max_memory": {"cpu": int(offload * GB)},
+        "offload_folder": f"{folder}/offload",
+    }
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="bfloat16", **(away if offload else {})
+    ).eval()
     frame = plop.nfn_scores(model, batches)
     frame.to_csv(out, index=False)
-    print(json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_gb": resident("VmHWM")}))
+    print(
+        json.dumps({"seconds": round(time.perf_counter() - start, 1), "peak_gb": resident("VmHWM")})
+    )
 
 
 def resident(what, process="self"):
     """GB of resident memory of a process: now (VmRSS) or at most so far (VmHWM)."""
     status = Path(f"/proc/{process}/status").read_text()
-    return next((int(line.split()[1]) * 1024 / GB for line in status.splitlines() if line.startswith(what)), 0.0)
+    return next(
+        (int(line.split()[1]) * 1024 / GB for line in status.splitlines() if line.startswith(what)),
+        0.0,
+    )
 
 
 def libraries():
-    """GB of resident memory of a process that has loaded the libraries and no model: 0.5 to 0.9, by torch's build."""
-    done = subprocess.run([sys.executable, __file__, "--libraries"], stdout=subprocess.PIPE, text=True, check=True)
+    """GB of resident memory of a process that has loaded the libraries and no model: 0.5 to 0.9,
+    by torch's build."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--libraries"], stdout=subprocess.PIPE, text=True, check=True
+    )
     return float(done.stdout)
 
 
 def in_child(folder, out, limit, *, texts=TEXTS, tokens=TOKENS, offload=True):
-    """`score` in a fresh process, killed when its memory passes `limit` GB (None: no limit); what it measured."""
+    """`score` in a fresh process, killed when its memory passes `limit` GB (None: no limit);
+    what it measured."""
     in_memory = limit / 10 if offload else 0
-    command = [sys.executable, __file__, "--score", str(folder), str(out), str(texts), str(tokens), str(in_memory)]
+    command = [
+        sys.executable,
+        __file__,
+        "--score",
+        str(folder),
+        str(out),
+        str(texts),
+        str(tokens),
+        str(in_memory),
+    ]
     environment = {**os.environ, "TQDM_DISABLE": "1", "MALLOC_ARENA_MAX": "2"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as child:
         while child.poll() is None:
             if limit and resident("VmRSS", child.pid) > limit:
                 child.kill()
@@ -96,7 +144,9 @@ def in_child(folder, out, limit, *, texts=TEXTS, tokens=TOKENS, offload=True):
         raise RuntimeError(errors[-3000:])
     found = json.loads(output.splitlines()[-1])
     if limit and found["peak_gb"] > limit:
-        raise MemoryError(f"resident memory reached {found['peak_gb']:.3f} GB, the limit is {limit} GB")
+        raise MemoryError(
+            f"resident memory reached {found['peak_gb']:.3f} GB, the limit is {limit} GB"
+        )
     return found
 
 
@@ -119,16 +169,22 @@ def measure(layers, width, limit, compare):
         if compare:
             whole = in_child(work, f"{work}/whole.csv", None, offload=False)
             row |= {f"{name}_in_memory": value for name, value in whole.items()}
-            row["largest_difference"] = largest_difference([f"{work}/limited.csv", f"{work}/whole.csv"])
+            row["largest_difference"] = largest_difference(
+                [f"{work}/limited.csv", f"{work}/whole.csv"]
+            )
     return row
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--limit", type=float, default=3.0, help="GB of resident memory")
-    parser.add_argument("--compare", action="store_true", help="also run with the model in memory, and compare")
+    parser.add_argument(
+        "--compare", action="store_true", help="also run with the model in memory, and compare"
+    )
     parser.add_argument("--out", type=Path, help="append the result to this CSV file")
     given = parser.parse_args()
     row = measure(given.layers, given.width, given.limit, given.compare)
@@ -145,9 +201,9 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--libraries"]:
-        from transformers import LlamaForCausalLM
+        from transformers import LlamaForCausalLM  # noqa: F401
 
-        import plop_nb
+        import plop_nb  # noqa: F401
 
         print(resident("VmRSS"))
     elif sys.argv[1:2] == ["--score"]:

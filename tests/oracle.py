@@ -1,4 +1,5 @@
-"""The paper's formula, written naively: recompute W z from captured inputs, draw noise for every token."""
+"""The paper's formula, written naively: recompute W z from captured inputs, draw noise for every
+token."""
 
 import torch
 
@@ -12,7 +13,9 @@ def naive_nfn(model, inputs, draws, baseline, modules):
     captured = {}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: captured.__setitem__(name, args[0].detach().float().flatten(0, -2))
+            lambda _, args, name=name: captured.__setitem__(
+                name, args[0].detach().float().flatten(0, -2)
+            )
         )
         for name in modules
     ]

@@ -1,4 +1,5 @@
-"""Models packed by bitsandbytes; run by `test_architectures.test_bitsandbytes`, which installs it."""
+"""Models packed by bitsandbytes; run by `test_architectures.test_bitsandbytes`, which installs
+it."""
 
 import bitsandbytes
 import numpy as np
@@ -24,14 +25,20 @@ def test_bitsandbytes(tmp_path, bits):
     torch.manual_seed(0)
     full_model = LlamaForCausalLM(config).eval()
     full_model.save_pretrained(tmp_path)
-    options = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32} if bits == 4 else {"load_in_8bit": True}
+    options = (
+        {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
+        if bits == 4
+        else {"load_in_8bit": True}
+    )
     packed = LlamaForCausalLM.from_pretrained(
         tmp_path, quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
     )
     if bits == 4:  # before a forward: on a CPU that changes the layout of the packed weight
         layer = packed.model.layers[1].mlp.up_proj
-        weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-        maps = {m.name: m for m in plop.modules.linear_maps(packed)}
+        weight = bitsandbytes.functional.dequantize_4bit(
+            layer.weight.data, layer.weight.quant_state
+        ).float()
+        maps = {m.name: m for m in plop.maps.linear_maps(packed)}
         recovered = maps["model.layers.1.mlp.up_proj"].weight
         torch.testing.assert_close(recovered, weight, rtol=0.02, atol=1e-3)
     scores = quietly(packed, [batch(rows())])

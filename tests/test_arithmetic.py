@@ -1,6 +1,7 @@
-"""Notebooks pass on processors that round otherwise, and their comparison still tells what differs."""
+"""Notebooks pass on processors that round otherwise; their comparison still tells what differs."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +9,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from notebooks.tools.comparison import settled
 from tests import arithmetic
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "notebooks"))
-from comparison import settled
 
 CHEAP = ["notebooks/04_what_nfn_measures.ipynb", "notebooks/07_explore_your_model.ipynb"]
-# A line for torch and one for numpy, of every digit of products and functions; then the vectors in use.
+# A line for torch and one for numpy, of every digit of what they compute; then the vectors in use.
 DIGITS = """
 import hashlib, numpy as np, torch
-exact = lambda *arrays: hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays)).hexdigest()
+def exact(*arrays):
+    return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays)).hexdigest()
 a = np.sin(np.arange(300 * 1000.0)).reshape(300, 1000)
 t = torch.from_numpy(a).float()
 print(exact(t @ t.T, torch.nn.functional.gelu(t), t.softmax(1), t.norm(dim=1)))
@@ -32,11 +33,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 @pytest.mark.skipif(not arithmetic.X86, reason="the settings are those of x86 processors")
 @pytest.mark.parametrize("setting", ["avx2", "old"])
 def test_a_setting_changes_the_last_digits(setting):
-    """Of torch and of numpy, with one thread here and there: else a run under it would prove nothing."""
-    plain = {name: value for name, value in os.environ.items() if name not in arithmetic.SETTINGS["old"]}
-    (torch_here, numpy_here, vectors), (torch_there, numpy_there, _) = (
-        digits({**plain, **change, **ONE_THREAD}) for change in ({}, arithmetic.SETTINGS[setting])
-    )
+    """Of torch and of numpy, with one thread each: else a run under it would prove nothing."""
+    plain = dict(os.environ)
+    for name in arithmetic.SETTINGS["old"]:
+        plain.pop(name, None)
+    torch_here, numpy_here, vectors = digits({**plain, **ONE_THREAD})
+    there = {**plain, **arithmetic.SETTINGS[setting], **ONE_THREAD}
+    torch_there, numpy_there, _ = digits(there)
     if setting == "avx2" and vectors != "AVX512":
         pytest.skip(f"this processor has no wider vectors: {vectors}")
     assert torch_here != torch_there and numpy_here != numpy_there
@@ -44,7 +47,8 @@ def test_a_setting_changes_the_last_digits(setting):
 
 def digits(environment):
     command = [sys.executable, "-c", DIGITS]
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
@@ -100,17 +104,26 @@ def test_whatever_else_differs_is_told(pair):
 
 
 @pytest.mark.slow
-def test_nbval_compares_so(tmp_path):
-    """A notebook of four cells: in the third a number is two units off, in the fourth a word is wrong."""
-    saved = {"print(0.12341)": "0.12342\n", "print('v', 3)": "v 3\n", "print(0.5)": "0.52\n", "print('up')": "down\n"}
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_nbval_compares_so(tmp_path, workers):
+    """Four cells: in the third a number is two units off, in the fourth a word differs."""
+    saved = {
+        "print(0.12341)": "0.12342\n",
+        "print('v', 3)": "v 3\n",
+        "print(0.5)": "0.52\n",
+        "print('up')": "down\n",
+    }
     notebook = nbformat.v4.new_notebook()
     for count, (source, text) in enumerate(saved.items(), 1):
         output = nbformat.v4.new_output("stream", name="stdout", text=text)
-        notebook.cells.append(nbformat.v4.new_code_cell(source, execution_count=count, outputs=[output]))
+        notebook.cells.append(
+            nbformat.v4.new_code_cell(source, execution_count=count, outputs=[output])
+        )
     nbformat.write(notebook, tmp_path / "small.ipynb")
-    for name in ("conftest.py", "comparison.py", "run.py"):
-        (tmp_path / name).write_text((ROOT / "notebooks" / name).read_text())
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
-    done = subprocess.run([*command, "small.ipynb"], cwd=tmp_path, capture_output=True, text=True)
-    failed = [f"Cell {number}" for number in range(4) if f"Cell {number} - " in done.stdout]
-    assert "2 failed, 2 passed" in done.stdout and failed == ["Cell 2", "Cell 3"], done.stdout
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    shutil.copytree(ROOT / "notebooks" / "tools", tmp_path / "notebooks" / "tools")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers]
+    command += ["--nbval", "--nbval-current-env", "-o", "markers=slow", "small.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    failed = [number for number in range(4) if f"Cell {number} - " in done.stdout]
+    assert "2 failed, 2 passed" in done.stdout and failed == [2, 3], done.stdout

@@ -31,18 +31,29 @@ def command(folder, *more):
     return [str(folder / "model"), "--texts", str(folder / "texts.txt"), *more]
 
 
+@pytest.mark.slow
 def test_terminal_shows_the_result_alone(folder):
     """A process of its own, without a display and with a backend that would need one."""
     done = subprocess.run(
-        [sys.executable, "-m", "plop_nb", *command(folder, "--k", "2", "--lora-alpha", "32", "--out", "out/of/all")],
+        [
+            sys.executable,
+            "-m",
+            "plop_nb",
+            *command(folder, "--k", "2", "--lora-alpha", "32", "--out", "out/of/all"),
+        ],
         cwd=folder,
-        env={k: v for k, v in os.environ.items() if k not in ("DISPLAY", "TQDM_DISABLE")} | {"MPLBACKEND": "tkagg"},
+        env={k: v for k, v in os.environ.items() if k not in ("DISPLAY", "TQDM_DISABLE")}
+        | {"MPLBACKEND": "tkagg"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("adapters on ") and lines[-1].startswith("target_modules: ") and "<" not in done.stdout
+    assert (
+        lines[0].startswith("adapters on ")
+        and lines[-1].startswith("target_modules: ")
+        and "<" not in done.stdout
+    )
     assert "NFN" in done.stderr and "NFN:" not in done.stdout
     assert sorted(p.name for p in (folder / "out/of/all").iterdir()) == [
         "adapter_config.json", "profile.png", "scores.csv"
@@ -62,9 +73,30 @@ def test_readme_commands_run(folder, monkeypatch):
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_files_hold_what_python_gives(folder, tiny_llama, byte_tokenizer, capsys, form):
     out = folder / "out"
-    assert main(command(folder, "--k", "2", "--r", "4", "--lora-alpha", "32", "--format", form, "--out", str(out))) == 0
+    assert (
+        main(
+            command(
+                folder,
+                "--k",
+                "2",
+                "--r",
+                "4",
+                "--lora-alpha",
+                "32",
+                "--format",
+                form,
+                "--out",
+                str(out),
+            )
+        )
+        == 0
+    )
     scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
-    read = pd.read_csv(out / "scores.csv") if form == "csv" else pd.read_parquet(out / "scores.parquet")
+    read = (
+        pd.read_csv(out / "scores.csv")
+        if form == "csv"
+        else pd.read_parquet(out / "scores.parquet")
+    )
     pd.testing.assert_frame_equal(read, scores, check_dtype=False)
     placement = plop.place(scores, k=2)
     assert str(placement) in capsys.readouterr().out
@@ -105,7 +137,10 @@ def test_bad_arguments(arguments, capsys):
         (["--column", "question"], "column='question', but texts.txt has no columns"),
         (["--k", "99"], "k=99, expected an integer from 1 to 7"),
         (["--parameters", "1"], "parameters=1 is less than"),
-        (["--out", "texts.txt/below"], "--out texts.txt/below cannot be written, because texts.txt cannot"),
+        (
+            ["--out", "texts.txt/below"],
+            "--out texts.txt/below cannot be written, because texts.txt cannot",
+        ),
     ],
 )
 def test_failures_are_one_line_and_leave_nothing(folder, monkeypatch, capsys, change, says):
@@ -114,13 +149,20 @@ def test_failures_are_one_line_and_leave_nothing(folder, monkeypatch, capsys, ch
     assert main(["model", "--texts", "texts.txt", "--out", "out", *change]) == 1
     shown = capsys.readouterr()
     last = shown.err.splitlines()[-1]
-    assert last.startswith("plop_nb: ") and says in last and "Traceback" not in shown.err and shown.out == ""
+    assert (
+        last.startswith("plop_nb: ")
+        and says in last
+        and "Traceback" not in shown.err
+        and shown.out == ""
+    )
     assert sorted(folder.rglob("*")) == before
 
 
 def test_column_of_a_domain(folder, capsys):
     assert main([str(folder / "model"), "--domain", "history", "--column", "question"]) == 1
-    assert capsys.readouterr().err.startswith("plop_nb: column='question': 'history' is no Hub data set")
+    assert capsys.readouterr().err.startswith(
+        "plop_nb: column='question': 'history' is no Hub data set"
+    )
 
 
 def test_truncated_weights(folder, capsys):
@@ -174,12 +216,20 @@ def test_column_of_a_file(tmp_path):
         ("a.txt", b"caf\xe9", "a.txt: 'utf-8' codec can't decode"),
         ("a.json", b"[]", "ends in '.json', expected one of .txt, .jsonl, .csv"),
         ("a.jsonl", b'"one"\n\n{"text": "two"', "a.jsonl: line 3 is not JSON"),
-        ("a.jsonl", b'"one"\n{"question": "two"}', r"a.jsonl: line 2 has no column 'text', choose from \['question'\]"),
+        (
+            "a.jsonl",
+            b'"one"\n{"question": "two"}',
+            r"a.jsonl: line 2 has no column 'text', choose from \['question'\]",
+        ),
         ("a.jsonl", b'{"text": 5}', "a.jsonl: line 1 holds 5, expected a text"),
         ("a.jsonl", b'"one"\n["two"]', r"a.jsonl: line 2 holds \['two'\], expected a text"),
         ("a.csv", b"id,text\n1,one\n2\n", "a.csv: line 3 has fewer cells than the header"),
         ("a.csv", b"text,id\none,1\ntwo\n", "a.csv: line 3 has fewer cells than the header"),
-        ("a.csv", b"text\nfine\none, two\n", 'a.csv: line 3 has more cells than the header: correct it .*between "quotes"'),
+        (
+            "a.csv",
+            b"text\nfine\none, two\n",
+            'a.csv: line 3 has more cells than the header: correct it .*between "quotes"',
+        ),
         ("a.csv", b"id,text\n1,one\n2,\n", "a.csv: line 3 holds '', expected a text"),
         ("a.csv", b"text\n" + b"x" * 200_000, "a.csv: field larger than field limit"),
     ],

@@ -2,22 +2,19 @@
 
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from notebooks.tools import gallery, run
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
 PAGES = ["index", *NOTEBOOKS]
 PHONE = {"width": 390, "height": 844}
 pytestmark = pytest.mark.slow
-
-sys.path.insert(0, str(ROOT / "notebooks"))
-import gallery
-import run
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +26,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-    chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright, of the extra dev"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next((path for name in names if (path := shutil.which(name))), None)
     if chromium is None:
         pytest.skip("needs an installed Chromium")
     with playwright.sync_playwright() as started:
@@ -61,8 +61,12 @@ class Links(HTMLParser):
 def formulas(stem):
     """The LaTeX formulas in a notebook's text."""
     cells = nbformat.read(ROOT / "notebooks" / f"{stem}.ipynb", as_version=4).cells
-    texts = [re.sub(r"`[^`]*`", "", cell.source) for cell in cells if cell.cell_type == "markdown"]
-    return [formula for text in texts for formula in re.findall(r"\$\$.+?\$\$|\$[^$]+\$", text, re.DOTALL)]
+    found = []
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"`[^`]*`", "", cell.source)
+            found += re.findall(r"\$\$.+?\$\$|\$[^$]+\$", text, re.DOTALL)
+    return found
 
 
 @pytest.mark.parametrize("stem", PAGES)
@@ -78,17 +82,19 @@ def test_links_resolve_and_nothing_is_loaded_from_a_network(folder, stem):
 
 
 def test_index_shows_every_notebook_with_its_finding(folder):
-    index = Links(folder / "index.html").found
-    findings = {stem: finding for _, stem, _, finding in gallery.ENTRY.findall((ROOT / "README.md").read_text())}
-    assert sorted(findings) == NOTEBOOKS
-    for stem, finding in findings.items():
+    index, text = Links(folder / "index.html").found, (folder / "index.html").read_text()
+    entries = gallery.entries()
+    assert sorted(entries) == NOTEBOOKS
+    for stem, entry in entries.items():
         assert ("a", f"{stem}.html") in index and ("img", f"images/{stem}.png") in index
-        assert len(finding) < 140 and gallery.escape(finding) in (folder / "index.html").read_text()
+        assert len(entry.finding) < 140 and gallery.escape(entry.finding) in text
 
 
 def test_readme_shows_every_picture():
     pictures = re.findall(r'\[<img src="(.+?)".*?>\]\((.+?)\)', (ROOT / "README.md").read_text())
-    assert pictures == [(f"notebooks/images/{stem}.png", f"notebooks/{stem}.ipynb") for stem in NOTEBOOKS]
+    assert pictures == [
+        (f"notebooks/images/{stem}.png", f"notebooks/{stem}.ipynb") for stem in NOTEBOOKS
+    ]
     assert all((ROOT / picture).is_file() for picture, _ in pictures)
 
 
@@ -100,28 +106,35 @@ def test_page_on_a_phone(folder, phone, stem):
     phone.goto((folder / f"{stem}.html").as_uri())
     assert failed == [] and all(url.startswith(("file:", "data:")) for url in asked)
     assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    assert phone.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
+    broken = "[...document.images].filter(image => !image.naturalWidth).length"
+    assert phone.evaluate(broken) == 0
     assert phone.evaluate("document.images.length") > 0
 
 
 @pytest.mark.parametrize("stem", NOTEBOOKS)
 def test_formulas_are_drawn(folder, phone, stem):
     phone.goto((folder / f"{stem}.html").as_uri())
-    boxes = phone.evaluate(
-        "[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect()).map(b => b.width * b.height)"
+    areas = phone.evaluate(
+        "[...document.querySelectorAll('math')].map(math => math.getBoundingClientRect())"
+        ".map(box => box.width * box.height)"
     )
-    assert len(boxes) == len(formulas(stem)) and all(area > 0 for area in boxes)
-    phone.evaluate("document.querySelectorAll('pre, code, .output').forEach(element => element.remove())")
+    assert len(areas) == len(formulas(stem)) and all(area > 0 for area in areas)
+    phone.evaluate(
+        "document.querySelectorAll('pre, code, .output').forEach(element => element.remove())"
+    )
     prose = phone.evaluate("document.body.innerText")
     assert "$" not in prose and "\\" not in prose
 
 
 def test_running_time_is_noted_and_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "QUIET", {})  # for this process it would be for good
-    cells = ['# %% tags=["picture"]', "from IPython.display import Image", 'Image("images/00_quickstart.png")']
-    (tmp_path / "00_quickstart.py").write_text("\n".join(cells))
+    picture = 'Image("images/00_quickstart.png")'
+    cell = ['# %% tags=["picture"]', "from IPython.display import Image", picture]
+    (tmp_path / "00_quickstart.py").write_text("\n".join(cell))
     run.execute(tmp_path / "00_quickstart.py", tmp_path)
-    noted = nbformat.read(tmp_path / "00_quickstart.ipynb", as_version=4).metadata["plop_nb"]["seconds"]
+    noted = nbformat.read(tmp_path / "00_quickstart.ipynb", as_version=4).metadata["plop_nb"][
+        "seconds"
+    ]
     assert isinstance(noted, int) and noted >= 0
     gallery.render(tmp_path / "gallery", notebooks=tmp_path)
     assert f"Ran in {noted} s" in (tmp_path / "gallery" / "index.html").read_text()

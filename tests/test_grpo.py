@@ -1,4 +1,4 @@
-"""GRPO: rewards against hostile completions, sums, and training that leaves the base model as it was."""
+"""GRPO: rewards against hostile completions, sums, training that leaves the model as it was."""
 
 import copy
 import random
@@ -11,7 +11,9 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from plop_nb import grpo, nfn_scores
+from plop_nb import nfn_scores
+from plop_nb.experiments import Task, digit_sums, grpo, load_task
+from plop_nb.experiments.generation import complete
 from plop_nb.placement import Placement
 from tests.tiny_models import build
 
@@ -78,8 +80,11 @@ def test_rewards_keep_the_order_and_take_the_task_of_each():
 
 @pytest.mark.parametrize("size", [{}, {"terms": 3}, {"digits": 2}])
 def test_sums_are_divided_without_overlap(size):
-    train, test = grpo.sums(40, 20, **size)
-    assert (train, test) == grpo.sums(40, 20, **size) != grpo.sums(40, 20, seed=1, **size)
+    task = digit_sums(40, 20, **size)
+    train, test = task.train, task.test
+    again, other = digit_sums(40, 20, **size), digit_sums(40, 20, seed=1, **size)
+    assert (train, test) == (again.train, again.test) != (other.train, other.test)
+    assert len(train) == 40 and len(test) == 20 and not task.validation
     terms = [tuple(sorted(f"+ {p['prompt']}".split(": ")[1].split())) for p in train + test]
     assert len(set(terms)) > 50 and not {p["prompt"] for p in train} & {p["prompt"] for p in test}
     sums = [p["prompt"].split(": ")[1].split("=")[0] for p in train + test]
@@ -88,33 +93,89 @@ def test_sums_are_divided_without_overlap(size):
 
 def test_sums_say_how_many_there_are():
     with pytest.raises(ValueError, match="155 sums of terms=2 and digits=1"):
-        grpo.sums(150, 50)
+        digit_sums(150, 50)
+    with pytest.raises(ValueError, match="digits=0, expected an integer of at least 1"):
+        digit_sums(digits=0)
+
+
+def test_digit_sums_by_name_and_with_a_validation_split():
+    named, whole = load_task("digit_sums", train=105, test=50), digit_sums(105, 50)
+    assert (named.train, named.test) == (whole.train, whole.test)
+    assert named.check(f"<answer>{named.test[0]['answer']}</answer>", named.test[0])
+    assert not named.check(named.test[0]["answer"], named.test[0])
+    three = digit_sums(60, 50, validation=30)
+    assert len(three.validation) == 30 and three.test == whole.test
+    prompts = [
+        problem["prompt"]
+        for split in ("train", "validation", "test")
+        for problem in three.split(split)
+    ]
+    assert len(set(prompts)) == 140
 
 
 def test_metamath_keeps_numbers_and_one_rephrasing_of_each_question(monkeypatch):
     import datasets
 
-    rows = [("1", "one", "So 1.\nThe answer is: 1"), ("2", "one", "The answer is: 1"), ("3", "two", "The answer is: $x$"),
-            ("4", "three", "The answer is: -1,042.5"), ("5", "four", "no answer")]  # fmt: skip
-    found = datasets.Dataset.from_list([dict(zip(("query", "original_question", "response"), row)) for row in rows])
+    rows = [
+        ("1", "one", "So 1.\nThe answer is: 1"),
+        ("2", "one", "The answer is: 1"),
+        ("3", "two", "The answer is: $x$"),
+        ("4", "three", "The answer is: -1,042.5"),
+        ("5", "four", "no answer"),
+    ]
+    found = datasets.Dataset.from_list(
+        [dict(zip(("query", "original_question", "response"), row, strict=True)) for row in rows]
+    )
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: found)
-    (train,), (test,) = grpo.metamath(1, 1)
+    task = load_task("metamath_tagged", train=1, test=1)
+    (train,), (test,) = task.train, task.test
     assert {train["answer"], test["answer"]} == {"1", "-1,042.5"}
     completion = [{"role": "assistant", "content": f"Well. <answer>{train['answer']}</answer>"}]
-    assert grpo.answer_reward([train["prompt"]], [completion], [train["answer"]], [train["task"]]) == [1]
-    paid = lambda answer, right: grpo.answer_reward([None], [f"<answer>{answer}</answer>"], [right], [train["task"]])
-    assert [paid(a, "-1,042.5") for a in ("-1042.5", "-1,042.50", "1042.5", "-1")] == [[1], [1], [0], [0]]
+    assert grpo.answer_reward(
+        [train["prompt"]], [completion], [train["answer"]], [train["task"]]
+    ) == [1]
+
+    def paid(answer, right):
+        written = [f"<answer>{answer}</answer>"]
+        return grpo.answer_reward([None], written, [right], [train["task"]])
+
+    assert task.check(f"<answer>{train['answer']}</answer>", train)
+    assert [paid(a, "-1,042.5") for a in ("-1042.5", "-1,042.50", "1042.5", "-1")] == [
+        [1],
+        [1],
+        [0],
+        [0],
+    ]
     assert [paid(a, "7,999") for a in ("7999", "7,999.0", "7", "-7999")] == [[1], [1], [0], [0]]
     hostile = [grpo.answer_reward([None], [c], ["7"], [train["task"]]) for c in HOSTILE]
     assert hostile == [[right] for *_, right in HOSTILE.values()]
     with pytest.raises(ValueError, match="more than the 2 problems"):
-        grpo.metamath(2, 1)
+        load_task("metamath_tagged", train=2, test=1)
 
 
 # Training on a random model
 
 PROBLEMS = [{"prompt": f"{a} + 1 = ", "answer": str(a + 1), "task": "chain_sum"} for a in range(6)]
-SMALL = {"steps": 2, "prompts_per_step": 2, "num_generations": 2, "max_completion_length": 4, "r": 2, "lr": 1e-2}
+
+
+def as_task(problems):
+    """Problems as a task, to train and to test on, with the check of a tagged answer."""
+    return Task("plus one", problems, [], problems, is_right)
+
+
+def is_right(text, problem):
+    return grpo.answer_reward(None, [text], [problem["answer"]], [problem["task"]]) == [1]
+
+
+TASK = as_task(PROBLEMS)
+SMALL = {
+    "steps": 2,
+    "prompts_per_step": 2,
+    "num_generations": 2,
+    "max_completion_length": 4,
+    "r": 2,
+    "lr": 1e-2,
+}
 
 
 def digits(prompts, completions, **columns):
@@ -130,8 +191,14 @@ def base(tiny_llama, byte_tokenizer):
 
 def state(model, tokenizer):
     """What training must not change; parameters by identity and by value."""
-    modules = {n: (type(m), m.training, len(m._forward_hooks), set(vars(m))) for n, m in model.named_modules()}
-    parameters = {n: (id(p), p.data_ptr(), p.requires_grad, p.grad is None) for n, p in model.named_parameters()}
+    modules = {
+        n: (type(m), m.training, len(m._forward_hooks), set(vars(m)))
+        for n, m in model.named_modules()
+    }
+    parameters = {
+        n: (id(p), p.data_ptr(), p.requires_grad, p.grad is None)
+        for n, p in model.named_parameters()
+    }
     values = {n: p.clone() for n, p in model.state_dict().items()}
     configs = copy.deepcopy((model.config.to_dict(), model.generation_config.to_dict()))
     return (modules, parameters, configs, repr(tokenizer)), values
@@ -146,7 +213,9 @@ def on(base, *types):
 
 
 def run(base, **options):
-    return grpo.train(*base, PROBLEMS, on(base, "v_proj", "up_proj"), rewards=[digits], **(SMALL | options))
+    placement = on(base, "v_proj", "up_proj")
+    model, tokenizer = base
+    return grpo.train(model, TASK, tokenizer, placement, rewards=[digits], **(SMALL | options))
 
 
 def test_training_leaves_the_base_as_it_was(base):
@@ -156,7 +225,11 @@ def test_training_leaves_the_base_as_it_was(base):
     assert same(before, state(*base))
     adapters = {n: p for n, p in trained.named_parameters() if "lora" in n}
     assert any(p.abs().sum() > 0 for n, p in adapters.items() if "lora_B" in n)
-    assert frame["parameters"].unique().tolist() == [sum(p.numel() for p in adapters.values())] == [2 * 2 * (48 + 80)]
+    assert (
+        frame["parameters"].unique().tolist()
+        == [sum(p.numel() for p in adapters.values())]
+        == [2 * 2 * (48 + 80)]
+    )
     assert trained.get_base_model().lm_head.weight.data_ptr() == base[0].lm_head.weight.data_ptr()
 
 
@@ -166,7 +239,7 @@ def test_an_error_leaves_the_base_as_it_was(base):
 
     placement, before = on(base, "v_proj"), state(*base)
     with pytest.raises(ArithmeticError, match="broken reward"):
-        grpo.train(*base, PROBLEMS, placement, rewards=[broken], **SMALL)
+        grpo.train(base[0], TASK, base[1], placement, rewards=[broken], **SMALL)
     assert same(before, state(*base))
 
 
@@ -183,15 +256,19 @@ def test_the_frame_is_tidy(base, capfd):
 def test_same_seed_same_result(base):
     (one, first), (two, second), (other, _) = run(base), run(base), run(base, seed=1)
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert not one["reward"].equals(other["reward"]) or not one["kl"].equals(other["kl"])
 
 
 def test_conversations_train_too(base):
     base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
-    frame, trained = grpo.train(*base, problems, on(base, "v_proj"), **SMALL)
-    assert list(frame["format"]) == [0, 0] and grpo.accuracy(trained, base[1], problems) == 0
+    frame, trained = grpo.train(base[0], as_task(problems), base[1], on(base, "v_proj"), **SMALL)
+    assert (
+        list(frame["format"]) == [0, 0] and grpo.accuracy(trained, as_task(problems), base[1]) == 0
+    )
 
 
 def test_prompts_become_the_same_tokens_in_training_and_in_accuracy(base, monkeypatch):
@@ -199,8 +276,12 @@ def test_prompts_become_the_same_tokens_in_training_and_in_accuracy(base, monkey
     model, tokenizer = base
     tokenizer.bos_token = "A"
     start = tokenizer.bos_token_id
-    tokenizer._tokenizer.post_processor = TemplateProcessing(single="A $A", special_tokens=[("A", start)])
-    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="A $A", special_tokens=[("A", start)]
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{{ messages[0].content }}{% if add_generation_prompt %}:{% endif %}"
+    )
     seen, generate = [], type(model).generate
 
     def spied(self, **inputs):
@@ -209,10 +290,16 @@ def test_prompts_become_the_same_tokens_in_training_and_in_accuracy(base, monkey
         return generate(self, **inputs)
 
     monkeypatch.setattr(type(model), "generate", spied)
-    for form in (lambda text: [{"role": "user", "content": text}], str):
+
+    def as_message(text):
+        return [{"role": "user", "content": text}]
+
+    for form in (as_message, str):
         problems = [p | {"prompt": form(p["prompt"] * (1 + i))} for i, p in enumerate(PROBLEMS[:2])]
-        _, trained = grpo.train(*base, problems, on(base, "v_proj"), **SMALL | {"steps": 1})
-        grpo.accuracy(trained, tokenizer, problems)
+        _, trained = grpo.train(
+            base[0], as_task(problems), base[1], on(base, "v_proj"), **SMALL | {"steps": 1}
+        )
+        grpo.accuracy(trained, as_task(problems), tokenizer)
         in_training, measured = seen
         assert in_training == measured and all(ids.count(start) == 1 for ids in measured)
         seen.clear()
@@ -230,15 +317,21 @@ def test_a_copy_of_the_trained_model_is_one(base):
 def test_the_only_step_trains(base):
     _, trained = run(base, steps=1)
     assert any(p.abs().sum() > 0 for n, p in trained.named_parameters() if "lora_B" in n)
-    warm = grpo.warm_up(*base, PROBLEMS, steps=1, batch_size=2, lr=1e-2)
+    warm = grpo.warm_up(base[0], TASK, base[1], steps=1, batch_size=2, lr=1e-2)
     assert not torch.equal(warm.lm_head.weight, base[0].lm_head.weight)
 
 
 def test_random_generators_stay_where_they_were(base):
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    drawn = lambda: (random.random(), np.random.rand(), torch.rand(1).item())
+
+    def drawn():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
     expected = drawn()
-    for train in (lambda: run(base), lambda: grpo.warm_up(*base, PROBLEMS, steps=1, batch_size=2)):
+    for train in (
+        lambda: run(base),
+        lambda: grpo.warm_up(base[0], TASK, base[1], steps=1, batch_size=2),
+    ):
         random.seed(5), np.random.seed(5), torch.manual_seed(5)
         train()
         assert drawn() == expected
@@ -251,7 +344,7 @@ def test_without_kl(base):
 def test_warm_up_returns_another_plain_model(base):
     before = state(*base)
     options = {"steps": 2, "batch_size": 2, "lr": 1e-2}
-    one, two = (grpo.warm_up(*base, PROBLEMS, **options) for _ in range(2))
+    one, two = (grpo.warm_up(base[0], TASK, base[1], **options) for _ in range(2))
     assert same(before, state(*base)) and type(one) is type(base[0]) and not one.training
     assert "forward" not in vars(one)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
@@ -262,28 +355,45 @@ def test_warm_up_trains_in_float32_and_gives_each_weight_its_precision_back(base
     model, tokenizer = base
     model.bfloat16().lm_head.float()
     options = {"steps": 3, "batch_size": 2, "lr": 1e-5}
-    warm = grpo.warm_up(model, tokenizer, PROBLEMS, **options)
-    exact = grpo.warm_up(copy.deepcopy(model).float(), tokenizer, PROBLEMS, **options)
+    warm = grpo.warm_up(model, TASK, tokenizer, **options)
+    exact = grpo.warm_up(copy.deepcopy(model).float(), TASK, tokenizer, **options)
     assert {p.dtype for p in exact.parameters()} == {torch.float32}
-    for old, new, expected in zip(model.parameters(), warm.parameters(), exact.parameters(), strict=True):
+    for old, new, expected in zip(
+        model.parameters(), warm.parameters(), exact.parameters(), strict=True
+    ):
         assert new.dtype == old.dtype and torch.equal(new, expected.to(old.dtype))
-    assert warm.lm_head.weight.dtype == torch.float32 and not torch.equal(warm.lm_head.weight, model.lm_head.weight)
+    assert warm.lm_head.weight.dtype == torch.float32 and not torch.equal(
+        warm.lm_head.weight, model.lm_head.weight
+    )
 
 
 def test_warm_up_takes_conversations(base):
     base[1].chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     problems = [p | {"prompt": [{"role": "user", "content": p["prompt"]}]} for p in PROBLEMS]
-    warm = grpo.warm_up(*base, problems, steps=30, batch_size=4, lr=1e-2)
-    assert all(c.startswith("<answer>") for c in grpo.completions(warm, base[1], [p["prompt"] for p in problems]))
+    warm = grpo.warm_up(base[0], as_task(problems), base[1], steps=30, batch_size=4, lr=1e-2)
+    written = complete(warm, [p["prompt"] for p in problems], base[1])
+    assert all(text.startswith("<answer>") for text in written)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_completions_do_not_obey_the_generation_config(base, greedy):
     model, tokenizer = base
-    write = lambda: grpo.completions(model, tokenizer, [p["prompt"] for p in PROBLEMS], 12, greedy=greedy)
+    prompts = [p["prompt"] for p in PROBLEMS]
+
+    def write():
+        return complete(model, prompts, tokenizer, new_tokens=12, greedy=greedy)
+
     plain = write()
-    settings = {"repetition_penalty": 2.0, "num_beams": 2, "min_p": 0.5, "no_repeat_ngram_size": 1, "max_length": 14,
-                "suppress_tokens": list(range(128)), "temperature": 0.1, "top_k": 2}  # fmt: skip
+    settings = {
+        "repetition_penalty": 2.0,
+        "num_beams": 2,
+        "min_p": 0.5,
+        "no_repeat_ngram_size": 1,
+        "max_length": 14,
+        "suppress_tokens": list(range(128)),
+        "temperature": 0.1,
+        "top_k": 2,
+    }
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     model.train()
@@ -298,54 +408,76 @@ def test_completions_end_alike_before_and_after_training(base):
         model.lm_head = torch.nn.Linear(32, 258)
         model.lm_head.weight.zero_(), model.lm_head.bias.fill_(-1e4)
         model.lm_head.bias[tokenizer.convert_tokens_to_ids(["!", "$"])] = 0
-    _, trained = grpo.train(*base, PROBLEMS, on(base, "v_proj"), **SMALL | {"lr": 1e-9})
+    _, trained = grpo.train(base[0], TASK, base[1], on(base, "v_proj"), **SMALL | {"lr": 1e-9})
     prompts = [p["prompt"] for p in PROBLEMS] * 4
-    before, after = (grpo.completions(m, tokenizer, prompts, 9) for m in (model, trained))
+    before, after = (complete(m, prompts, tokenizer, new_tokens=9) for m in (model, trained))
     assert before == after and set(before) == {"!", "$"}
 
 
 def test_samples_and_accuracy(base):
     before = state(*base)
-    table = grpo.samples(*base, PROBLEMS, n=3, max_completion_length=4)
-    assert list(table) == ["prompt", "completion", "expected", "format", "approximate_format", "answer", "reward"]
+    table = grpo.samples(base[0], TASK, base[1], n=3, max_completion_length=4)
+    assert list(table) == [
+        "prompt",
+        "completion",
+        "expected",
+        "format",
+        "approximate_format",
+        "answer",
+        "reward",
+    ]
     assert table["expected"].tolist() == ["1", "2", "3"] and not table.isna().any().any()
-    assert grpo.accuracy(*base, PROBLEMS, max_completion_length=4) == 0
+    assert grpo.accuracy(base[0], TASK, base[1], max_completion_length=4) == 0
     assert same(before, state(*base))
 
 
 def test_errors_say_what_would_do(base, monkeypatch):
     other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
     with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
-        grpo.train(*base, PROBLEMS, other, **SMALL)
-    for train in (run, lambda base, steps: grpo.warm_up(*base, PROBLEMS, steps=steps)):
+        grpo.train(base[0], TASK, base[1], other, **SMALL)
+    for train in (run, lambda base, steps: grpo.warm_up(base[0], TASK, base[1], steps=steps)):
         with pytest.raises(ValueError, match="steps=0"):
             train(base, steps=0)
-    with pytest.raises(ValueError, match="problems has 6, expected at least the 7 of one step: give more"):
+    with pytest.raises(
+        ValueError, match="'plus one' has 6, expected at least the 7 of one step: give more"
+    ):
         run(base, prompts_per_step=7)
-    with pytest.raises(ValueError, match="problems has 0, expected at least the 2 of one step"):
-        grpo.train(*base, [], on(base, "v_proj"), **SMALL)
-    with pytest.raises(ValueError, match="problems has 0"):
-        grpo.warm_up(*base, [])
-    for ask in (grpo.samples, grpo.accuracy):
-        with pytest.raises(ValueError, match=r"no problems to answer \(n=.\): give at least one"):
-            ask(*base, [])
+    with pytest.raises(ValueError, match="has 0, expected at least the 2 of one step"):
+        grpo.train(base[0], as_task([]), base[1], on(base, "v_proj"), **SMALL)
+    with pytest.raises(ValueError, match="has 0, expected at least"):
+        grpo.warm_up(base[0], as_task([]), base[1])
+    message = r"no problems to answer \(n=8, split='test' of task 'plus one'\): give at least one"
+    with pytest.raises(ValueError, match=message):
+        grpo.samples(base[0], as_task([]), base[1])
+    with pytest.raises(ValueError, match="no example in its split 'test': give it at least one"):
+        grpo.accuracy(base[0], as_task([]), base[1])
+    with pytest.raises(TypeError, match="task is list, expected a Task"):
+        grpo.warm_up(base[0], PROBLEMS, base[1])
     for option in ("learning_rate", "max_steps", "logging_steps"):
         with pytest.raises(ValueError, match=f"{option} cannot be an option: lr and steps set it"):
             run(base, **{option: 1})
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
+    with pytest.raises(
+        ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"
+    ):
         run(base)
-    with pytest.raises(ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"):
-        grpo.warm_up(*base, PROBLEMS)
+    with pytest.raises(
+        ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"
+    ):
+        grpo.warm_up(base[0], TASK, base[1])
 
 
-@pytest.mark.parametrize("names", [["reward"], ["kl_reward"], ["seconds"], ["expected"], ["mine", "mine_reward"]])
+@pytest.mark.parametrize(
+    "names", [["reward"], ["kl_reward"], ["seconds"], ["expected"], ["mine", "mine_reward"]]
+)
 def test_rewards_need_names_of_their_own(base, names):
     rewards = [types.FunctionType(digits.__code__, {}, name) for name in names]
-    with pytest.raises(ValueError, match=f"is named '{names[-1].removesuffix('_reward')}', as another column is"):
-        grpo.train(*base, PROBLEMS, on(base, "v_proj"), rewards=rewards, **SMALL)
+    with pytest.raises(
+        ValueError, match=f"is named '{names[-1].removesuffix('_reward')}', as another column is"
+    ):
+        grpo.train(base[0], TASK, base[1], on(base, "v_proj"), rewards=rewards, **SMALL)
     with pytest.raises(ValueError, match="give it another name"):
-        grpo.samples(*base, PROBLEMS, rewards)
+        grpo.samples(base[0], TASK, base[1], rewards=rewards)
 
 
 def test_stacked_experts_train_without_dropout(base):
@@ -354,14 +486,14 @@ def test_stacked_experts_train_without_dropout(base):
     mixture = model, base[1]
     chosen = on(mixture, "down_proj")
     with pytest.raises(ValueError, match="lora_dropout != 0"):
-        grpo.train(*mixture, PROBLEMS, chosen, **SMALL)
-    frame, _ = grpo.train(*mixture, PROBLEMS, chosen, lora_dropout=0.0, **SMALL)
+        grpo.train(mixture[0], TASK, mixture[1], chosen, **SMALL)
+    frame, _ = grpo.train(mixture[0], TASK, mixture[1], chosen, lora_dropout=0.0, **SMALL)
     assert len(frame) == 2
 
 
 def test_without_trl_the_rest_works(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "plop_nb.grpo")
-    import plop_nb.grpo
+    monkeypatch.delitem(sys.modules, "plop_nb.experiments.grpo")
+    import plop_nb.experiments.grpo
 
-    assert plop_nb.grpo.format_reward(None, ["<answer>7</answer>"]) == [1]
+    assert plop_nb.experiments.grpo.format_reward(None, ["<answer>7</answer>"]) == [1]

@@ -1,7 +1,9 @@
-"""The promises of the repository: README snippets, packaging files that agree, notebooks in order."""
+"""The promises of the repository: README snippets, packaging that agrees, notebooks in order."""
 
+import importlib
+import inspect
+import pkgutil
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 
+import plop_nb as plop
+from notebooks.tools import run
+from plop_nb import experiments
 from tests import bench
 
 ROOT = Path(__file__).parents[1]
@@ -18,9 +23,6 @@ README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-sys.path.insert(0, str(ROOT / "notebooks"))
-import run
 
 
 def cells(path):
@@ -41,11 +43,13 @@ def test_readme_snippets_run(snippet, smollm, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "hub_model")
     tokenizer.save_pretrained(tmp_path / "hub_model")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet.replace("HuggingFaceTB/SmolLM2-135M", str(tmp_path / "hub_model")), "README.md", "exec"), {})
+    local = snippet.replace("HuggingFaceTB/SmolLM2-135M", str(tmp_path / "hub_model"))
+    exec(compile(local, "README.md", "exec"), {})
 
 
-def test_readme_has_the_two_commands_and_a_ten_line_snippet():
-    assert "make quickstart" in README and "make test" in README
+def test_readme_has_the_commands_and_a_ten_line_snippet():
+    for command in ("make quickstart", "make check", "make test"):
+        assert command in README
     lines = [line for line in SNIPPETS[0].splitlines() if line.strip() and not line.startswith("#")]
     assert "HuggingFaceTB" in SNIPPETS[0] and len(lines) <= 10
 
@@ -79,19 +83,21 @@ def test_published_figures_name_their_source():
     path = ROOT / "data" / "published" / "nfn_llama.csv"
     assert "arXiv 2506.20629" in path.read_text().splitlines()[1]
     published = pd.read_csv(path, comment="#")
-    assert published.groupby("model").size().to_dict() == {"Llama-3.2-1B-Instruct": 448, "Llama-3.2-3B-Instruct": 196}
+    rows = published.groupby("model").size().to_dict()
+    assert rows == {"Llama-3.2-1B-Instruct": 448, "Llama-3.2-3B-Instruct": 196}
 
 
 # Packaging
 
 
 def test_ci_runs_exactly_the_test_command():
-    script = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
-    assert script[-1] == "make test"
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    commands = [line for line in script if line and not line.startswith("#")]
+    assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
 
 
 def test_environment_and_pyproject_agree():
-    """conda installs the project itself with the extra that the Makefile installs, on the same Python."""
+    """conda installs the project with the extra that the Makefile installs, on the same Python."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
     assert f"python{PROJECT['requires-python']}" in conda
@@ -102,20 +108,28 @@ def test_environment_and_pyproject_agree():
 def test_constraints_pin_everything_and_within_bounds():
     from packaging.requirements import Requirement
 
-    pins = dict(line.split("==") for line in (ROOT / ".ci" / "constraints.txt").read_text().split())
-    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    extras = PROJECT["optional-dependencies"]
+    pins, extras = pinned_versions(), PROJECT["optional-dependencies"]
     for text in PROJECT["dependencies"] + extras["tasks"] + extras["finetune"] + extras["dev"][1:]:
         wanted = Requirement(text)
-        assert wanted.specifier.contains(pins[wanted.name.lower().replace("_", "-")]), text
-        assert [s.operator for s in wanted.specifier] == [">="], f"{text}: users get a loose lower bound"
+        assert wanted.specifier.contains(pins[plain_name(wanted.name)]), text
+        operators = [bound.operator for bound in wanted.specifier]
+        assert operators == [">="], f"{text}: users get a loose lower bound"
+
+
+def plain_name(package):
+    return package.lower().replace("_", "-")
+
+
+def pinned_versions():
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().split()
+    pins = dict(line.split("==") for line in lines)
+    return {plain_name(name): version for name, version in pins.items()}
 
 
 def test_ci_runs_on_the_oldest_transformers_that_is_promised():
-    """Older ones convert tokenizers wrongly (`plop_nb.models.KNOWN_TOKENS`), so the bound has to be a tested one."""
-    pins = dict(line.split("==") for line in (ROOT / ".ci" / "constraints.txt").read_text().split())
+    """Older ones convert tokenizers wrongly (`KNOWN_TOKENS`): the bound has to be a tested one."""
     (bound,) = [text for text in PROJECT["dependencies"] if text.startswith("transformers")]
-    assert pins["transformers"].startswith(bound.removeprefix("transformers>=") + ".")
+    assert pinned_versions()["transformers"].startswith(bound.removeprefix("transformers>=") + ".")
 
 
 def test_repository_address_stands_in_one_place():
@@ -123,7 +137,86 @@ def test_repository_address_stands_in_one_place():
     assert address in run.setup_cell() and address not in README
 
 
+def test_commits_are_checked_with_the_tools_of_the_environment():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert {repository["repo"] for repository in config["repos"]} == {"local"}
+    assert {hook["language"] for hook in hooks} == {"system"}
+    assert [hook["id"] for hook in hooks] == ["ruff-check", "ruff-format", "mypy"]
+
+
+def test_citation_names_software_and_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
+    assert citation["title"] == PROJECT["name"] and citation["license"] == PROJECT["license"]
+    (paper,) = citation["references"]
+    assert paper["title"] in README
+    assert [identifier["value"] for identifier in paper["identifiers"]] == ["arXiv:2506.20629"]
+
+
+# The public functions
+
+
+def public_objects():
+    """Everything that a user can name, as pairs of name and function or class."""
+    found = {f"plop_nb.{name}": getattr(plop, name) for name in plop.__all__}
+    for info in pkgutil.iter_modules(experiments.__path__):
+        module = importlib.import_module(f"plop_nb.experiments.{info.name}")
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and not name.startswith("_"):
+                found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+def public_functions():
+    """The public functions, and the public methods of the public classes."""
+    for name, value in public_objects().items():
+        if inspect.isfunction(value):
+            yield name, value
+        if inspect.isclass(value) and value.__module__.startswith("plop_nb"):
+            for method, function in vars(value).items():
+                function = getattr(function, "__func__", function)  # of a classmethod
+                # The `__init__` of a dataclass is made from its annotated fields.
+                is_public = method == "__init__" or not method.startswith("_")
+                if is_public and inspect.isfunction(function):
+                    yield f"{name}.{method}", function
+
+
+def test_public_functions_are_annotated():
+    lacking = []
+    for name, function in public_functions():
+        signature = inspect.signature(function)
+        parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+        lacking += [f"{name}({p.name})" for p in parameters if p.annotation is p.empty]
+        if signature.return_annotation is signature.empty:
+            lacking.append(f"{name} -> ?")
+    assert lacking == []
+
+
+def test_public_functions_have_docstrings():
+    assert [name for name, function in public_functions() if lacks_docstring(name, function)] == []
+
+
+def lacks_docstring(name, function):
+    return not name.endswith(".__init__") and not inspect.getdoc(function)
+
+
 # Notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_script_of_a_notebook_is_valid_python(path):
+    script = path.with_suffix(".py")
+    compile(script.read_text(), str(script), "exec")
+
+
+def test_folder_of_notebooks_lists_notebooks_only():
+    allowed = {"images", "tools"}
+    for path in NOTEBOOKS:
+        allowed |= {path.name, path.with_suffix(".py").name}
+    ignored = {".ipynb_checkpoints", "__pycache__", "trainer_output"}
+    assert {path.name for path in (ROOT / "notebooks").iterdir()} - ignored == allowed
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

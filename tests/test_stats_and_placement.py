@@ -3,6 +3,7 @@
 import re
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,15 +21,26 @@ def frame(values, types):
     """Scores of one module per type: `values` is samples x types."""
     samples, n = np.shape(values)
     return pd.DataFrame(
-        {"sample": np.repeat(range(samples), n), "module": [f"{t}.0" for t in types] * samples,
-         "type": list(types) * samples, "layer": 0, "tokens": 3, "nfn": np.ravel(values)}
-    )  # fmt: skip
+        {
+            "sample": np.repeat(range(samples), n),
+            "module": [f"{t}.0" for t in types] * samples,
+            "type": list(types) * samples,
+            "layer": 0,
+            "tokens": 3,
+            "nfn": np.ravel(values),
+        }
+    )
 
 
 def test_by_type_is_the_mean_of_module_means():
-    scores = pd.concat([frame([[1.0, 2.0]], "ab"), frame([[3.0, 6.0]], "ab").assign(module=["a.1", "b.1"])])
+    scores = pd.concat(
+        [frame([[1.0, 2.0]], "ab"), frame([[3.0, 6.0]], "ab").assign(module=["a.1", "b.1"])]
+    )
     types = plop.by_type(scores)
-    assert types[["type", "nfn", "modules", "samples"]].values.tolist() == [["a", 2.0, 2, 1], ["b", 4.0, 2, 1]]
+    assert types[["type", "nfn", "modules", "samples"]].values.tolist() == [
+        ["a", 2.0, 2, 1],
+        ["b", 4.0, 2, 1],
+    ]
     assert types[["low", "high"]].isna().all(axis=None)  # one text says nothing about spread
 
 
@@ -41,7 +53,9 @@ def test_interval_is_that_of_a_mean():
 
 
 def test_text_that_misses_a_module_does_not_count_for_it():
-    scores = frame([[1.0, 2.0], [1.2, 2.0], [1.1, 4.0]], "ab").query("not (sample == 2 and type == 'b')")
+    scores = frame([[1.0, 2.0], [1.2, 2.0], [1.1, 4.0]], "ab").query(
+        "not (sample == 2 and type == 'b')"
+    )
     types = plop.by_type(scores).set_index("type")
     assert types.loc["b", "nfn"] == 2.0 and types.loc["b", "high"] == 2.0
 
@@ -76,7 +90,9 @@ def test_bad_frames():
 def test_joined_frames_whose_samples_have_the_same_numbers():
     math, code = frame([[1.0, 2.0], [1.1, 2.1]], "ab"), frame([[3.0, 4.0]], "ab")
     for rank in (plop.by_type, plop.by_layer, plop.by_module, plop.place):
-        with pytest.raises(ValueError, match="sample 0 of module 'a.0' twice: .*number their samples apart"):
+        with pytest.raises(
+            ValueError, match="sample 0 of module 'a.0' twice: .*number their samples apart"
+        ):
             rank(pd.concat([math, code]))
     apart = pd.concat([math, code.assign(sample=code["sample"] + 2)])
     assert plop.by_type(apart)["samples"].tolist() == [3, 3]
@@ -112,14 +128,22 @@ def placement_of(model, types):
 
 def injected(model, config):
     return sorted(
-        n for n, m in get_peft_model(model, config).base_model.model.named_modules() if isinstance(m, BaseTunerLayer)
+        n
+        for n, m in get_peft_model(model, config).base_model.model.named_modules()
+        if isinstance(m, BaseTunerLayer)
     )
 
 
 @pytest.fixture
 def tiny_bert():
     return BertForMaskedLM(
-        BertConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+        BertConfig(
+            vocab_size=50,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
     )
 
 
@@ -144,14 +168,20 @@ def test_lora_config_hits_exactly_bert_where_leaf_names_over_hit(tiny_bert):
     assert "attention.output.dense" in set(types)
     placement = placement_of(tiny_bert, [output])
     config = placement.lora_config(tiny_bert)
-    assert injected(tiny_bert, config) == ["bert.encoder.layer.0.output.dense", "bert.encoder.layer.1.output.dense"]
+    assert injected(tiny_bert, config) == [
+        "bert.encoder.layer.0.output.dense",
+        "bert.encoder.layer.1.output.dense",
+    ]
 
 
 def test_lora_config_hits_exactly_gpt2_conv1d(tiny_gpt2):
     assert {"attn.c_proj", "mlp.c_proj"} <= set(plop.module_table(tiny_gpt2)["type"])
     placement = placement_of(tiny_gpt2, ["attn.c_proj"])
     config = placement.lora_config(tiny_gpt2, fan_in_fan_out=True)
-    assert injected(tiny_gpt2, config) == ["transformer.h.0.attn.c_proj", "transformer.h.1.attn.c_proj"]
+    assert injected(tiny_gpt2, config) == [
+        "transformer.h.0.attn.c_proj",
+        "transformer.h.1.attn.c_proj",
+    ]
 
 
 def test_conv1d_is_scored_like_the_linear_it_is(tiny_gpt2):
@@ -163,7 +193,9 @@ def test_conv1d_is_scored_like_the_linear_it_is(tiny_gpt2):
     tiny_gpt2(ids)
     handle.remove()
     weight = fc.weight.T
-    ratio = (seen[0] @ weight.T).norm(dim=-1) / (seen[0].norm(dim=-1) * weight.norm() / weight.shape[1] ** 0.5)
+    ratio = (seen[0] @ weight.T).norm(dim=-1) / (
+        seen[0].norm(dim=-1) * weight.norm() / weight.shape[1] ** 0.5
+    )
     got = scores.query("module == 'transformer.h.1.mlp.c_fc'")["nfn"]
     np.testing.assert_allclose(got, ratio.mean(dim=1).detach(), rtol=1e-4)
 
@@ -177,7 +209,9 @@ def test_lora_config_leaves_the_model_alone(tiny_llama):
 def test_adapters_train_on_the_chosen_modules_only(tiny_llama):
     placement = placement_of(tiny_llama, ["o_proj"])
     adapted = get_peft_model(tiny_llama, placement.lora_config(tiny_llama, r=2))
-    adapted(input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)).loss.backward()
+    adapted(
+        input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)
+    ).loss.backward()
     with_gradient = {n for n, p in adapted.named_parameters() if p.grad is not None}
     assert len(with_gradient) == 4 and all("o_proj.lora_" in n for n in with_gradient)
 
@@ -185,10 +219,15 @@ def test_adapters_train_on_the_chosen_modules_only(tiny_llama):
 @pytest.mark.parametrize(
     ("model_type", "task"),
     [
-        ("llava", "CAUSAL_LM"), ("qwen2_vl", "CAUSAL_LM"), ("voxtral", "CAUSAL_LM"), ("blip", None),
-        ("mt5", "SEQ_2_SEQ_LM"), ("m2m_100", "SEQ_2_SEQ_LM"), ("bert", None),
+        ("llava", "CAUSAL_LM"),
+        ("qwen2_vl", "CAUSAL_LM"),
+        ("voxtral", "CAUSAL_LM"),
+        ("blip", None),
+        ("mt5", "SEQ_2_SEQ_LM"),
+        ("m2m_100", "SEQ_2_SEQ_LM"),
+        ("bert", None),
     ],
-)  # fmt: skip
+)
 def test_task_type_lets_the_adapted_model_run_and_generate(model_type, task):
     model = build(model_type)
     ids = torch.arange(5, 25).reshape(2, 10)
@@ -207,7 +246,9 @@ def test_check_refuses_another_config(tiny_llama):
     placement = placement_of(tiny_llama, ["v_proj"])
     with pytest.raises(ValueError, match="misses 0 chosen modules .* adds 2 others .*q_proj"):
         placement.check(tiny_llama, LoraConfig(target_modules=["q_proj", "v_proj"]))
-    placement.check(tiny_llama, LoraConfig(target_modules=["v_proj", "no_such_name"]))  # which PEFT does not mention
+    placement.check(
+        tiny_llama, LoraConfig(target_modules=["v_proj", "no_such_name"])
+    )  # which PEFT does not mention
     with pytest.raises(ValueError, match="misses 2 chosen modules"):
         placement.check(tiny_llama, LoraConfig(target_modules=["no_such_name"]))
 
@@ -230,9 +271,13 @@ def test_placement_shows_itself(math_scores):
     placement = plop.place(math_scores, k=2)
     assert "adapters on v_proj, up_proj (60 modules), confidence 100%" in str(placement)
     assert "<" not in repr(placement) and "v_proj" in placement._repr_html_()
-    assert placement._repr_html_() == plop.place(math_scores, k=2)._repr_html_()  # a notebook that runs again is equal
+    assert (
+        placement._repr_html_() == plop.place(math_scores, k=2)._repr_html_()
+    )  # a notebook that runs again is equal
     assert "<table" in plop.place(math_scores, k=7)._repr_html_()
-    assert "<table" in plop.by_type(math_scores)._repr_html_() and "<" not in repr(plop.by_type(math_scores))
+    assert "<table" in plop.by_type(math_scores)._repr_html_() and "<" not in repr(
+        plop.by_type(math_scores)
+    )
 
 
 def test_placement_in_html_marks_the_chosen_and_escapes_names():
@@ -242,18 +287,33 @@ def test_placement_in_html_marks_the_chosen_and_escapes_names():
     assert html.count("&lt;script&gt;") == 2 and html.count("a&amp;b&lt;i&gt;") == 1
     bold = re.findall(r"([^{}]*){[^{}]*font-weight: bold", html)
     assert set(re.findall(r"_row(\d)_", "".join(bold))) == {"0", "1"} and html.count(">yes<") == 2
-    assert [float(x) for x in re.findall(r"linear-gradient\(.*? ([\d.]+)%,", html)] == [12.5, 25, 50, 100]
+    assert [float(x) for x in re.findall(r"linear-gradient\(.*? ([\d.]+)%,", html)] == [
+        12.5,
+        25,
+        50,
+        100,
+    ]
 
 
 def test_two_placements_on_one_page_keep_their_styles_apart():
     scores = frame([[0.5, 1.0, 2.0]] * 9, "abc")
-    ids = [re.search('table id="(.*?)"', plop.place(scores, k=k)._repr_html_())[1] for k in (1, 2, 3)]
+    ids = [
+        re.search('table id="(.*?)"', plop.place(scores, k=k)._repr_html_())[1] for k in (1, 2, 3)
+    ]
     assert len(set(ids)) == 3
 
 
 def test_module_table(tiny_llama, tiny_bert):
     table = plop.module_table(tiny_llama)
-    assert table.columns.tolist() == ["module", "type", "layer", "in_features", "out_features", "parameters", "status"]
+    assert table.columns.tolist() == [
+        "module",
+        "type",
+        "layer",
+        "in_features",
+        "out_features",
+        "parameters",
+        "status",
+    ]
     row = table.set_index("module").loc["model.layers.1.mlp.up_proj"]
     assert row.tolist() == ["up_proj", 1, 32, 48, 32 * 48, "scored"]
     assert table.query("status != 'scored'")["module"].tolist() == ["lm_head"]
@@ -268,27 +328,37 @@ def test_plots_return_axes(math_scores):
     matplotlib.use("Agg")
     ax = plop.plot_types(math_scores, k=2)
     assert [t.get_text() for t in ax.get_yticklabels()][:2] == ["v_proj", "up_proj"]
-    assert [p.get_width() for p in ax.patches] == pytest.approx(plop.by_type(math_scores)["nfn"].tolist())
+    assert [p.get_width() for p in ax.patches] == pytest.approx(
+        plop.by_type(math_scores)["nfn"].tolist()
+    )
+    plt.close("all")
     heat = plop.plot_heatmap(math_scores)
     assert heat.collections[0].get_array().shape == (30, 7)
     with pytest.raises(ValueError, match="stack of layers"):
-        plop.plot_heatmap(math_scores.assign(layer=pd.array([None] * len(math_scores), dtype="Int64")))
+        plop.plot_heatmap(
+            math_scores.assign(layer=pd.array([None] * len(math_scores), dtype="Int64"))
+        )
 
 
 # How sure
 
 
 def test_per_text_keeps_the_mean_where_texts_miss_modules():
-    """Experts that get no token of some text: the mean of per_text is that of by_type, its spread that of the means."""
+    """Experts that get no token of some text: the mean of per_text is that of by_type, its
+    spread that of the means."""
     generator = np.random.default_rng(0)
     scores = frame(generator.normal(1, 0.1, (40, 2)), "ab")
-    scores = pd.concat([scores, frame(generator.normal(1, 0.1, (40, 2)), "ab").assign(module=["a.1", "b.1"] * 40)])
+    scores = pd.concat(
+        [scores, frame(generator.normal(1, 0.1, (40, 2)), "ab").assign(module=["a.1", "b.1"] * 40)]
+    )
     scores = scores[~((scores["module"] == "a.1") & (scores["sample"] % 2 == 1))]
     table = per_text(scores)
     by_hand = scores.groupby(["type", "module"])["nfn"].mean().groupby("type").mean()
     pd.testing.assert_series_equal(table.mean(), by_hand, check_names=False)
     halves = [scores.query("module == @m")["nfn"] for m in ("a.0", "a.1")]
-    error = np.sqrt(sum(h.var() / len(h) for h in halves)) / 2  # of a mean of two independent means, 40 and 20 texts
+    error = (
+        np.sqrt(sum(h.var() / len(h) for h in halves)) / 2
+    )  # of a mean of two independent means, 40 and 20 texts
     assert table["a"].std() / np.sqrt(40) == pytest.approx(error, rel=0.15)
 
 
@@ -298,14 +368,20 @@ def test_layers_and_modules_have_intervals_too(math_scores):
     assert len(modules) == 210 and modules["nfn"].is_monotonic_increasing
     expected = math_scores.groupby("module")["nfn"].agg(["mean", "sem"]).loc[modules["module"]]
     np.testing.assert_allclose(modules["nfn"], expected["mean"])
-    np.testing.assert_allclose(modules["high"] - modules["nfn"], 2.0395 * expected["sem"], rtol=1e-3)  # t, 31 d.o.f.
+    np.testing.assert_allclose(
+        modules["high"] - modules["nfn"], 2.0395 * expected["sem"], rtol=1e-3
+    )  # t, 31 d.o.f.
 
 
 @pytest.mark.parametrize("texts", [3, 5, 10, 30])
 @pytest.mark.parametrize("draw", ["normal", "skewed"])
 def test_intervals_cover_at_their_rate(texts, draw):
     generator = np.random.default_rng(texts)
-    values = generator.normal(1, 0.2, (texts, 600)) if draw == "normal" else generator.gamma(8, 1 / 8, (texts, 600))
+    values = (
+        generator.normal(1, 0.2, (texts, 600))
+        if draw == "normal"
+        else generator.gamma(8, 1 / 8, (texts, 600))
+    )
     types = plop.by_type(frame(values, [f"t{i}" for i in range(600)]))
     coverage = ((types["low"] <= 1) & (1 <= types["high"])).mean()
     assert 0.90 <= coverage <= 0.98
@@ -315,7 +391,8 @@ def test_intervals_cover_at_their_rate(texts, draw):
 @pytest.mark.slow
 @pytest.mark.parametrize("texts", [4, 12])
 def test_confidence_is_the_rate_at_which_it_is_right(texts):
-    """Where it says 80 %, about 80 % of placements are right (a flat prior: gaps drawn as wide as can be)."""
+    """Where it says 80 %, about 80 % of placements are right (a flat prior: gaps drawn as wide
+    as can be)."""
     generator = np.random.default_rng(0)
     rows = []
     for _ in range(1500):
@@ -325,7 +402,9 @@ def test_confidence_is_the_rate_at_which_it_is_right(texts):
         types = lowest(values, 1)
         rows.append((confidence(values, types), types == ["abc"[truth.argmin()]]))
     rows = pd.DataFrame(rows, columns=["said", "right"])
-    bins = rows.groupby(pd.cut(rows["said"], [0, 0.6, 0.8, 0.95, 1]), observed=True).agg(["mean", "size"])
+    bins = rows.groupby(pd.cut(rows["said"], [0, 0.6, 0.8, 0.95, 1]), observed=True).agg(
+        ["mean", "size"]
+    )
     error = np.sqrt(0.25 / bins["right", "size"])
     assert ((bins["said", "mean"] - bins["right", "mean"]).abs() < 3 * error).all(), bins
 
@@ -334,23 +413,32 @@ def test_swaps_are_paired_t_tests():
     from scipy.stats import ttest_rel
 
     generator = np.random.default_rng(1)
-    values = generator.normal(0, 1, (9, 1)) + generator.normal(0, 0.1, (9, 3)) + [10, 10.05, 10.4]  # texts in common
+    values = (
+        generator.normal(0, 1, (9, 1)) + generator.normal(0, 0.1, (9, 3)) + [10, 10.05, 10.4]
+    )  # texts in common
     table = plop.place(frame(values, "abc"), k=1).swaps
     expected = [ttest_rel(values[:, 0], values[:, i], alternative="less").pvalue for i in (1, 2)]
-    assert table["other"].tolist() == ["b", "c"] and table["probability"].tolist() == pytest.approx(expected)
+    assert table["other"].tolist() == ["b", "c"] and table["probability"].tolist() == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.slow
 def test_stopping_rule_errs_no_more_than_it_says():
-    """Skewed texts, gaps from none to clear: a wrong set in at most 5 % of runs at 95 %, and no wasted texts."""
+    """Skewed texts, gaps from none to clear: a wrong set in at most 5 % of runs at 95 %, and no
+    wasted texts."""
     generator = np.random.default_rng(0)
     used = {}
     for gap in (0.0, 0.02, 0.2, 1.0):
         wrong = []
         for _ in range(400):
-            values = pd.DataFrame(generator.gamma(4, 0.25, (256, 4)) + [1, 2, 2 + gap, 5], columns=list("abcd"))
+            values = pd.DataFrame(
+                generator.gamma(4, 0.25, (256, 4)) + [1, 2, 2 + gap, 5], columns=list("abcd")
+            )
             values, rule = values.rename_axis(columns="type"), StoppingRule(0.95, 2)
-            while rule.next <= 256 and not (stopped := rule.decided(head := values.head(rule.next))):
+            while rule.next <= 256 and not (
+                stopped := rule.decided(head := values.head(rule.next))
+            ):
                 pass
             wrong.append(stopped and lowest(head, 2) != ["a", "b"])
             used.setdefault(gap, []).append(len(head))
@@ -363,20 +451,30 @@ def test_stop_scores_a_few_texts_and_says_so(smollm, capsys):
     model, tokenizer = smollm
     texts = plop.load_texts("math", n=40)
     found = plop.nfn_scores(model, texts, tokenizer, stop=0.99)
-    assert capsys.readouterr().out == "the 3 lowest types are decided with confidence 99% after 8 texts\n"
+    assert (
+        capsys.readouterr().out
+        == "the 3 lowest types are decided with confidence 99% after 8 texts\n"
+    )
     positions = found["sample"].unique()
     assert len(positions) == 8 and max(positions) > 8  # drawn from all of them
     alone = plop.nfn_scores(model, [texts[positions[-1]]], tokenizer, progress=False)
-    np.testing.assert_allclose(found.query("sample == @positions[-1]")["nfn"], alone["nfn"], rtol=1e-3)
+    np.testing.assert_allclose(
+        found.query("sample == @positions[-1]")["nfn"], alone["nfn"], rtol=1e-3
+    )
 
 
 def test_stop_on_a_tie_uses_all_texts_and_warns(tiny_llama, byte_tokenizer):
     for layer in tiny_llama.model.layers:  # two types that are the same map
         layer.mlp.up_proj.weight.data = layer.mlp.gate_proj.weight.data.clone()
     texts = [f"text number {i}, not like the others {i * i}" for i in range(20)]
-    ranking = plop.by_type(plop.nfn_scores(tiny_llama, texts, byte_tokenizer, progress=False))["type"].tolist()
+    ranking = plop.by_type(plop.nfn_scores(tiny_llama, texts, byte_tokenizer, progress=False))[
+        "type"
+    ].tolist()
     k = 1 + min(ranking.index("gate_proj"), ranking.index("up_proj"))
-    with pytest.warns(UserWarning, match="99% after all 20 texts: (gate|up)_proj and (gate|up)_proj are 0.000 apart"):
+    with pytest.warns(
+        UserWarning,
+        match="99% after all 20 texts: (gate|up)_proj and (gate|up)_proj are 0.000 apart",
+    ):
         found = plop.nfn_scores(tiny_llama, texts, byte_tokenizer, stop=0.99, k=k, progress=False)
     assert found["sample"].nunique() == 20
 
@@ -390,10 +488,19 @@ def test_stop_takes_a_collators_batches_in_order(tiny_llama, byte_tokenizer):
     assert found["sample"].unique().tolist() == list(range(9))  # the first look that 8 texts allow
 
 
-def test_stop_with_a_finished_file_and_with_too_few_texts(tiny_llama, byte_tokenizer, tmp_path, capsys):
+def test_stop_with_a_finished_file_and_with_too_few_texts(
+    tiny_llama, byte_tokenizer, tmp_path, capsys
+):
     texts = [f"{i} text" for i in range(9)]
-    run = lambda data: plop.nfn_scores(tiny_llama, data, byte_tokenizer, stop=0.9, k=7, partial=tmp_path / "p.jsonl")
-    with pytest.warns(UserWarning, match="undecided at confidence 90% after all 3 texts: Score more texts"):
+
+    def run(data):
+        return plop.nfn_scores(
+            tiny_llama, data, byte_tokenizer, stop=0.9, k=7, partial=tmp_path / "p.jsonl"
+        )
+
+    with pytest.warns(
+        UserWarning, match="undecided at confidence 90% after all 3 texts: Score more texts"
+    ):
         run(texts[:3])
     for _ in range(2):  # the second time nothing is left to run
         found = run(texts)
@@ -418,15 +525,23 @@ def test_score_mask_counts_only_some_tokens(tiny_llama, byte_tokenizer):
     together = sum(part["nfn"] * part["tokens"] for part in parts) / whole["tokens"]
     np.testing.assert_allclose(together, whole["nfn"], rtol=1e-5)
     with pytest.raises(ValueError, match="no real tokens"):
-        plop.nfn_scores(tiny_llama, [{"input_ids": ids, "score_mask": 0 * first}, {"input_ids": ids}], progress=False)
+        plop.nfn_scores(
+            tiny_llama,
+            [{"input_ids": ids, "score_mask": 0 * first}, {"input_ids": ids}],
+            progress=False,
+        )
 
 
 def test_notes_name_what_is_wrong():
     noise = np.random.default_rng(0).normal(0, 0.02, (16, 4))
     assert plop.place(frame(noise + [1, 2, 3, 4], "abcd"), k=2).notes == []
     near_one = plop.place(frame(noise + [0.97, 0.99, 1.02, 1.05], "abcd"), k=2)
-    assert near_one.notes[0].startswith("all scores near 1 (0.9") and "all scores near 1" in repr(near_one)
+    assert near_one.notes[0].startswith("all scores near 1 (0.9") and "all scores near 1" in repr(
+        near_one
+    )
     tie = plop.place(frame(noise + [1, 2, 2, 4], "abcd"), k=2)
-    assert tie.notes[0].startswith("ranking undecided: ") and "ranking undecided" in tie._repr_html_()
+    assert (
+        tie.notes[0].startswith("ranking undecided: ") and "ranking undecided" in tie._repr_html_()
+    )
     few = plop.place(frame(noise[:3] + [1, 2, 3, 4], "abcd"), k=2)
     assert few.notes == ["too few texts (3) to know how sure k=2 is: score at least 8"]

@@ -1,0 +1,68 @@
+"""Experiments with placements: finetuning, grids of runs, GRPO, and small networks that grow.
+
+The names load when they are first used, so that importing this costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plop_nb.experiments import grpo
+    from plop_nb.experiments.compare import tuned, versus
+    from plop_nb.experiments.evaluation import evaluate
+    from plop_nb.experiments.grids import curves, grid, read_runs
+    from plop_nb.experiments.norms_callback import NormsCallback
+    from plop_nb.experiments.power_law import power_fit
+    from plop_nb.experiments.small_networks import growth
+    from plop_nb.experiments.tasks import Task, digit_sums, load_task
+    from plop_nb.experiments.training import finetune, rank_for
+    from plop_nb.stats import mean_interval
+
+HOMES = {
+    "NormsCallback": "plop_nb.experiments.norms_callback",
+    "Task": "plop_nb.experiments.tasks",
+    "curves": "plop_nb.experiments.grids",
+    "digit_sums": "plop_nb.experiments.tasks",
+    "evaluate": "plop_nb.experiments.evaluation",
+    "finetune": "plop_nb.experiments.training",
+    "grid": "plop_nb.experiments.grids",
+    "growth": "plop_nb.experiments.small_networks",
+    "load_task": "plop_nb.experiments.tasks",
+    "mean_interval": "plop_nb.stats",
+    "power_fit": "plop_nb.experiments.power_law",
+    "rank_for": "plop_nb.experiments.training",
+    "read_runs": "plop_nb.experiments.grids",
+    "tuned": "plop_nb.experiments.compare",
+    "versus": "plop_nb.experiments.compare",
+}
+
+__all__ = [
+    "NormsCallback",
+    "Task",
+    "curves",
+    "digit_sums",
+    "evaluate",
+    "finetune",
+    "grid",
+    "growth",
+    "grpo",
+    "load_task",
+    "mean_interval",
+    "power_fit",
+    "rank_for",
+    "read_runs",
+    "tuned",
+    "versus",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "grpo":
+        return import_module("plop_nb.experiments.grpo")
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,202 @@
+"""How good a model is at a task: its loss on completions, and the share that a checker takes."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from plop_nb.experiments.generation import complete, padded, padding_id
+from plop_nb.experiments.isolation import shared_copy
+from plop_nb.experiments.tasks.task import Task
+
+TOKENS = 2048  # of a batch whose loss is taken: bounds its logits
+UNCOUNTED = -100  # label of a token whose loss does not count
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    tokenizer: Any,
+    split: str = "test",
+    *,
+    accuracy: bool = True,
+    max_length: int = 512,
+    batch_size: int | None = None,
+) -> dict[str, float | None]:
+    """Loss and accuracy of a model, with adapters or without, on a split of a task.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A causal language model, also a `PeftModel` or one with merged adapters. It is not changed.
+    task : Task
+    tokenizer : transformers tokenizer
+        With an `eos_token`.
+    split : {"test", "validation", "train"}
+    accuracy : bool
+        Generate completions greedily and check them.
+    max_length : int
+        As in `finetune`.
+    batch_size : int, optional
+        Prompts to generate for at a time: 64 on a CPU, else 256.
+
+    Returns
+    -------
+    dict
+        `loss`: mean cross-entropy (nats) over all completion tokens of the split together, end of
+        text included; None where the examples have no completion. `accuracy`: share of completions
+        that `task.check` takes, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Bad input: names the argument, its value and what would do.
+    """
+    check_task(task, tokenizer, split)
+    share = None
+    if accuracy and task.check is not None:
+        options = {"max_length": max_length, "batch_size": batch_size}
+        share = share_right(model, task, tokenizer, split, **options)
+    loss = None
+    if has_completions(task, split):
+        loss = _loss(model, encoded(task, split, tokenizer, max_length), padding_id(tokenizer))
+    return {"loss": loss, "accuracy": share}
+
+
+def share_right(
+    model: nn.Module,
+    task: Task,
+    tokenizer: Any,
+    split: str = "test",
+    *,
+    new_tokens: int | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+) -> float:
+    """The share of a split whose greedy completions `task.check` takes.
+
+    Parameters
+    ----------
+    model, task, tokenizer, split, max_length, batch_size
+        As in `evaluate`; without `max_length` a prompt keeps its whole length.
+    new_tokens : int, optional
+        How many tokens to write at most; `task.new_tokens` by default.
+
+    Returns
+    -------
+    float
+        0 to 1.
+
+    Raises
+    ------
+    ValueError
+        The split is empty, or the task has no check.
+    """
+    check_task(task, tokenizer, split)
+    if task.check is None:
+        raise ValueError(f"task {task.name!r} has no check: give it one to tell right from wrong")
+    examples = task.split(split)
+    texts = complete(
+        model,
+        [example["prompt"] for example in examples],
+        tokenizer,
+        new_tokens=new_tokens or task.new_tokens,
+        greedy=True,
+        max_length=max_length,
+        batch_size=batch_size or (64 if model.device.type == "cpu" else 256),
+    )
+    right = [task.check(text, example) for text, example in zip(texts, examples, strict=True)]
+    return float(np.mean(right))
+
+
+def check_task(task: Task, tokenizer: Any, *splits: str) -> None:
+    """Refuse what is no task, a split without examples, and a tokenizer without an end of text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Names the argument, its value and what would do.
+    """
+    if not isinstance(task, Task):
+        found = type(task).__name__
+        raise TypeError(f"task is {found}, expected a Task, such as load_task('sums')")
+    for split in splits:
+        if not task.split(split):
+            raise ValueError(
+                f"task {task.name!r} has no example in its split {split!r}: give it at least one"
+            )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "this tokenizer has no eos_token, which ends every completion: set tokenizer.eos_token"
+        )
+
+
+def has_completions(task: Task, split: str) -> bool:
+    """Whether all examples of a split say what is to be written."""
+    return all("completion" in example for example in task.split(split))
+
+
+def encoded(
+    task: Task, split: str, tokenizer: Any, max_length: int = sys.maxsize
+) -> list[dict[str, list[int]]]:
+    """Token ids and labels of a split's examples.
+
+    Prompt and completion become tokens apart, as generation meets them. An example that is longer
+    than `max_length` loses the beginning of its prompt.
+
+    Returns
+    -------
+    list of dict
+        `input_ids`, and `labels`: the same for the completion and its end, -100 for the prompt.
+    """
+    examples = task.split(split)
+    prompts = tokenizer([example["prompt"] for example in examples])["input_ids"]
+    texts = [example["completion"] for example in examples]
+    completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        answer = [*completion, tokenizer.eos_token_id]
+        ids = prompt + answer
+        labels = [UNCOUNTED] * len(prompt) + answer
+        rows.append({"input_ids": ids[-max_length:], "labels": labels[-max_length:]})
+    return rows
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> float:
+    """Mean cross-entropy over all labelled tokens, in batches of like length."""
+    model = shared_copy(model).eval()
+    total, tokens = 0.0, 0
+    for batch in batches(rows, _length, TOKENS):
+        ids = padded([row["input_ids"] for row in batch], pad)
+        mask = padded([[1] * _length(row) for row in batch], 0)
+        labels = padded([row["labels"] for row in batch], UNCOUNTED)
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[
+            :, :-1
+        ]
+        labels = labels[:, 1:].to(logits.device)
+        counted = labels != UNCOUNTED
+        losses = torch.nn.functional.cross_entropy(
+            logits[counted].float(), labels[counted], reduction="sum"
+        )
+        total += losses.item()
+        tokens += counted.sum().item()
+    return total / tokens
+
+
+def _length(row: dict[str, list[int]]) -> int:
+    return len(row["input_ids"])
+
+
+def batches(rows: Sequence, length: Callable[[Any], int], tokens: int) -> Iterator[list]:
+    """The rows by length, in batches of at most so many tokens with their padding."""
+    batch: list = []
+    for row in sorted(rows, key=length):
+        if batch and (len(batch) + 1) * length(row) > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch

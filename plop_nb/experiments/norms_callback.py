@@ -1,0 +1,87 @@
+"""Feature norms while a trainer runs."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from plop_nb.checks import positive_integer
+from plop_nb.experiments.isolation import seeded
+from plop_nb.recording import record_norms
+from plop_nb.scoring import nfn_scores
+from plop_nb.stats import type_means
+
+MEASURES = ("input_norm", "feature_norm", "nfn")
+
+
+class NormsCallback(TrainerCallback):
+    """Records feature norms and NFN of the effective maps `W + BA` while a trainer runs.
+
+    Merges the adapters into a float32 copy of the model, so the training does not notice.
+
+    Parameters
+    ----------
+    texts : list of str
+        Fixed probe texts.
+    tokenizer : transformers tokenizer
+    every : int
+        Steps between two records; the start and the end are recorded too.
+
+    Raises
+    ------
+    ValueError
+        `every` is not a positive integer.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Any, every: int = 10) -> None:
+        self._texts = texts
+        self._tokenizer = tokenizer
+        self._every = positive_integer("every", every)
+        self._rows: list[pd.DataFrame] = []
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
+        """Record the start."""
+        self._record(state.global_step, model)
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
+        """Record every few steps, and the last."""
+        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
+            self._record(state.global_step, model)
+
+    def frame(self) -> pd.DataFrame:
+        """The record so far.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns `step`, `type`, `input_norm` (||z||), `feature_norm` (||(W + BA) z||), `nfn`;
+            means as in `by_type`.
+
+        Raises
+        ------
+        ValueError
+            No training has begun.
+        """
+        if not self._rows:
+            raise ValueError("nothing is recorded yet: pass this callback to finetune first")
+        return pd.concat(self._rows, ignore_index=True)
+
+    def _record(self, step: int, model: nn.Module) -> None:
+        with seeded(), torch.no_grad():
+            merged = copy.deepcopy(model).float().merge_and_unload()
+            # a trainer's patch, which runs the model that it was made for
+            vars(merged).pop("forward", None)
+            with record_norms(merged) as record:
+                nfn_scores(merged, self._texts, self._tokenizer, progress=False, distribute=False)
+        values = record.frame()
+        means = {name: type_means(values.assign(nfn=values[name])) for name in MEASURES}
+        rows = pd.DataFrame(means).reset_index().assign(step=step)
+        self._rows.append(rows[["step", "type", *MEASURES]])

@@ -1,0 +1,91 @@
+"""Tasks with checkable answers by name: to finetune on, and for GRPO."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plop_nb.checks import positive_integer
+from plop_nb.experiments.tasks.code import code
+from plop_nb.experiments.tasks.gym import digit_sums, gsm, sums, syllogisms
+from plop_nb.experiments.tasks.hub import anli, metamath, metamath_tagged
+from plop_nb.experiments.tasks.task import SPLITS, Task
+
+__all__ = ["SPLITS", "Task", "digit_sums", "load_task"]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What makes a task, and the sizes of its splits where none are asked for."""
+
+    load: Callable[[dict[str, int], int], Task]
+    train: int = 2000
+    validation: int = 256
+    test: int = 256
+
+
+def _digit_sums(sizes: dict[str, int], seed: int) -> Task:
+    return digit_sums(**sizes, seed=seed)
+
+
+LOADERS = {
+    "sums": Loader(sums),
+    "gsm": Loader(gsm),
+    "syllogisms": Loader(syllogisms),
+    "code": Loader(code),
+    "anli": Loader(anli),
+    "metamath": Loader(metamath),
+    "digit_sums": Loader(_digit_sums, train=100, validation=0, test=50),
+    "metamath_tagged": Loader(metamath_tagged, train=2000, validation=0, test=200),
+}
+
+
+def load_task(
+    name: str,
+    *,
+    train: int | None = None,
+    validation: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+) -> Task:
+    """A task by name, the same for the same arguments.
+
+    Test examples do not depend on the other sizes.
+
+    Parameters
+    ----------
+    name : str
+        To finetune on: "sums" (chain_sum of reasoning-gym, two or three numbers below 100), "gsm"
+        (gsm_symbolic, with its chain of thought), "syllogisms" (yes or no), "code" (HumanEval);
+        from the Hub "anli" (third round) and "metamath" (MetaMathQA, tested on GSM8K).
+        For GRPO, with answers between tags: "digit_sums" (two numbers of one digit; see
+        `digit_sums` for others) and from the Hub "metamath_tagged" (MetaMathQA as messages).
+    train, validation, test : int, optional
+        How many examples: 2000, 256 and 256 by default, 100, 0 and 50 for "digit_sums", 2000, 0
+        and 200 for "metamath_tagged"; for "code" at most 100, 24 and 40.
+    seed : int
+        Which.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, a size below 1, too few examples, or a data set that is not here.
+    ImportError
+        A package that the task needs is not installed.
+    """
+    if name not in LOADERS:
+        raise ValueError(
+            f"name={name!r} is not a task, choose one of {tuple(LOADERS)}, or make a Task of your "
+            f"own"
+        )
+    loader = LOADERS[name]
+    asked = {"test": test, "validation": validation, "train": train}
+    sizes = {}
+    for split, size in asked.items():
+        default = getattr(loader, split)
+        sizes[split] = default if size is None else _size(split, size, default == 0)
+    return loader.load(sizes, seed)
+
+
+def _size(split: str, size: int, may_be_empty: bool) -> int:
+    if may_be_empty and size == 0:
+        return 0
+    return positive_integer(split, size)

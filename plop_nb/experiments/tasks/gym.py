@@ -1,0 +1,164 @@
+"""Tasks that reasoning-gym draws: sums, word problems, syllogisms."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from plop_nb.checks import positive_integer
+from plop_nb.experiments.tasks.answers import checker, ends_in, tagged_answer_is
+from plop_nb.experiments.tasks.task import Drawn, Example, Task, by_prompt, deal, distinct
+from plop_nb.texts import STRIDE, reasoning_gym
+
+# Seeds between the texts of `load_texts` and the examples of a task: a score sees no test prompt.
+APART = 1000
+TRIES = 50  # draws for each different sum that is wanted
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A generator of reasoning-gym, and how its entries become prompts and completions."""
+
+    generator: str
+    completion: Callable[[dict], str]
+    check: Callable[[str, Example], bool]
+    new_tokens: int
+    options: Mapping[str, Any]
+
+
+def sums(sizes: Sizes, seed: int) -> Task:
+    """Sums of two or three numbers below 100, answered in the first line."""
+    options = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
+    kind = Kind("chain_sum", _answer, _judged("chain_sum", _first_line), 8, options)
+    return _generated("sums", kind, sizes, seed)
+
+
+def gsm(sizes: Sizes, seed: int) -> Task:
+    """Word problems with their chain of thought, answered by the final number."""
+    kind = Kind("gsm_symbolic", _thought, _ends_in_answer, 200, {})
+    return _generated("gsm", kind, sizes, seed)
+
+
+def syllogisms(sizes: Sizes, seed: int) -> Task:
+    """Syllogisms, answered by the first word, yes or no."""
+    kind = Kind("syllogism", _answer, _judged("syllogism", _first_word), 4, {})
+    return _generated("syllogisms", kind, sizes, seed)
+
+
+def digit_sums(
+    train: int = 100,
+    test: int = 50,
+    *,
+    validation: int = 0,
+    terms: int = 2,
+    digits: int = 1,
+    seed: int = 0,
+) -> Task:
+    """Sums for GRPO, those of two splits without a sum in common.
+
+    Two sums are the same where only the order of their terms differs. With 2 terms of 1 digit
+    there are 155 of them. The answer is to stand between `<answer>` and `</answer>`.
+
+    Parameters
+    ----------
+    train, test, validation : int
+        How many.
+    terms, digits : int
+        Of each sum.
+    seed : int
+        Which, and how they are divided.
+
+    Returns
+    -------
+    Task
+        Its examples have `prompt`, and for the checker `answer` and `task`.
+
+    Raises
+    ------
+    ValueError
+        There are not so many sums.
+    ImportError
+        reasoning-gym is not installed.
+    """
+    asked = {"train": train, "test": test, "terms": terms, "digits": digits}
+    for name, value in asked.items():
+        positive_integer(name, value)
+    sizes = {"test": test, "validation": validation, "train": train}
+    wanted = sum(sizes.values())
+    candidates = _digit_sums(TRIES * wanted, terms, digits, seed)
+    found = list(islice(distinct(candidates, set()), wanted))
+    if len(found) < wanted:
+        raise ValueError(
+            f"train={train}, validation={validation} and test={test} together are more than the "
+            f"{len(found)} sums of terms={terms} and digits={digits} that were found: ask for "
+            f"fewer, or for more terms or digits"
+        )
+    splits = deal(map(by_prompt, found), sizes, "digit_sums")
+    return Task("digit_sums", **splits, check=_tagged, new_tokens=16)
+
+
+def _digit_sums(draws: int, terms: int, digits: int, seed: int) -> Iterator[Drawn]:
+    sizes = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
+    for draw in range(draws):
+        entry = _entry("chain_sum", seed * STRIDE + draw, sizes)
+        signed = re.findall(r"[+-] \d+", f"+ {entry['metadata']['expression']}")
+        prompt = f"{entry['question']}\n"
+        example = {"prompt": prompt, "answer": entry["answer"], "task": "chain_sum"}
+        yield Drawn(example, frozenset({" ".join(sorted(signed))}))
+
+
+def _generated(name: str, kind: Kind, sizes: Sizes, seed: int) -> Task:
+    splits = deal(_candidates(kind, seed + APART), sizes, name)
+    return Task(name, **splits, check=kind.check, new_tokens=kind.new_tokens)
+
+
+def _candidates(kind: Kind, seed: int) -> Iterator[Drawn]:
+    for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
+        entry = _entry(kind.generator, draw, kind.options)
+        example = {
+            "prompt": f"{entry['question']}\nAnswer:",
+            "completion": f" {kind.completion(entry)}",
+            "entry": {"answer": entry["answer"]},
+        }
+        yield by_prompt(example)
+
+
+def _entry(generator: str, draw: int, options: Mapping[str, Any]) -> dict:
+    return reasoning_gym().create_dataset(generator, size=1, seed=draw, **options)[0]
+
+
+def _judged(generator: str, read: Callable[[str], str]) -> Callable[[str, Example], bool]:
+    """A check by reasoning-gym's own checker, of what `read` finds in a completion."""
+    score = checker(generator)
+
+    def check(text: str, example: Example) -> bool:
+        return score(read(text) or None, example["entry"]) == 1
+
+    return check
+
+
+def _answer(entry: dict) -> str:
+    return entry["answer"]
+
+
+def _thought(entry: dict) -> str:
+    return entry["metadata"]["answer_cot"]
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0].strip()
+
+
+def _first_word(text: str) -> str:
+    match = re.search(r"\w+", text)
+    return match[0] if match else ""
+
+
+def _ends_in_answer(text: str, example: Example) -> bool:
+    return ends_in(text, example["entry"]["answer"])  # reasoning-gym's own check ignores signs
+
+
+def _tagged(text: str, example: Example) -> bool:
+    return tagged_answer_is(text, example["answer"], example["task"])

@@ -1,0 +1,133 @@
+"""Tasks from data sets of the Hub: ANLI, and MetaMathQA with plain and with tagged answers."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from plop_nb.experiments.tasks.answers import (
+    INSTRUCTION,
+    NUMBER,
+    PLAIN_NUMBER,
+    ends_in,
+    final_number,
+    tagged_answer_is,
+)
+from plop_nb.experiments.tasks.task import Drawn, Example, Task, by_prompt, deal
+
+Sizes = Mapping[str, int]
+ENTAILMENT = ("entailment", "neutral", "contradiction")
+ANLI_SPLITS = {"train": "train_r3", "validation": "dev_r3", "test": "test_r3"}
+
+
+def anli(sizes: Sizes, seed: int) -> Task:
+    """The third round of ANLI: entailment, neutral or contradiction."""
+    sources = {}
+    for split in sizes:
+        rows = shuffled("facebook/anli", seed, split=ANLI_SPLITS[split])
+        sources[split] = map(_anli_example, rows)
+    return Task("anli", **deal(sources, sizes, "anli"), check=_first_word_is, new_tokens=6)
+
+
+def _anli_example(row: Mapping[str, Any]) -> Drawn:
+    question = "Entailment, neutral or contradiction?"
+    prompt = f"{row['premise']}\nHypothesis: {row['hypothesis']}\n{question}\nAnswer:"
+    return by_prompt({"prompt": prompt, "completion": f" {ENTAILMENT[row['label']]}"})
+
+
+def _first_word_is(text: str, example: Example) -> bool:
+    return text.split()[:1] == example["completion"].split()
+
+
+def metamath(sizes: Sizes, seed: int) -> Task:
+    """MetaMathQA with its chain of thought, tested on GSM8K.
+
+    One example of each original question: its rephrasings must not meet again in another split.
+    """
+    known = _metamath_candidates(seed)
+    tested = shuffled("openai/gsm8k", seed, split="test", name="main")
+    sources = {"train": known, "validation": known, "test": map(_gsm8k_example, tested)}
+    splits = deal(sources, sizes, "metamath")
+    return Task("metamath", **splits, check=_same_final_number, new_tokens=300)
+
+
+def _metamath_candidates(seed: int) -> Iterator[Drawn]:
+    for row, answer in _metamath_rows(seed):
+        if not NUMBER.fullmatch(answer):  # formulas and fractions could not be checked
+            continue
+        source = row["original_question"]
+        example = _question(row["query"], row["response"]) | {"source": source}
+        identities = frozenset({example["prompt"].strip(), source.strip()})
+        yield Drawn(example, identities)
+
+
+def _gsm8k_example(row: Mapping[str, Any]) -> Drawn:
+    thought, answer = re.sub(r"<<.*?>>", "", row["answer"]).split("####")
+    solution = f"{thought.strip()}\nThe answer is: {answer.strip()}"
+    return by_prompt(_question(row["question"], solution))
+
+
+def _question(question: str, answer: str) -> Example:
+    return {"prompt": f"{question}\nAnswer:", "completion": f" {answer}"}
+
+
+def _same_final_number(text: str, example: Example) -> bool:
+    return ends_in(text, final_number(example["completion"]))
+
+
+def metamath_tagged(sizes: Sizes, seed: int) -> Task:
+    """MetaMathQA for GRPO: messages that ask for the answer between tags.
+
+    Rephrasings of one original question stay in one split.
+    """
+    wanted = sum(sizes.values())
+    found = _first_of_each_question(seed, wanted)
+    if len(found) < wanted:
+        asked = [f"{split}={sizes[split]}" for split in ("train", "validation", "test")]
+        named = ", ".join(asked)
+        raise ValueError(f"{named} together are more than the {len(found)} problems: ask for fewer")
+    splits = deal(found, sizes, "metamath_tagged")
+    return Task("metamath_tagged", **splits, check=_tagged, new_tokens=256)
+
+
+def _first_of_each_question(seed: int, wanted: int) -> list[Drawn]:
+    found: dict[str, Drawn] = {}
+    for row, answer in _metamath_rows(seed):
+        source = row["original_question"]
+        if source not in found and PLAIN_NUMBER.fullmatch(answer):
+            message = {"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}
+            # The checker of chain_sum compares numbers; that of gsm_symbolic ignores signs and
+            # what follows a comma.
+            example = {"prompt": [message], "answer": answer, "task": "chain_sum"}
+            found[source] = Drawn(example, frozenset({source}))
+        if len(found) == wanted:
+            break
+    return list(found.values())
+
+
+def _tagged(text: str, example: Example) -> bool:
+    return tagged_answer_is(text, example["answer"], example["task"])
+
+
+def _metamath_rows(seed: int) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The rows of MetaMathQA in random order, each with its final answer."""
+    for row in shuffled("meta-math/MetaMathQA", seed, split="train"):
+        yield row, row["response"].rsplit("The answer is: ", 1)[-1].strip()
+
+
+def shuffled(source: str, seed: int, **options: Any) -> Iterable[Mapping[str, Any]]:
+    """The rows of a Hub data set in random order.
+
+    Raises
+    ------
+    ValueError
+        The data set could not be loaded.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, **options).shuffle(seed=seed)
+    except Exception as error:  # many kinds: no network, no such split
+        raise ValueError(
+            f"this task needs the Hub data set {source!r}, which could not be loaded "
+            f"({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,344 @@
+"""A widget to try placements with: the choice, its picture and its config follow the controls."""
+
+import html
+import io
+import json
+import re
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+
+from plop_nb.checks import positive_integer
+from plop_nb.placement import Placement, adapter_sizes, affordable, place, with_targets
+from plop_nb.plots import CHOSEN, NFN, OTHER, interval_arms, plot_heatmap, plot_types
+from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
+from plop_nb.targets import name_pattern, skeleton
+
+RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+GROUPS = {"types": "type", "layers": "layer", "modules": "target"}
+K, BUDGET = "k types", "parameter budget"
+DPI = 110
+
+
+def explore(
+    scores: pd.DataFrame | Mapping[str, pd.DataFrame],
+    model: nn.Module | None = None,
+    *,
+    k: int = 3,
+    r: int = 16,
+) -> "Explorer":
+    """Try placements in a notebook: a widget with profile, heat map, parameter count and config.
+
+    Adapters go on the lowest types, layers or single modules, as many as the budget allows. The
+    budget is a number of parameters, or what adapters of this rank on the `k` lowest types have:
+    types, layers and modules are compared at equal parameters.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame, or dict of them
+        From `nfn_scores`; several domains as `{domain: scores}`.
+    model : torch.nn.Module, optional
+        The model that was scored. With it the configuration is `Placement.lora_config`'s, proven to
+        hit exactly the chosen modules. Without it, it is a regular expression that hits exactly
+        them among all scored modules: right for plain models; it has no `task_type`, cannot know of
+        modules that got no score, nor of those that PEFT renames (some mixtures of experts).
+    k : int
+        How many types to start with.
+    r : int
+        Rank to start with.
+
+    Returns
+    -------
+    Explorer
+        An ipywidgets `VBox` that shows itself. Cells after it can read `.placement` (a
+        `Placement`), `.parameters` (trainable ones) and `.config_text`; all three are None while an
+        error is shown.
+
+    Raises
+    ------
+    TypeError
+        `scores` is neither a frame nor a dict of frames, or `model` is no model.
+    ValueError
+        `k` or `r` is out of range, `scores` is not from `nfn_scores`, or `model` is another one.
+    """
+    domains = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
+    if not domains or not all(isinstance(frame, pd.DataFrame) for frame in domains.values()):
+        raise TypeError(
+            f"scores={scores!r:.80}, expected the frame that nfn_scores returns, "
+            "or a dict {domain: frame}"
+        )
+    if not (model is None or isinstance(model, nn.Module)):
+        raise TypeError(
+            f"model is {type(model).__name__}, expected the torch.nn.Module that was scored, "
+            "or None"
+        )
+    r = positive_integer("r", r)
+    for frame in domains.values():
+        lowest(frame, k)  # raises where `k` or the frame is wrong
+    domains = {name: with_targets(frame) for name, frame in domains.items()}
+    return Explorer(domains, model, k=k, r=r)
+
+
+class Explorer(widgets.VBox):
+    """The widget that `explore` makes.
+
+    Attributes
+    ----------
+    placement : Placement
+        What the controls choose; None while they ask for the impossible.
+    parameters : int
+        Trainable parameters of its adapters.
+    config_text : str
+        Code that makes its `LoraConfig`.
+    domain, statistic, limit, k, budget, rank : ipywidgets.Widget
+        The controls; setting their `value` from a cell does what a hand on them does. While `limit`
+        is "k types", `budget` follows `k`, and goes back when set.
+    """
+
+    placement: Placement | None
+    parameters: int | None
+    config_text: str | None
+
+    def __init__(
+        self, domains: dict[str, pd.DataFrame], model: nn.Module | None, *, k: int, r: int
+    ) -> None:
+        self._domains = domains
+        # A cell below may put adapters into the model itself, so keep a copy without its weights.
+        self._model = None if model is None else skeleton(model)
+        self._forms: dict[tuple[str, ...], dict[str, Any]] = {}  # proven ones, by chosen modules
+        self._lock = Lock()  # a notebook may run callbacks in several threads (kernel subshells)
+        self._make_controls(k, r)
+        self.status = widgets.HTML(layout={"min_height": "2em"})
+        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.summary = widgets.HTML()
+        box = {"width": "auto", "height": "16em"}
+        self.config = widgets.Textarea(description="Config", layout=box)
+        self._update()
+        buttons = [self.domain, self.statistic, self.limit]
+        sizes = widgets.HBox([self.k, self.budget, self.rank], layout={"flex_flow": "row wrap"})
+        results = [self.status, self.picture, self.summary, self.config]
+        super().__init__([*buttons, sizes, *results])
+
+    def _make_controls(self, k: int, r: int) -> None:
+        frames = self._domains.values()
+        self.domain = _buttons("Domain", list(self._domains))
+        if len(frames) == 1:
+            self.domain.layout.display = "none"
+        layered = all(frame["layer"].notna().any() for frame in frames)
+        statistics = [name for name in GROUPS if layered or name != "layers"]
+        self.statistic = _buttons("Statistic", statistics)
+        self.limit = _buttons("Limit", [K, BUDGET])
+        types = min(len(type_means(frame)) for frame in frames)
+        at_the_end = {"continuous_update": False}  # of a drag, not all along it
+        self.k = widgets.IntSlider(description="k types", value=k, min=1, max=types, **at_the_end)
+        ranks = sorted({*RANKS, r})
+        self.rank = widgets.SelectionSlider(
+            description="Rank", options=ranks, value=r, **at_the_end
+        )
+        whole = max(int(adapter_sizes(frame).sum()) for frame in frames) * ranks[-1]
+        cost = self._cost_of_k()
+        step = max(1, cost // 100)
+        self.budget = widgets.BoundedIntText(
+            description="Parameters", value=cost, min=1, max=whole, step=step
+        )
+        for control in (self.domain, self.statistic, self.limit, self.k, self.budget, self.rank):
+            control.observe(self._changed, "value")
+
+    @property
+    def _scores(self) -> pd.DataFrame:
+        return self._domains[self.domain.value]
+
+    def _cost_of_k(self) -> int:
+        """Parameters of adapters on the `k` lowest types."""
+        types = lowest(self._scores, self.k.value)
+        return self.rank.value * int(adapter_sizes(self._scores)[types].sum())
+
+    def _changed(self, change: dict) -> None:
+        """Choose and draw again. An error goes to the page: in a callback nobody would see it."""
+        control, limit = change["owner"], self.limit.value
+        if control is self.k and limit == BUDGET:
+            return  # it waits until it is the limit
+        if control is self.budget and limit == K:
+            self.budget.value = self._cost_of_k()  # it follows `k`, whatever was typed
+            return
+        with self._lock:
+            try:
+                self._update()
+                self.status.value = ""
+            except Exception as error:
+                self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, message: str) -> None:
+        self.placement = self.parameters = self.config_text = None
+        self.config.value = self.summary.value = ""
+        alert = f'<b role="alert" style="color: #c00">{html.escape(message)}</b>'
+        self.status.value = f"{alert} (picture: the choice before)"
+
+    def _update(self) -> None:
+        limit, r = self.limit.value, self.rank.value
+        self.k.disabled = limit != K
+        self.budget.disabled = limit != BUDGET
+        if limit == K:
+            self.budget.value = self._cost_of_k()
+        placement = self._placed()
+        chosen = self._scores[self._scores["module"].isin(placement.modules)]
+        parameters = r * int(adapter_sizes(chosen).sum())
+        self.config_text = _config_text(r, **self._form(placement, chosen))
+        self.placement, self.parameters = placement, parameters
+        self.config.value = self.config_text
+        self.summary.value = _summary(placement, parameters, chosen)
+        self.picture.value = _png(self._scores, self.statistic.value, placement)
+
+    def _placed(self) -> Placement:
+        """The lowest groups within the budget."""
+        scores, budget, r = self._scores, self.budget.value, self.rank.value
+        by = GROUPS[self.statistic.value]
+        if by == "type":
+            return place(scores, parameters=budget, r=r)
+        lit = scores[by].isin(affordable(scores, budget, r, by))
+        return Placement.of_modules(scores, scores.loc[lit, "module"].unique())
+
+    def _form(self, placement: Placement, chosen: pd.DataFrame) -> dict[str, Any]:
+        """Arguments of `LoraConfig` that name the chosen modules.
+
+        With a model they are proven, once for every choice.
+        """
+        if self._model is None:
+            return _unproven_form(chosen, self._scores)
+        modules = tuple(placement.modules)
+        if modules not in self._forms:
+            config = placement.lora_config(self._model)
+            self._forms[modules] = {
+                "target_modules": config.target_modules,
+                "target_parameters": config.target_parameters,
+                "task_type": config.task_type,
+            }
+        return self._forms[modules]
+
+
+def _buttons(description: str, options: list[str]) -> widgets.ToggleButtons:
+    """One of several; no `Dropdown`, whose arrow keys JupyterLab takes to move between cells."""
+    one_line = {"width": "auto", "display": "flex", "flex_flow": "row nowrap"}
+    style = {"button_width": "auto", "description_width": "5em"}
+    return widgets.ToggleButtons(
+        description=description, options=options, style=style, layout=one_line
+    )
+
+
+# The configuration as code
+
+
+def _unproven_form(chosen: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """The arguments that name the chosen modules, and no other scored one."""
+    plain, stacked = chosen[chosen["experts"] == 1], chosen[chosen["experts"] > 1]
+    known = scores[scores["experts"] == 1]
+    return {
+        "target_modules": name_pattern(plain["target"].unique(), known["target"].unique()),
+        "target_parameters": stacked["target"].unique().tolist(),
+    }
+
+
+def _config_text(
+    r: int,
+    *,
+    target_modules: Any = None,
+    target_parameters: list[str] | None = None,
+    task_type: str | None = None,
+) -> str:
+    """Code that makes the `LoraConfig`."""
+    lines = ["from peft import LoraConfig", "", "config = LoraConfig(", f"    r={r},"]
+    lines.append(f"    target_modules={_literal(target_modules or [])},")
+    if target_parameters:
+        lines.append(f"    target_parameters={_literal(target_parameters)},")
+    if task_type:
+        lines.append(f'    task_type="{task_type}",')
+    return "\n".join([*lines, ")"])
+
+
+def _literal(names: Any) -> str:
+    """A list of names, or a regular expression broken where its alternatives meet."""
+    if isinstance(names, str):
+        alternatives = re.split(r"(?=\|)(?![^(]*\))", names)
+        lines = [f'        r"{alternative}"' for alternative in alternatives]
+        return "\n".join(["(", *lines, "    )"])
+    names = sorted(names)
+    text = json.dumps(names)
+    if len(text) < 90:
+        return text
+    return json.dumps(names, indent=8).removesuffix("]") + "    ]"
+
+
+# What is shown
+
+
+def _summary(placement: Placement, parameters: int, chosen: pd.DataFrame) -> str:
+    """One paragraph: parameters, modules of each type, and how sure the choice is."""
+    counts = chosen.drop_duplicates("target")["type"].value_counts()
+    types = [f"{html.escape(name)} ({counts[name]})" for name in placement.types]
+    size = f"<b>{parameters:,} trainable parameters</b> in {counts.sum()} modules"
+    lines = [f"{size}: {', '.join(types)}"]
+    if placement.swaps is not None:  # else it was chosen by hand, and nothing is known
+        lines.append(f"confidence {placement.confidence:.0%}")
+        lines += [html.escape(note) for note in placement.notes]
+    return "<br>".join(lines)
+
+
+def _png(scores: pd.DataFrame, statistic: str, placement: Placement) -> bytes:
+    """Profile and heat map of a placement as PNG: what is replaced in one go does not flicker."""
+    layers = scores["layer"].nunique()
+    rows = min(40, max(scores["type"].nunique() + 4, layers, 20))
+    size = (11 if layers else 6, 0.17 * rows + 1.2)
+    canvas = FigureCanvasAgg(Figure(figsize=size, dpi=DPI, layout="constrained"))
+    left, *right = canvas.figure.subplots(1, 2 if layers else 1, squeeze=False)[0]
+    PROFILES[statistic](scores, placement, left)
+    left.set_title(f"Profile by {statistic[:-1]}", loc="left")
+    for ax in right:
+        plot_heatmap(scores, placement=placement, ax=ax)
+        ax.set_title("Outlined: with adapters", loc="left")
+        ax.tick_params(axis="x", rotation=90)
+    buffer = io.BytesIO()
+    canvas.print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig would draw all twice
+    return buffer.getvalue()
+
+
+def _types_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
+    plot_types(scores, placement=placement, ax=ax)
+
+
+def _layers_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
+    layers = by_layer(scores)
+    lit = scores.loc[scores["module"].isin(placement.modules), "layer"].unique()
+    colors = [CHOSEN if layer in lit else OTHER for layer in layers["layer"]]
+    bars = {"capsize": 2, "lw": 1}
+    means = layers["nfn"]
+    ax.barh(layers["layer"], means, xerr=interval_arms(layers), color=colors, error_kw=bars)
+    top, bottom = layers["layer"].min() - 0.5, layers["layer"].max() + 0.5
+    ax.set_ylim(bottom, top)  # in line with the heat map
+    _dress(ax, "layer")
+
+
+def _modules_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
+    modules = by_module(scores)
+    types = by_type(scores)["type"].tolist()
+    colors = modules["module"].isin(placement.modules).map({True: CHOSEN, False: OTHER})
+    ax.scatter(modules["nfn"], modules["type"].map(types.index), c=colors, s=14, alpha=0.7)
+    ax.set_yticks(range(len(types)), types)
+    ax.invert_yaxis()
+    _dress(ax, "")
+
+
+def _dress(ax: Axes, ylabel: str) -> None:
+    ax.axvline(1, color="0.15", lw=1, ls="--")
+    ax.set(xlabel=NFN, ylabel=ylabel)
+    sns.despine(ax=ax)
+
+
+PROFILES = {"types": _types_profile, "layers": _layers_profile, "modules": _modules_profile}

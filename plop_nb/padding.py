@@ -1,0 +1,138 @@
+"""Which of a map's input vectors are real tokens.
+
+A model is told once, by its `attention_mask` (batch, length); its maps meet the tokens in many
+layouts. Where a layout could mean two things, the answer is None: such a map gets no score, for a
+wrong one would look like any other.
+"""
+
+import re
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from plop_nb.maps import LinearMap
+
+# In the names of maps that read images, in a model that also reads text.
+VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
+EVERY = re.compile("")
+
+
+@dataclass
+class Tokens:
+    """The real tokens of one forward of the trunk."""
+
+    mask: torch.Tensor  # (batch, length), 1 for real tokens
+    decoder_mask: torch.Tensor | None  # of an encoder-decoder model
+    reads_images: re.Pattern | None  # matches names of maps that read images; None: there are none
+    encoder_output: weakref.ref | None = None
+    _layouts: dict = field(default_factory=dict)  # a mask in the layout of an input, once made
+
+    @classmethod
+    def of_call(cls, given: dict, score_mask: torch.Tensor | None = None) -> "Tokens":
+        """From the trunk's arguments; `score_mask` (batch, length) says which of them count."""
+        mask = _mask(given, "attention_mask", ("input_ids", "inputs_embeds"))
+        decoder_mask = _mask(
+            given, "decoder_attention_mask", ("decoder_input_ids", "decoder_inputs_embeds")
+        )
+        images = None if given.get("pixel_values") is None else VISION
+        if mask is None:  # no text: every map reads the images, or whatever there is
+            images = None if images is None else EVERY
+            mask = _ones(next(v for v in given.values() if isinstance(v, torch.Tensor)))
+        if score_mask is not None:
+            mask = mask * score_mask.to(mask)
+        return cls(mask, decoder_mask, images)
+
+    def among(self, tokens: int) -> torch.Tensor | None:
+        """The mask, encoder's or decoder's, with so many tokens in all; None where they differ."""
+        masks = [m for m in (self.mask, self.decoder_mask) if m is not None]
+        fitting = [m for m in masks if m.numel() == tokens]
+        if len(fitting) == 2 and not torch.equal(*fitting):
+            return None
+        return fitting[0] if fitting else None
+
+    def laid_out(self, mask: torch.Tensor, lead: tuple) -> torch.Tensor | None:
+        """`mask` for an input of leading shape `lead`, (batch, visits); always the same object."""
+        key = id(mask), lead
+        if key not in self._layouts:
+            fitted = _laid_out(mask, lead)
+            self._layouts[key] = None if fitted is None else fitted.reshape(len(mask), -1)
+        return self._layouts[key]
+
+
+class Padding:
+    """What is known of the layouts in one model, over all its forwards."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        self.encoder = _encoder_of(trunk)
+        self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
+        self._time_major: set[str] = set()  # names of maps seen to read (length, batch, features)
+
+    def mask(self, tokens: Tokens, linear_map: LinearMap, z: torch.Tensor) -> torch.Tensor | None:
+        """Which vectors of `z` (..., features) are real, (batch, visits); None: not to be told."""
+        lead = z.shape[:-1]
+        found = None
+        if tokens.decoder_mask is not None and linear_map.module not in self._in_encoder:
+            output = tokens.encoder_output
+            if output is None or output() is not z:  # else it is cross-attention
+                found = self._fitted(tokens, tokens.decoder_mask, linear_map, lead)
+        if found is None:
+            found = self._fitted(tokens, tokens.mask, linear_map, lead)
+        if found is None and self._reads_patches(tokens, linear_map, lead):
+            return torch.ones(lead, device=z.device).flatten(1)  # an image has no padding
+        return found
+
+    def by_sample(self, linear_map: LinearMap, x: torch.Tensor) -> torch.Tensor:
+        """`x` (..., ...) with the batch as its first dimension."""
+        return x.transpose(0, 1) if linear_map.name in self._time_major else x
+
+    def _fitted(self, tokens, mask, linear_map, lead):
+        batch, length = mask.shape
+        by_time = len(lead) >= 2 and lead[:2] == (length, batch)
+        if by_time and (batch != length or linear_map.name in self._time_major):
+            self._time_major.add(linear_map.name)
+            lead = (batch, length, *lead[2:])
+        return tokens.laid_out(mask, lead)
+
+    def _reads_patches(self, tokens, linear_map, lead):
+        if tokens.reads_images is None or lead[0] != len(tokens.mask):
+            return False
+        return tokens.reads_images.search(linear_map.name) is not None
+
+
+def _laid_out(mask, lead):
+    """`mask` (batch, length) expanded to the leading shape of an input, samples first, or None."""
+    batch, length = mask.shape
+    if lead[1:] == (length, length):  # heads or tokens, in which order?
+        return None
+    if lead[:2] == (batch, length):  # one vector a token, or several (heads)
+        return mask.reshape(batch, length, *[1] * (len(lead) - 2)).expand(lead)
+    if len(lead) == 3 and lead[0] == batch and lead[2] == length:  # (batch, heads, length)
+        return mask[:, None].expand(lead)
+    if lead == (batch * length,):  # tokens flattened
+        return mask
+    if lead == (batch,):  # a pooled vector
+        return torch.ones_like(mask[:, :1])
+    return None
+
+
+def _mask(given, name, inputs):
+    """The padding mask among the trunk's arguments, (batch, length); ones where there is none."""
+    tokens = next((given[k] for k in inputs if isinstance(given.get(k), torch.Tensor)), None)
+    mask = given.get(name)
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        length = mask.shape[1] if tokens is None else tokens.shape[1]
+        return mask[:, -length:].float()  # in generation the mask also covers the cached tokens
+    return None if tokens is None else torch.ones(tokens.shape[:2], device=tokens.device)
+
+
+def _ones(inputs):
+    shape = inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1)
+    return torch.ones(shape, device=inputs.device)
+
+
+def _encoder_of(trunk):
+    """The encoder of an encoder-decoder model, or None."""
+    is_pair = getattr(getattr(trunk, "config", None), "is_encoder_decoder", False)
+    return getattr(trunk, "encoder", None) if is_pair else None

@@ -1,0 +1,487 @@
+"""Grids on Optuna: every run once, whatever is interrupted, killed, or shared by processes."""
+
+import copy
+import inspect
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+import plop_nb as plop
+from plop_nb.experiments import Task, curves, finetune, grid, grids, read_runs
+from plop_nb.experiments.grids.cells import Board, Cell, Objective, finished_rows, run_cells
+from plop_nb.experiments.grids.storage import open_storage, quiet_optuna
+from plop_nb.placement import Placement
+from tests.tiny_models import build
+from tests.toy_task import FEW, digits, toy_task
+
+
+@pytest.fixture
+def task():
+    return toy_task()
+
+
+@pytest.fixture
+def tokenizer(byte_tokenizer):
+    byte_tokenizer.add_special_tokens({"eos_token": "<end>"})
+    return byte_tokenizer
+
+
+@pytest.fixture
+def scores(tiny_llama, tokenizer):
+    texts = [f"a text, number {i}" for i in range(8)]
+    return plop.nfn_scores(tiny_llama, texts, tokenizer, progress=False)
+
+
+@pytest.fixture
+def placement(scores):
+    return plop.place(scores, k=2)
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """Trainings are not run, but counted, and give a loss of their own."""
+    runs = []
+
+    def fake(model, task, tokenizer, placement, *, r=16, lr, seed, **options):
+        if len(runs) == fake.breaks_after:
+            raise fake.error("on purpose")
+        runs.append((task.name, tuple(placement.types), r, lr, seed))
+        loss = fake.losses.get(len(runs), len(runs) / 7)
+        return {
+            "task": task.name,
+            "r": r,
+            "lr": lr,
+            "seed": seed,
+            "split": "test",
+            "accuracy": None,
+            "steps": 1,
+            "loss": loss,
+            "curve": [[1, 2.0], [2, 1.0]],
+        }
+
+    fake.__signature__ = inspect.signature(finetune)
+    fake.breaks_after, fake.error, fake.losses = None, RuntimeError, {}
+    monkeypatch.setattr(grids, "finetune", fake)
+    return runs
+
+
+@pytest.fixture
+def cells(tiny_llama, tokenizer, task, scores):
+    placements = {
+        "a": Placement.of_types(scores, ["q_proj"]),
+        "b": Placement.of_types(scores, ["v_proj", "k_proj"]),
+    }
+
+    def run(**options):
+        settings = {"seeds": [0, 1], "lrs": [1e-3, 1e-2], "progress": False}
+        settings |= {"placements": placements} | options
+        return grid(tiny_llama, [task], tokenizer, **settings)
+
+    return run
+
+
+def url(path):
+    return f"sqlite:///{path}"
+
+
+def storage_of(kind, folder):
+    return folder / "runs.journal" if kind == "journal" else url(folder / "runs.db")
+
+
+def trials_of(storage):
+    """All trials of a storage, of every study."""
+    with quiet_optuna():
+        opened = open_storage(storage)
+        trials = []
+        for name in optuna.get_all_study_names(opened):
+            trials += optuna.load_study(study_name=name, storage=opened).trials
+        return trials
+
+
+# A database is made anew for every test, by some forty migrations.
+SQLITE = pytest.param("sqlite", marks=pytest.mark.slow)
+both_kinds = pytest.mark.parametrize("kind", ["journal", SQLITE])
+
+
+@both_kinds
+def test_grid_is_tidy_and_resumes(cells, count, tmp_path, kind):
+    storage = storage_of(kind, tmp_path)
+    first = cells(storage=storage)
+    assert len(count) == len(first) == 8 and len(trials_of(storage)) == 8
+    assert first.columns[:2].tolist() == ["task", "placement"]
+    assert not first.duplicated(["placement", "lr", "seed"]).any()
+    again = cells(storage=storage)
+    assert len(count) == 8
+    pd.testing.assert_frame_equal(first, again)
+    pd.testing.assert_frame_equal(read_runs(storage), first)
+    # numpy's numbers are the same
+    assert len(cells(storage=storage, seeds=np.arange(3))) == 12 and len(count) == 12
+    points = curves(first)
+    assert len(points) == 16 and points["train_loss"].tolist() == [2.0, 1.0] * 8
+    assert "curve" not in points
+
+
+@pytest.mark.slow
+def test_the_columns_are_the_same_on_every_storage(cells, count, tmp_path):
+    frames = [cells(), cells(storage=tmp_path / "a"), cells(storage=url(tmp_path / "b.db"))]
+    for frame in frames:
+        assert frame.columns.tolist() == frames[0].columns.tolist()
+        assert frame["loss"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 7},
+        {"ranks": {"a": 3, "b": 3}},
+        {"lora_alpha": 5},
+        {"batch_size": 3},
+        {"final": "validation"},
+        {"max_length": 9},
+        {"lrs": [5e-3, 5e-2]},
+        {"seeds": [2, 3]},
+        {"accuracy": False},
+    ],
+)
+def test_every_setting_makes_another_run(cells, count, tmp_path, change):
+    cells(storage=tmp_path / "r")
+    cells(storage=tmp_path / "r", **change)
+    assert len(count) == 16
+
+
+def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, task, placement):
+    def key(model=tiny_llama, task=task, tokenizer=tokenizer, **settings):
+        return grids.run_key(model, grids.task_digest(task, tokenizer), placement, settings)
+
+    other_test = Task("toy", task.train, task.validation, digits(8, 200), None, 5)
+    fewer = Task("toy", task.train[1:], task.validation, task.test, None, 5)
+    keys = [
+        key(),
+        key(task=other_test),
+        key(task=fewer),
+        key(model=build("llama")),
+        key(model=copy.deepcopy(tiny_llama).bfloat16()),
+    ]
+    checkpoint = copy.deepcopy(tiny_llama)
+    checkpoint.model.layers[1].mlp.up_proj.weight.data *= 1.01
+    keys.append(key(model=checkpoint))
+    assert len(set(keys)) == 6 and key() == keys[0]
+    assert key(lora_alpha=32, r=16) == keys[0]  # the defaults, written out
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "!"
+    keys.append(key(tokenizer=other))
+    task.test[0]["entry"] = "what check reads"
+    keys.append(key())
+    task.validation.append(task.validation[0])
+    assert len({*keys, key()}) == 9
+
+
+def test_the_folder_of_the_runs_is_made(cells, count, tmp_path):
+    path = tmp_path / "not" / "yet" / "runs.journal"
+    assert len(cells(storage=path)) == len(read_runs(path)) == 8
+
+
+@both_kinds
+def test_one_training_serves_two_names(cells, count, scores, tmp_path, kind):
+    same = Placement.of_types(scores, ["q_proj"])
+    storage = storage_of(kind, tmp_path)
+    runs = cells(placements={"low": same, "attention": same}, storage=storage)
+    assert len(count) == 4 and len(runs) == 8
+    assert runs.groupby("placement").size().tolist() == [4, 4]
+    assert len(read_runs(storage)) == 8
+    again = cells(placements={"third": same}, storage=storage)  # another study, by its choices
+    assert len(count) == 4 and again["placement"].unique().tolist() == ["third"]
+    assert len(read_runs(storage)) == 12
+    assert len(cells(placements={"low": same, "attention": same}, storage=storage)) == 8
+    assert len(read_runs(storage)) == 12 and len(count) == 4
+
+
+def test_trials_show_what_was_run(cells, count, tmp_path):
+    cells(storage=tmp_path / "r", study="race", ranks={"a": 3, "b": 4})
+    study = optuna.load_study(study_name="race: toy; a, b", storage=open_storage(tmp_path / "r"))
+    trial = study.trials[0]
+    assert trial.params == {"task": "toy", "placement": "a", "lr": 1e-3, "seed": 0, "r": 3}
+    assert trial.value == trial.user_attrs["loss"] == 1 / 7
+    assert {"steps", "curve", "accuracy", "owner"} <= set(trial.user_attrs)
+    assert study.best_trial.number == 0 and study.direction.name == "MINIMIZE"
+
+
+def test_a_learning_rate_of_zero_and_long_names(cells, count, scores, tmp_path):
+    storage = url(tmp_path / "r.db")
+    assert len(cells(storage=storage)) == len(cells(storage=storage, lrs=[0.0, 1e-3])) == 8
+    long = {"x" * 300: Placement.of_types(scores, ["q_proj"])}
+    assert len(cells(storage=storage, placements=long)) == 4
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+@both_kinds
+def test_diverged_runs_are_kept_as_they_are(cells, count, tmp_path, kind, lost):
+    storage = storage_of(kind, tmp_path)
+    grids.finetune.losses[3] = lost
+    first = cells(storage=storage)
+    np.testing.assert_equal(first["loss"][2], lost)
+    pd.testing.assert_frame_equal(cells(storage=storage), first)
+    assert len(count) == 8
+    assert {(t.state.name, t.value) for t in trials_of(storage)} >= {("COMPLETE", np.inf)}
+    assert {t.state.name for t in trials_of(storage)} == {"COMPLETE"}
+
+
+def test_a_line_cut_short_costs_only_itself(cells, count, tmp_path):
+    """The last record says that the last run is complete: it is run again, and nothing else."""
+    path = tmp_path / "runs.journal"
+    whole = cells(storage=path)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert len(read_runs(path)) == 7
+    runs = cells(storage=path)
+    assert len(count) == 9 and len(runs) == 8 and len(read_runs(path)) == 8
+    assert runs["loss"].tolist()[:7] == whole["loss"].tolist()[:7]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+@both_kinds
+def test_an_interrupt_loses_nothing_finished(cells, count, tmp_path, kind, error):
+    storage = storage_of(kind, tmp_path)
+    grids.finetune.breaks_after, grids.finetune.error = 5, error
+    with pytest.raises(error, match="on purpose"):
+        cells(storage=storage)
+    assert len(read_runs(storage)) == 5
+    states = [trial.state.name for trial in trials_of(storage)]
+    assert states == ["COMPLETE"] * 5 + ["FAIL"] + ["WAITING"] * 2
+    grids.finetune.breaks_after = None
+    assert len(cells(storage=storage)) == 8 and len(count) == 8
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from plop_nb.experiments.grids.cells import Cell, run_cells
+
+storage, log, number, seconds = sys.argv[1:]
+
+def run(content):
+    with open(log, "a") as file:
+        file.write(f"{content}\\n")
+    time.sleep(float(seconds))
+    return {"loss": content / 10}
+
+cells = [Cell(f"key {i}", {"name": f"n{i % 2}", "seed": i}, i) for i in range(int(number))]
+print(len(run_cells(cells, run, storage=storage, progress=False)), flush=True)
+"""
+
+
+def worker(storage, log, number, seconds):
+    """A process that runs cells of its own, and notes each in a log as it begins."""
+    arguments = [str(storage), str(log), str(number), str(seconds)]
+    command = [sys.executable, "-c", WORKER, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def begun(log):
+    return log.read_text().split() if log.exists() else []
+
+
+def wait_for(condition):
+    end = time.time() + 60
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@both_kinds
+def test_several_processes_share_the_cells(tmp_path, kind):
+    log, storage = tmp_path / "log", storage_of(kind, tmp_path)
+    workers = [worker(storage, log, 12, 0.2) for _ in range(3)]
+    counts = [int(process.communicate()[0]) for process in workers]
+    assert [process.returncode for process in workers] == [0] * 3 and max(counts) == 12
+    assert sorted(begun(log), key=int) == [str(i) for i in range(12)]
+    rows = finished_rows(storage)
+    assert [row["loss"] for row in sorted(rows, key=lambda row: row["seed"])] == [
+        i / 10 for i in range(12)
+    ]
+    waiting = [trial for trial in trials_of(storage) if trial.state.name in ("WAITING", "RUNNING")]
+    assert not waiting
+
+
+@both_kinds
+def test_a_trial_is_claimed_once_however_many_try_at_the_same_moment(tmp_path, kind):
+    """Optuna alone lets two processes claim one trial of an SQLite file."""
+    storage = storage_of(kind, tmp_path)
+    with quiet_optuna():
+        study = optuna.create_study(study_name="claims", storage=open_storage(storage))
+        for _ in range(25):
+            study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING))
+        contenders = [open_storage(storage) for _ in range(4)]
+    ids = range(25) if kind == "journal" else range(1, 26)
+    together = threading.Barrier(4)
+
+    def claim_all(contender):
+        claimed = []
+        for trial_id in ids:
+            together.wait()
+            if contender.set_trial_state_values(trial_id, TrialState.RUNNING):
+                claimed.append(trial_id)
+        return claimed
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [trial for claims in pool.map(claim_all, contenders) for trial in claims]
+    assert sorted(claimed) == list(ids)
+
+
+@pytest.mark.slow
+@both_kinds
+def test_what_a_killed_process_ran_is_run_again(tmp_path, kind):
+    log, storage = tmp_path / "log", storage_of(kind, tmp_path)
+    first = worker(storage, log, 3, 60)
+    wait_for(lambda: begun(log))
+    first.kill()
+    first.communicate()
+    log.unlink()
+    second = worker(storage, log, 3, 0)
+    assert second.communicate()[0] == "3\n" and sorted(begun(log)) == ["0", "1", "2"]
+    states = sorted(trial.state.name for trial in trials_of(storage))
+    assert states == ["COMPLETE"] * 3 + ["FAIL"]
+
+
+@pytest.mark.slow
+def test_what_another_process_runs_is_left_to_it(tmp_path):
+    log, storage = tmp_path / "log", tmp_path / "r"
+    other = worker(storage, log, 1, 60)
+    wait_for(lambda: begun(log))
+    assert run_cells([Cell("key 0", {"name": "n0", "seed": 0})], dict, storage=storage) == []
+    other.kill()
+    other.communicate()
+
+
+@pytest.mark.slow
+def test_a_database_takes_over_from_a_host_whose_heart_has_stopped(tmp_path, monkeypatch):
+    storage = url(tmp_path / "r.db")
+    cell = Cell("k", {"seed": 0})
+
+    def crash(_):
+        raise SystemExit
+
+    monkeypatch.setattr(Board, "_fail", lambda self, trial_id: None)  # no time to say so
+    monkeypatch.setattr("plop_nb.experiments.grids.ownership.platform.node", lambda: "far away")
+    with pytest.raises(SystemExit):
+        run_cells([cell], crash, storage=storage)
+    monkeypatch.undo()
+
+    def run(_):
+        return {"loss": 1.0}
+
+    assert run_cells([cell], run, storage=storage) == []  # it may live
+    monkeypatch.setattr("plop_nb.experiments.grids.storage.GRACE", 1)
+    time.sleep(2.1)  # the database counts whole seconds
+    assert run_cells([cell], run, storage=storage) == [{"loss": 1.0, "seed": 0, "key": "k"}]
+    assert [trial.state.name for trial in trials_of(storage)] == ["FAIL", "COMPLETE"]
+
+
+@both_kinds
+def test_a_result_is_kept_where_its_trial_was_taken_for_dead(tmp_path, kind):
+    storage = storage_of(kind, tmp_path)
+
+    def run(_):
+        opened = open_storage(storage)
+        (study,) = optuna.get_all_study_names(opened)
+        optuna.load_study(study_name=study, storage=opened).tell(0, state=TrialState.FAIL)
+        return {"loss": 2.0}
+
+    found = run_cells([Cell("k", {"seed": 0})], run, storage=storage)
+    assert found == [{"loss": 2.0, "seed": 0, "key": "k"}]
+    assert [trial.state.name for trial in trials_of(storage)] == ["FAIL", "COMPLETE"]
+
+
+def test_of_two_trials_with_one_key_the_earlier_is_run(tmp_path):
+    """As where two processes queue the same cell at once."""
+    cell, storage = Cell("k", {"seed": 0}), open_storage(None)
+    boards = [Board(storage, "runs", [cell], Objective("loss", "minimize")) for _ in range(2)]
+    runs = []
+    for board in boards:
+        board.enqueue([cell])
+    for board in boards:
+        board.work(cell, lambda content: runs.append(content) or {"loss": 1.0})
+    assert len(runs) == 1
+    states = [t.state.name for t in optuna.load_study(study_name="runs", storage=storage).trials]
+    assert states.count("COMPLETE") == 1 and "RUNNING" not in states
+
+
+@pytest.mark.parametrize("content", ['{"key": "abc", "loss": 1.0}\n', "SQLite format 3", "\n"])
+def test_a_file_of_another_kind(cells, count, tmp_path, content):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(content)
+    for read in (lambda: cells(storage=path), lambda: read_runs(path)):
+        with pytest.raises(
+            ValueError, match=r"storage='.*runs.jsonl' is no journal .* another file"
+        ):
+            read()
+    assert path.read_text() == content and not count
+    with pytest.raises(ValueError, match="is a folder"):
+        cells(storage=tmp_path)
+    with pytest.raises(
+        ValueError, match="storage='.*none' does not exist: name the file that grid"
+    ):
+        read_runs(tmp_path / "none")
+
+
+def test_optuna_is_quiet_and_stays_as_it_was(cells, count, tmp_path, capfd):
+    before = optuna.logging.get_verbosity()
+    cells(storage=url(tmp_path / "r.db"))
+    cells(storage=tmp_path / "r")
+    assert optuna.logging.get_verbosity() == before
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_optuna_that_is_not_installed(cells, count, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"needs Optuna.* pip install 'plop_nb\[finetune\]'"):
+        cells()
+
+
+def test_learning_rates_and_ranks_of_each_placement(cells, count):
+    runs = cells(lrs={"a": 1e-3, "b": [1e-2, 1e-1]}, ranks={"a": 3, "b": 4})
+    assert set(zip(runs["placement"], runs["lr"], runs["r"], strict=True)) == {
+        ("a", 1e-3, 3),
+        ("b", 1e-2, 4),
+        ("b", 1e-1, 4),
+    }
+    shapes = [np.array([1e-3, 1e-2]), (lr for lr in (1e-3, 1e-2)), (1e-3, 1e-2)]
+    of_each = {"a": np.array([1e-3, 1e-2]), "b": (lr for lr in (1e-3, 1e-2))}
+    for lrs in (*shapes, of_each):
+        found = cells(lrs=lrs, seeds=(seed for seed in (0, 1)))
+        rates = found.groupby(["placement", "seed"])["lr"].agg(list).tolist()
+        assert rates == [[1e-3, 1e-2]] * 4
+    assert cells(lrs=1e-3)["lr"].tolist() == [1e-3] * 4
+    best = pd.DataFrame({"task": ["toy", "toy"], "placement": ["a", "b"], "lr": [0.5, 0.25]})
+    chosen = cells(lrs=best).groupby("placement")["lr"].unique().map(list).to_dict()
+    assert chosen == {"a": [0.5], "b": [0.25]}
+    with pytest.raises(ValueError, match="lrs has nothing for placement 'b' on task 'toy'"):
+        cells(lrs={"a": 1e-3})
+    with pytest.raises(TypeError, match="'stepz' is not an argument of finetune"):
+        cells(stepz=4)
+    with pytest.raises(ValueError, match="out cannot be an option"):
+        cells(out="x")
+
+
+def test_grid_runs_for_real(tiny_llama, tokenizer, task, placement, tmp_path):
+    options = {key: value for key, value in FEW.items() if key not in ("lr", "r")}
+    options |= {"seeds": [0, 1], "lrs": [1e-2], "ranks": {"plop": 2}, "progress": False}
+
+    def run():
+        storage = tmp_path / "r.journal"
+        return grid(tiny_llama, [task], tokenizer, {"plop": placement}, storage=storage, **options)
+
+    runs = run()
+    alone = finetune(tiny_llama, task, tokenizer, placement, **FEW, seed=1)
+    assert runs["loss"][1] == alone["loss"] != runs["loss"][0]
+    pd.testing.assert_frame_equal(run(), runs)
+    assert (curves(runs).groupby("seed").size() == 3).all()

@@ -1,0 +1,496 @@
+"""Finetuning: evaluation, runs, and the model that comes back as it was."""
+
+import copy
+import dataclasses
+import json
+import random
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import TrainerCallback
+
+import plop_nb as plop
+from plop_nb.experiments import (
+    NormsCallback,
+    Task,
+    evaluate,
+    finetune,
+    grid,
+    load_task,
+    rank_for,
+)
+from plop_nb.experiments.evaluation import batches, encoded
+from plop_nb.placement import Placement
+from tests.tiny_models import build
+from tests.toy_task import FEW, digits, is_completion, toy_task
+
+
+@pytest.fixture
+def task():
+    return toy_task()
+
+
+@pytest.fixture
+def tokenizer(byte_tokenizer):
+    byte_tokenizer.add_special_tokens({"eos_token": "<end>"})
+    return byte_tokenizer
+
+
+@pytest.fixture
+def scores(tiny_llama, tokenizer):
+    texts = [f"a text, number {i}" for i in range(8)]
+    return plop.nfn_scores(tiny_llama, texts, tokenizer, progress=False)
+
+
+@pytest.fixture
+def placement(scores):
+    return plop.place(scores, k=2)
+
+
+# Evaluation
+
+
+def test_loss_is_the_mean_over_completion_tokens(tiny_llama, tokenizer, task):
+    """Against one forward per example and token by token sums, without padding."""
+    uneven = Task(
+        "u",
+        task.train,
+        task.validation,
+        [*task.test, {"prompt": "p " * 30, "completion": " long answer"}],
+    )
+    total, tokens = 0.0, 0
+    for example in uneven.test:
+        prompt, answer = (tokenizer(example[k])["input_ids"] for k in ("prompt", "completion"))
+        ids = [*prompt, *answer, tokenizer.eos_token_id]
+        with torch.no_grad():
+            logs = tiny_llama(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        total -= sum(logs[i - 1, ids[i]].item() for i in range(len(prompt), len(ids)))
+        tokens += len(answer) + 1
+    assert evaluate(tiny_llama, uneven, tokenizer)["loss"] == pytest.approx(
+        total / tokens, rel=1e-5
+    )
+    assert evaluate(tiny_llama, uneven, tokenizer)["accuracy"] is None
+
+
+def test_accuracy_is_that_of_one_prompt_at_a_time(tiny_llama, tokenizer, task, monkeypatch):
+    seen = []
+
+    def every_other(text, example):
+        seen.append((example["prompt"], text))
+        return len(seen) % 2
+
+    look = Task("t", task.train, task.validation, digits(5, 9997), every_other)
+    found = evaluate(tiny_llama, look, tokenizer, accuracy=True, batch_size=2)
+    assert found["accuracy"] == 3 / 5
+    for (prompt, text), example in zip(seen, look.test, strict=True):
+        assert prompt == example["prompt"]
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        for _ in range(look.new_tokens):
+            ids = torch.cat([ids, tiny_llama(ids).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+            if ids[0, -1] == tokenizer.eos_token_id:
+                break
+        assert text == tokenizer.decode(
+            ids[0, len(tokenizer(prompt)["input_ids"]) :], skip_special_tokens=True
+        )
+
+
+def test_what_has_changed_is_read_again(tiny_llama, tokenizer, task):
+    """A task or a tokenizer that is changed in place is another one."""
+
+    def loss():
+        return evaluate(tiny_llama, task, tokenizer, accuracy=False)["loss"]
+
+    before = loss()
+    task.test.append({"prompt": "x", "completion": "yz"})
+    longer = loss()
+    tokenizer.eos_token = "!"
+    assert len({before, longer, loss()}) == 3
+
+
+def test_batches_keep_within_their_tokens():
+    rows = ["x" * n for n in (3, 50, 1, 4, 7, 3)]
+    parts = list(batches(rows, len, 9))
+    assert sorted(sum(parts, [])) == sorted(rows) and len(parts) == 4
+    assert all(len(part) == 1 or len(part) * max(map(len, part)) <= 9 for part in parts)
+
+
+def test_labels_are_the_completion_and_its_end_and_truncation_spares_them(tokenizer, task):
+    row = encoded(task, "train", tokenizer, 512)[3]
+    prompt = tokenizer(task.train[3]["prompt"])["input_ids"]
+    assert row["labels"] == [-100] * len(prompt) + row["input_ids"][len(prompt) :]
+    assert tokenizer.decode(row["input_ids"]) == task.train[3]["prompt"] + " 4<end>"
+    short = encoded(task, "train", tokenizer, 5)[3]
+    assert (
+        tokenizer.decode(short["input_ids"]) == "r: 4<end>"
+        and short["labels"] == row["labels"][-5:]
+    )
+
+
+def test_a_task_without_completions_has_no_loss_and_cannot_be_finetuned(
+    tiny_llama, tokenizer, placement
+):
+    examples = [{"prompt": f"{i} = ", "answer": str(i)} for i in range(3)]
+    task = Task("bare", examples, [], examples, lambda text, example: True)
+    assert evaluate(tiny_llama, task, tokenizer) == {"loss": None, "accuracy": 1.0}
+    with pytest.raises(ValueError, match="without 'completion' in its split 'train'"):
+        finetune(tiny_llama, task, tokenizer, placement)
+
+
+def test_bad_calls(tiny_llama, byte_tokenizer, tokenizer, task, placement):
+    with pytest.raises(TypeError, match="task is str, expected a Task"):
+        finetune(tiny_llama, "sums", tokenizer, placement)
+    with pytest.raises(ValueError, match="split 'train' is unknown, choose one of"):
+        finetune(tiny_llama, task, tokenizer, placement, final="train")
+    for steps in (0, -1):
+        with pytest.raises(
+            ValueError, match=f"steps={steps}, expected an integer of at least 1: evaluate"
+        ):
+            finetune(tiny_llama, task, tokenizer, placement, steps=steps)
+    for split, final in {"train": "test", "validation": "validation", "test": "test"}.items():
+        lacking = dataclasses.replace(task, **{split: []})
+        with pytest.raises(ValueError, match=f"task 'toy' has no example in its split '{split}'"):
+            finetune(tiny_llama, lacking, tokenizer, placement, final=final)
+        with pytest.raises(ValueError, match=f"no example in its split '{split}'"):
+            evaluate(tiny_llama, lacking, tokenizer, split)
+        with pytest.raises(ValueError, match=f"no example in its split '{split}'"):
+            grid(
+                tiny_llama,
+                [lacking],
+                tokenizer,
+                {"a": placement},
+                seeds=[0],
+                lrs=[1e-3],
+                final=final,
+            )
+    adapted = get_peft_model(copy.deepcopy(tiny_llama), placement.lora_config(tiny_llama))
+    with pytest.raises(TypeError, match="PeftModel.*pass model.unload"):
+        finetune(adapted, task, tokenizer, placement)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="set tokenizer.eos_token"):
+        evaluate(tiny_llama, task, tokenizer)
+
+
+# Runs
+
+
+class Keep(TrainerCallback):
+    """What the trainer's own parts look like while they run."""
+
+    def on_train_begin(
+        self, args, state, control, model=None, train_dataloader=None, optimizer=None, **_
+    ):
+        self.dtypes = {
+            n.split(".lora_")[-1][:1] if ".lora_" in n else "base": p.dtype
+            for n, p in model.named_parameters()
+        }
+        self.batch = next(iter(train_dataloader))
+        self.args = args
+
+
+def test_finetuning_learns_and_says_what_it_did(tiny_llama, tokenizer, task, placement):
+    easy = Task(
+        "easy",
+        [{"prompt": f"{i}?", "completion": " a"} for i in range(24)],
+        task.validation,
+        [{"prompt": f"{i}?", "completion": " a"} for i in range(50, 58)],
+        is_completion,
+        4,
+    )
+    before = evaluate(tiny_llama, easy, tokenizer)
+    row = finetune(
+        tiny_llama,
+        easy,
+        tokenizer,
+        placement,
+        r=8,
+        lr=3e-2,
+        steps=40,
+        batch_size=8,
+        logging_steps=10,
+    )
+    assert row["loss"] < before["loss"] / 4 and before["accuracy"] == 0 and row["accuracy"] == 1
+    assert [step for step, _ in row["curve"]] == [10, 20, 30, 40] and row["curve"][-1][1] < row[
+        "curve"
+    ][0][1]
+    table = placement.check(tiny_llama, placement.lora_config(tiny_llama, r=8))
+    assert (
+        row["parameters"] == table["trainable"].sum() and row["modules"] == table["adapted"].sum()
+    )
+    assert (row["task"], row["split"], row["r"], row["lora_alpha"], row["dtype"]) == (
+        "easy",
+        "test",
+        8,
+        16,
+        "float32",
+    )
+    assert row["seconds"] > 0 and row["peak_memory"] > 1e6
+
+
+def test_trainer_masks_prompts_and_leaves_dtypes(tiny_llama, tokenizer, task, placement):
+    keep = Keep()
+    finetune(
+        tiny_llama.bfloat16(), task, tokenizer, placement, **FEW, callbacks=[keep], accuracy=False
+    )
+    assert keep.dtypes == {"base": torch.bfloat16, "A": torch.float32, "B": torch.float32}
+    assert (
+        not (keep.args.bf16 or keep.args.fp16 or keep.args.gradient_checkpointing)
+        and keep.args.use_cpu
+    )
+    for ids, labels in zip(keep.batch["input_ids"], keep.batch["labels"], strict=True):
+        counted = tokenizer.decode(ids[labels != -100])
+        number = int(tokenizer.decode(ids).split(" plus")[0])
+        assert (
+            counted == f" {number + 1}<end>"
+            and (labels[labels != -100] == ids[labels != -100]).all()
+        )
+
+
+def test_same_seed_same_result_whatever_ran_before(tiny_llama, tokenizer, task, placement, scores):
+    def run(**options):
+        return finetune(tiny_llama, task, tokenizer, placement, **{**FEW, **options})
+
+    first = run()
+    finetune(tiny_llama, task, tokenizer, Placement.of_types(scores, ["k_proj"]), **FEW, seed=5)
+    torch.rand(7), random.random(), np.random.rand(3)
+    again, other = run(), run(seed=1)
+    assert (again["loss"], again["curve"]) == (first["loss"], first["curve"])
+    assert other["loss"] != first["loss"]
+
+
+def state_of(model):
+    modules = {
+        n: (
+            type(m),
+            m.training,
+            sorted(vars(m)),
+            {k: len(v) for k, v in vars(m).items() if "hooks" in k},
+        )
+        for n, m in model.named_modules()
+    }
+    return {
+        "parameters": {
+            n: (p.data_ptr(), p.requires_grad, p.grad, p.dtype) for n, p in model.named_parameters()
+        },
+        "modules": modules,
+        "config": model.config.to_dict(),
+        "generation": model.generation_config.to_dict(),
+    }
+
+
+@pytest.mark.parametrize("failing", [None, "on_train_begin", "on_step_end", "interrupt"])
+def test_model_comes_back_as_it_was(tiny_llama, tokenizer, task, placement, failing):
+    tiny_llama.train()
+    tiny_llama.lm_head.weight.requires_grad_(False)
+    tiny_llama.model.layers[1].eval()
+    weights = {k: v.clone() for k, v in tiny_llama.state_dict().items()}
+    before, rng = state_of(tiny_llama), torch.get_rng_state()
+    pad = tokenizer.pad_token, tokenizer.padding_side
+    if failing is None:
+        finetune(tiny_llama, task, tokenizer, placement, **FEW)
+    else:
+        error = KeyboardInterrupt if failing == "interrupt" else RuntimeError
+        callback = type("Failing", (TrainerCallback,), {})()
+
+        def fail(*_, **__):
+            raise error("on purpose")
+
+        setattr(callback, "on_step_end" if failing == "interrupt" else failing, fail)
+        with pytest.raises(error, match="on purpose"):
+            finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[callback])
+    assert state_of(tiny_llama) == before and torch.equal(torch.get_rng_state(), rng)
+    assert (tokenizer.pad_token, tokenizer.padding_side) == pad
+    after = tiny_llama.state_dict()
+    assert after.keys() == weights.keys() and all(
+        torch.equal(after[k], weights[k]) for k in weights
+    )
+
+
+def test_a_mixture_of_experts_comes_back_too(tokenizer, task):
+    model = build("mixtral")
+    model.resize_token_embeddings(len(tokenizer))
+    scores = plop.nfn_scores(model, ["a text", "another one"], tokenizer, progress=False)
+    chosen = Placement.of_types(scores, ["gate_up_proj", "v_proj"])
+    before, output = state_of(model), model(torch.ones(1, 3, dtype=torch.long)).logits
+    row = finetune(model, task, tokenizer, chosen, **FEW)
+    assert state_of(model) == before
+    assert torch.equal(model(torch.ones(1, 3, dtype=torch.long)).logits, output)
+    assert (
+        row["parameters"] == chosen.check(model, chosen.lora_config(model, r=2))["trainable"].sum()
+    )
+    assert row["modules"] == 4
+
+
+def test_saved_reloaded_and_merged_adapters_evaluate_the_same(
+    tiny_llama, tokenizer, task, placement, tmp_path
+):
+    row = finetune(tiny_llama, task, tokenizer, placement, **FEW, out=tmp_path)
+    base = evaluate(tiny_llama, task, tokenizer)["loss"]
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path)
+    assert evaluate(loaded, task, tokenizer)["loss"] == row["loss"] != pytest.approx(base, rel=1e-3)
+    merged = loaded.merge_and_unload()
+    assert not [m for m in merged.modules() if isinstance(m, BaseTunerLayer)]
+    assert evaluate(merged, task, tokenizer)["loss"] == pytest.approx(row["loss"], rel=1e-5)
+
+
+def test_rank_for_comes_nearest(tiny_llama, scores):
+    chosen = Placement.of_types(scores, ["q_proj"])  # 2 layers x (32 + 32) at rank 1
+    assert [rank_for(chosen, tiny_llama, n) for n in (1, 128, 191, 193, 1280)] == [1, 1, 1, 2, 10]
+    with pytest.raises(ValueError, match="parameters=0, expected a positive number"):
+        rank_for(chosen, tiny_llama, 0)
+
+
+def test_trl_that_is_not_installed(tiny_llama, tokenizer, task, placement, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(ImportError, match=r"pip install 'plop_nb\[finetune\]'"):
+        finetune(tiny_llama, task, tokenizer, placement)
+
+
+# Norms while training
+
+
+def test_norms_callback_records_the_effective_maps_and_disturbs_nothing(
+    tiny_llama, tokenizer, task, placement, tmp_path
+):
+    probe = ["a probe text", "and another"]
+    for layer in tiny_llama.model.layers:
+        layer.self_attn.attention_dropout = 0.2  # a training that draws
+    norms = NormsCallback(probe, tokenizer, every=2)
+    options = {**FEW, "steps": 5}
+    with_it = finetune(
+        tiny_llama, task, tokenizer, placement, **options, callbacks=[norms], out=tmp_path
+    )
+    without = finetune(tiny_llama, task, tokenizer, placement, **options)
+    assert (with_it["loss"], with_it["curve"]) == (without["loss"], without["curve"])
+    frame = norms.frame()
+    assert frame["step"].unique().tolist() == [0, 2, 4, 5]
+    assert frame.columns.tolist() == ["step", "type", "input_norm", "feature_norm", "nfn"]
+    merged = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path).merge_and_unload()
+    for step, model in {0: tiny_llama, 5: merged}.items():
+        expected = plop.by_type(plop.nfn_scores(model, probe, tokenizer, progress=False)).set_index(
+            "type"
+        )["nfn"]
+        found = frame[frame["step"] == step].set_index("type")["nfn"][expected.index]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    moved = frame.query("step == 5")["nfn"].to_numpy() - frame.query("step == 0")["nfn"].to_numpy()
+    assert np.abs(moved).max() > 1e-4
+
+
+# Placements
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "gpt2", "qwen2_moe", "gpt_oss"])
+def test_budget_counts_what_peft_adapts(model_type):
+    """Also where some experts of a stack got no token."""
+    model = build(model_type)
+    scores = plop.nfn_scores(model, [{"input_ids": torch.arange(10, 14)[None]}], progress=False)
+    ranking = plop.by_type(scores)["type"].tolist()
+    for k in range(1, len(ranking) + 1):
+        chosen = plop.place(scores, k=k)
+        count = int(chosen.check(model, chosen.lora_config(model, r=4))["trainable"].sum())
+        assert plop.place(scores, parameters=count, r=4).types == ranking[:k]
+        if k > 1:
+            assert plop.place(scores, parameters=count - 1, r=4).types == ranking[: k - 1]
+    with pytest.raises(
+        ValueError, match=f"parameters=7 is less than the .* on type {ranking[0]} alone at r=4"
+    ):
+        plop.place(scores, parameters=7, r=4)
+
+
+def test_budget_stops_at_the_first_type_that_does_not_fit(scores):
+    """No cheaper type further up is taken instead."""
+    wide = scores.assign(
+        in_features=np.where(scores["type"] == plop.by_type(scores)["type"][1], 10_000, 8)
+    )
+    assert plop.place(wide, parameters=5000, r=1).types == plop.by_type(scores)["type"].tolist()[:1]
+
+
+def test_budget_and_k_exclude_each_other(scores):
+    with pytest.raises(ValueError, match="k=2 and parameters=5000 both say how many types"):
+        plop.place(scores, k=2, parameters=5000)
+    with pytest.raises(ValueError, match="lacks the columns .*experts"):
+        plop.place(scores.drop(columns="experts"), parameters=5000)
+    assert plop.place(scores).types == plop.place(scores, k=3).types
+
+
+def test_scores_have_shapes_after_the_old_columns(scores, tiny_llama):
+    assert scores.columns.tolist() == [
+        "sample",
+        "module",
+        "type",
+        "layer",
+        "tokens",
+        "nfn",
+        "in_features",
+        "out_features",
+        "experts",
+    ]
+    shapes = scores.drop_duplicates("module").set_index("module")[["in_features", "out_features"]]
+    table = (
+        plop.module_table(tiny_llama)
+        .set_index("module")
+        .loc[shapes.index, ["in_features", "out_features"]]
+    )
+    assert (shapes == table).all(axis=None)
+
+
+def test_placements_by_hand(scores, tiny_llama):
+    chosen = Placement.of_types(scores, ["up_proj", "q_proj"])
+    assert (
+        set(chosen.types) == {"up_proj", "q_proj"}
+        and len(chosen.modules) == 4
+        and np.isnan(chosen.confidence)
+    )
+    assert (
+        "chosen by hand" in repr(chosen)
+        and "nan" not in repr(chosen)
+        and "chosen by hand" in chosen._repr_html_()
+    )
+    one = Placement.of_modules(scores, ["model.layers.1.mlp.up_proj"])
+    table = one.check(tiny_llama, one.lora_config(tiny_llama))
+    assert table[["type", "adapted"]].values.tolist() == [["up_proj", 1]]
+    with pytest.raises(ValueError, match="'w_proj' is not a type in scores"):
+        Placement.of_types(scores, ["w_proj"])
+    with pytest.raises(ValueError, match="types='q_proj', expected a list"):
+        Placement.of_types(scores, "q_proj")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "bert"])
+def test_exported_config_hits_the_same_modules(model_type, tmp_path):
+    """As PEFT's MetaMathQA suite takes it: adapter_config.json alone, onto a fresh model."""
+    model = build(model_type)
+    scores = plop.nfn_scores(model, [{"input_ids": torch.arange(10, 14)[None]}], progress=False)
+    chosen = plop.place(scores, k=2)
+    config = chosen.lora_config(model, r=32)
+    config.save_pretrained(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter_config.json"]
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert isinstance(loaded, LoraConfig) and loaded.r == 32
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+    def names(config):
+        modules = get_peft_model(build(model_type), config).named_modules()
+        return sorted(name for name, module in modules if isinstance(module, BaseTunerLayer))
+
+    assert names(loaded) == names(config) != []
+    pd.testing.assert_frame_equal(chosen.check(model, loaded), chosen.check(model, config))
+
+
+# The real model
+
+
+@pytest.mark.slow
+def test_smollm_learns_sums(smollm, math_scores):
+    model, tokenizer = smollm
+    task = load_task("sums", train=64, validation=8, test=16)
+    before = evaluate(model, task, tokenizer, accuracy=False)["loss"]
+    budget = plop.place(math_scores, parameters=2_400_000)
+    assert budget.types == plop.place(math_scores, k=3).types
+    row = finetune(
+        model, task, tokenizer, budget, r=4, lr=3e-3, steps=6, batch_size=4, accuracy=False
+    )
+    assert row["loss"] < before - 0.3 and row["parameters"] == 2_396_160 // 4
