@@ -15,7 +15,7 @@ Shapes and units used in all docstrings:
 import importlib
 import pkgutil
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from plop_nb._moved import OldModules
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from plop_nb.explorer import explore
     from plop_nb.plots import plot_heatmap, plot_types
 
-__version__ = version("plop_nb")
+try:
+    __version__ = version("plop_nb")
+except PackageNotFoundError:  # run from a checkout
+    __version__ = "unknown"
 
 __all__ = [
     "Placement",

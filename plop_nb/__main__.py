@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 from peft import LoraConfig
 
 from plop_nb.models import CARRIED, load_model
@@ -85,10 +85,11 @@ def _write(
         scores.to_parquet(folder / "scores.parquet", index=False)
     else:
         scores.to_csv(folder / "scores.csv", index=False)
-    plt.switch_backend("agg")  # there may be no display
-    plot_types(scores, placement=placement)
-    plt.savefig(folder / "profile.png", dpi=150)
-    plt.close()
+    # A figure of its own: there may be no display, or a picture of the caller's.
+    height = 0.42 * scores["type"].nunique() + 1.1
+    figure = Figure(figsize=(7, height), layout="constrained")
+    plot_types(scores, placement=placement, ax=figure.subplots())
+    figure.savefig(folder / "profile.png", dpi=150)
     config.save_pretrained(folder)
 
 

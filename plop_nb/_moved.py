@@ -1,6 +1,6 @@
 """Old names, kept for one release: each leads to its new home with a DeprecationWarning.
 
-To be deleted, with its three lines in `__init__.py`, in the release after 0.2.
+To be deleted, with what `__init__.py` makes of it, in the release after 0.2.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from typing import Any
 # Old module -> where its public names are now.
 HOMES = {
     "modules": ["maps", "experts"],
-    "hooks": ["recording", "norms"],
+    "hooks": ["recording", "norms", "tally", "padding"],
     "nfn": ["scoring", "forwards"],
     "directions": ["geometry"],
     "partial": ["checkpoint"],
@@ -27,8 +27,8 @@ HOMES = {
         "experiments.norms_callback",
         "experiments.tasks",
     ],
-    "tasks": ["experiments.tasks"],
-    "grpo": ["experiments.grpo", "experiments.rewards"],
+    "tasks": ["experiments.tasks", "experiments.tasks.answers", "experiments.tasks.hub"],
+    "grpo": ["experiments.grpo", "experiments.rewards", "experiments.tasks.answers"],
     "theory": ["experiments.small_networks", "experiments.power_law", "stats"],
 }
 
@@ -91,6 +91,8 @@ def grid(model, tokenizer, tasks, placements, *, path=None, share=(0, 1), **opti
 
     Several processes with one storage share the runs by themselves.
     """
+    if path is None and share != (0, 1):
+        raise ValueError(f"share={share!r} needs a path, by which processes share the runs")
     grid = _experiments().grid
     return grid(model, tasks, tokenizer, placements, storage=path, **options)
 
@@ -139,6 +141,17 @@ def accuracy(model, tokenizer, problems, **options):
     return samples(model, tokenizer, problems, rewards, len(problems), **options)["reward"].mean()
 
 
+def completions(model, tokenizer, prompts, max_completion_length=16, **options):
+    """It is now plop_nb.experiments.generation.complete(model, prompts, tokenizer)."""
+    complete = importlib.import_module("plop_nb.experiments.generation").complete
+    return complete(model, prompts, tokenizer, new_tokens=max_completion_length, **options)
+
+
+def answer_of(text):
+    """It is now plop_nb.experiments.tasks.answers.tagged_answer(text)."""
+    return importlib.import_module("plop_nb.experiments.tasks.answers").tagged_answer(text)
+
+
 def _experiments():
     return importlib.import_module("plop_nb.experiments")
 
@@ -148,5 +161,7 @@ def _task(train=(), test=()):
 
 
 AS_BEFORE: dict[tuple[str, str], Callable] = {}
-AS_BEFORE |= {("finetune", f.__name__): f for f in (finetune, evaluate, grid, read_runs)}
-AS_BEFORE |= {("grpo", f.__name__): f for f in (sums, metamath, warm_up, train, samples, accuracy)}
+for function in (finetune, evaluate, grid, read_runs):
+    AS_BEFORE["finetune", function.__name__] = function
+for function in (sums, metamath, warm_up, train, samples, accuracy, completions, answer_of):
+    AS_BEFORE["grpo", function.__name__] = function

@@ -153,11 +153,35 @@ def count(batch: Batch) -> int:
 def halves(batch: Batch) -> list[Batch]:
     """The batch in two, or [] where it is a single sample or cannot be cut sample by sample."""
     samples = count(batch)
-    tensors = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim}
-    if samples < 2 or any(len(v) != samples for v in tensors.values()):
+    if samples < 2 or not _can_be_cut(batch):
         return []
-    parts = (slice(samples // 2), slice(samples // 2, None))
-    return [{**batch, **{k: v[part] for k, v in tensors.items()}} for part in parts]
+    rows = list(range(samples))
+    return [rows_of(batch, rows[: samples // 2]), rows_of(batch, rows[samples // 2 :])]
+
+
+def rows_of(batch: Batch, rows: list[int]) -> Batch:
+    """A batch of these samples alone.
+
+    Raises
+    ------
+    ValueError
+        A tensor of the batch does not have one entry for each sample.
+    """
+    if not _can_be_cut(batch):
+        raise ValueError(
+            f"a batch with keys {list(batch)} cannot be cut sample by sample, and some of its "
+            "samples are finished already: delete the file of finished samples"
+        )
+    cut = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, torch.Tensor) and value.ndim:
+            cut[name] = value[rows]
+    return cut
+
+
+def _can_be_cut(batch):
+    tensors = [v for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim]
+    return all(len(tensor) == count(batch) for tensor in tensors)
 
 
 def arguments(trunk: nn.Module, batch: Batch) -> Batch:

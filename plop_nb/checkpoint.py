@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class Finished:
     The first line tells which run it is (settings, and the baseline of every module, which changes
     with the weights); each further line is a sample. A line cut short by a crash is left out. What
     an observer adds up over all samples stands in a second file beside it, `PATH.totals`, with the
-    number of lines that it covers.
+    id of the run and the number of lines that it covers.
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ class Finished:
         self._path, self._maps, self._columns = Path(path), maps, list(columns)
         self._numbers = {name: i for i, name in enumerate(maps["module"])}
         head = {"settings": {**settings, "modules": list(self._numbers)}, "gains": gains}
+        head["id"] = self._id = uuid.uuid4().hex
         self._samples: dict[int, dict] = {}
         self._lines = 0
         self.totals: dict[str, torch.Tensor] = {}
@@ -69,10 +71,10 @@ class Finished:
                 f"partial={str(path)!r} holds another run, its {differs}: delete the file, or name "
                 "another one"
             )
+        head["id"] = self._id = lines[0].get("id", self._id)
         samples = lines[1:]
         if has_totals:
-            covered, self.totals = self._read_totals()
-            samples = samples[:covered]
+            samples = self._covered(samples)
         self._samples = {line["sample"]: line for line in samples}
         self._write([head, *self._samples.values()], "w")  # whole lines only
         self._lines = len(self._samples)
@@ -153,22 +155,26 @@ class Finished:
         path = self._totals_path()
         unfinished = path.with_name(f"{path.name}.unfinished")
         tensors = {name: total.cpu().contiguous() for name, total in totals.items()}
-        save_file(tensors, unfinished, metadata={"lines": str(self._lines)})
+        save_file(tensors, unfinished, metadata={"id": self._id, "lines": str(self._lines)})
         os.replace(unfinished, path)
 
-    def _read_totals(self):
-        """(number of lines covered, totals); (0, {}) where there are none yet."""
+    def _covered(self, samples):
+        """The samples whose totals are on disk, which are read; the others are run again."""
         path = self._totals_path()
         if not path.exists():
-            return 0, {}
+            return []
         try:
             with safe_open(path, "pt") as file:
-                totals = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return int(file.metadata()["lines"]), totals
+                about = file.metadata()
+                lines = int(about["lines"])
+                if about["id"] != self._id or lines > len(samples):  # of a file that is gone
+                    return []
+                self.totals = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(
                 f"{str(path)!r} is damaged ({error}): delete it, and the samples are run again"
             ) from error
+        return samples[:lines]
 
 
 def added(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

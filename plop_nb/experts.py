@@ -43,10 +43,8 @@ class Routing:
     """Which tokens a stack hands to which expert, read from the arguments of its forward."""
 
     hidden: torch.Tensor  # (tokens, features), all copies below each other
-    chosen: (
-        torch.Tensor | None
-    )  # (tokens, k) numbers of experts; None: each has a copy of all tokens
-    copies: int  # 1, or as many as there are experts
+    chosen: torch.Tensor | None  # k numbers of experts for each token; None: each gets all tokens
+    copies: int  # of the tokens: 1, or as many as there are experts
 
     @classmethod
     def of_call(cls, experts: nn.Module, args: tuple, kwargs: dict) -> "Routing":
@@ -55,13 +53,14 @@ class Routing:
         hidden = tensors[0].reshape(-1, tensors[0].shape[-1])
         for tensor in tensors[1:]:
             if not tensor.is_floating_point():
-                return cls(hidden, tensor.reshape(len(hidden), -1), copies=1)
+                return cls(hidden, tensor, copies=1)
         return cls(hidden, None, copies=len(stack_parameters(experts)[0]))  # as llama4 does
 
     def of_expert(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The inputs that an expert got, (visits, features), and their tokens, (visits,)."""
         if self.chosen is not None:
-            tokens = (self.chosen == expert).any(-1).nonzero().squeeze(-1)
+            chosen = self.chosen.reshape(len(self.hidden), -1)
+            tokens = (chosen == expert).any(-1).nonzero().squeeze(-1)
             return self.hidden[tokens], tokens
         z = self.hidden.view(self.copies, -1, self.hidden.shape[-1])[expert]
         return z, torch.arange(len(z), device=z.device)

@@ -14,9 +14,12 @@ from torch import nn
 
 from plop_nb import batches
 from plop_nb.maps import SCORED, LinearMap, linear_maps
+from plop_nb.norms import baseline_gain
 from plop_nb.offload import loaded
 from plop_nb.recording import Observation
 from plop_nb.scoring import Observed, observe, with_shapes
+
+COLUMNS = ["nfn", "nfn_square"]  # means that a split needs
 
 
 def mean_split(
@@ -76,13 +79,12 @@ def mean_split(
     >>> [round(float(row[column]), 2) for column in columns]
     [0.36, 0.0, 0.0, 1.28, 1.28]
     """
-    columns = ["nfn", "nfn_square"]
     run = functools.partial(
         observe,
         model,
         _reusable(data),
         tokenizer,
-        columns=columns,
+        columns=COLUMNS,
         batch_size=batch_size,
         max_length=max_length,
         progress=progress,
@@ -95,13 +97,13 @@ def mean_split(
     second = None if partial is None else f"{partial}.centred"
     rest = run(along.centred, partial=second, measure=f"without {_digest(means)}")
 
-    table = _over_tokens(seen.frame, columns).rename(columns={"nfn_square": "mean_square"})
+    table = _over_tokens(seen.frame, COLUMNS).rename(columns={"nfn_square": "mean_square"})
     table = table[table["module"].isin(means)].reset_index(drop=True)
     names = table["module"]
     centred = _over_tokens(rest.frame, ["nfn_square"]).set_index("module")["nfn_square"]
     centred = centred[names].to_numpy()
     table["share"] = [means[name].square().sum().item() for name in names]
-    table["nfn_mean"] = [along.nfn(name, seen.gains[name]) for name in names]
+    table["nfn_mean"] = [along.nfn(name) for name in names]
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = centred / (1 - table["share"])
         table["nfn_centred"] = np.sqrt(spread.where(table["share"] < 1 - 1e-6))
@@ -132,6 +134,7 @@ def mean_inputs(
         data,
         tokenizer,
         _direction,
+        columns=COLUMNS,
         batch_size=batch_size,
         max_length=max_length,
         progress=progress,
@@ -169,8 +172,10 @@ def nfn_without(
     Other arguments as in `mean_split`. Returns a frame as `nfn_scores` does, which `place` takes.
     """
     _check(directions, model)
-    lengths_one = {name: vector / vector.norm() for name, vector in directions.items()}
-    along = _Along(model, lengths_one)
+    unit_directions = {}
+    for name, vector in directions.items():
+        unit_directions[name] = vector.float() / vector.float().norm()
+    along = _Along(model, unit_directions)
     seen = observe(
         model,
         data,
@@ -180,7 +185,7 @@ def nfn_without(
         max_length=max_length,
         progress=progress,
         partial=partial,
-        measure=f"removed {_digest(lengths_one)}",
+        measure=f"removed {_digest(unit_directions)}",
         distribute=distribute,
     )
     _warn_of_stacks(seen)
@@ -233,6 +238,7 @@ def untrained(model: nn.Module, *, seed: int = 0) -> nn.Module:
 
 def _direction(linear_map, z, features, mask):
     """An observer that adds up the directions of the inputs."""
+    z = z.float()
     norm = torch.linalg.vector_norm(z, dim=-1)
     real = (mask.to(norm.device) > 0) & (norm != 0)
     scale = torch.where(real, 1 / norm, 0.0).flatten()
@@ -245,25 +251,29 @@ class _Along:
     def __init__(self, model: nn.Module, directions: Mapping[str, torch.Tensor]) -> None:
         self._directions: dict[str, torch.Tensor] = {}
         self._features: dict[str, torch.Tensor] = {}  # W d
+        self._gains: dict[str, torch.Tensor] = {}  # what W makes of noise
         for linear_map in linear_maps(model):
             if linear_map.name in directions and linear_map.expert is None:
                 with loaded(linear_map.module):
+                    self._gains[linear_map.name] = baseline_gain(linear_map.weight)
                     weight = linear_map.weight.float()
                     direction = directions[linear_map.name].to(weight)
                     self._directions[linear_map.name] = direction
                     self._features[linear_map.name] = weight @ direction
 
-    def nfn(self, name: str, gain: float | None) -> float:
-        """NFN of a map's direction; `gain` is the map's baseline."""
-        return (self._features[name].norm() / (self._directions[name].norm() * gain)).item()
+    def nfn(self, name: str) -> float:
+        """NFN of a map's direction."""
+        noise = self._directions[name].norm() * self._gains[name]
+        return (self._features[name].norm() / noise).item()
 
     def centred(self, linear_map: LinearMap, z, features, mask) -> Observation | None:
         """||W (z - ||z|| d)|| in place of ||W z||."""
         if linear_map.name not in self._directions:
             return None
         along = self._features[linear_map.name].to(z.device)
-        amount = torch.linalg.vector_norm(z, dim=-1)[..., None]
-        return Observation(feature_norm=torch.linalg.vector_norm(features - amount * along, dim=-1))
+        amount = torch.linalg.vector_norm(z.float(), dim=-1)[..., None]
+        rest = features.float() - amount * along
+        return Observation(feature_norm=torch.linalg.vector_norm(rest, dim=-1))
 
     def removed(self, linear_map: LinearMap, z, features, mask) -> Observation | None:
         """Both norms of z - <z, d> d."""
@@ -271,10 +281,11 @@ class _Along:
             return None
         direction = self._directions[linear_map.name].to(z.device)
         along = self._features[linear_map.name].to(z.device)
+        z = z.float()
         amount = (z @ direction)[..., None]
         return Observation(
             input_norm=torch.linalg.vector_norm(z - amount * direction, dim=-1),
-            feature_norm=torch.linalg.vector_norm(features - amount * along, dim=-1),
+            feature_norm=torch.linalg.vector_norm(features.float() - amount * along, dim=-1),
         )
 
 

@@ -84,7 +84,7 @@ class Padding:
         return found
 
     def by_sample(self, linear_map: LinearMap, x: torch.Tensor) -> torch.Tensor:
-        """`x` (..., ...) with the batch as its first dimension."""
+        """`x`, (batch, length, ...) or (length, batch, ...), with the batch first."""
         return x.transpose(0, 1) if linear_map.name in self._time_major else x
 
     def _fitted(self, tokens, mask, linear_map, lead):

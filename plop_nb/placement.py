@@ -80,7 +80,7 @@ def place(
 
 def affordable(scores: pd.DataFrame, parameters: int, r: int, by: str = "type") -> list:
     """The lowest types, or other groups, whose adapters of rank `r` keep within a budget."""
-    parameters, r = positive_integer("parameters", parameters), positive_integer("r", r)
+    r = positive_integer("r", r)
     means = per_text(scores, by).mean().sort_values(kind="stable")
     cost = r * adapter_sizes(scores, by)[means.index].cumsum()
     if cost.iloc[0] > parameters:

@@ -18,7 +18,7 @@ from plop_nb.maps import SCORED, LinearMap, linear_maps, trunk_of
 from plop_nb.norms import Baselines, norms, token_statistics
 from plop_nb.offload import loaded
 from plop_nb.padding import Padding, Tokens
-from plop_nb.tally import MEANS, Batch, Forward, Visit
+from plop_nb.tally import MEANS, Forward, Sums, Visit
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ def record_norms(
     baseline, seed
         See `norms.baseline_gain`. Recomputed when an optimizer has changed the weight in place.
     observer : callable, optional
-        `observer(map, z, Wz, mask)` is called for every map (but for single experts of a stack) in
-        every forward: `map` is a `maps.LinearMap`, `z` (batch, visits, in_features) and `Wz`
-        (batch, visits, out_features) are float32 and without bias, `mask` (batch, visits) is
-        positive at real tokens. It may return an `Observation`.
+        `observer(map, z, Wz, mask)` is called for every map that is scored (but for single experts
+        of a stack) in every forward: `map` is a `maps.LinearMap`, `z` (batch, visits, in_features)
+        and `Wz` (batch, visits, out_features, without bias) are in the model's dtype or float32,
+        `mask` (batch, visits) is positive at real tokens and may be on another device; a token
+        with ||z|| = 0 does not count. It may return an `Observation`.
 
     Yields
     ------
@@ -111,9 +112,9 @@ class Record:
         self._handles: list = []
         # Several forwards may be under way: see `offload.interleaved`.
         self._forward: ContextVar[Forward | None] = ContextVar("forward", default=None)
-        self._batches: list[Batch] = []
+        self._batches: list[Sums] = []
         self._totals: dict[int, torch.Tensor] = {}  # of the batches that are kept for good
-        self._kept_samples = 0
+        self._pending: list[Sums] = []  # those since the last `keep`
         self._seen: set[int] = set()  # indices of maps
         # Index of a map -> input shape whose padding cannot be told: it gets no score at all.
         self._unclear: dict[int, tuple] = {}
@@ -155,26 +156,25 @@ class Record:
     def totals(self) -> dict[str, torch.Tensor]:
         """{module name: sum over all forwards of what the observer returned as `total`}."""
         totals = dict(self._totals)
-        for batch in self._batches:
-            if batch.first >= self._kept_samples:
-                _add(totals, batch.totals)
+        for batch in self._pending:
+            _add(totals, batch.totals)
         names = self.unclear()
         named = {self._maps[index].name: total for index, total in totals.items()}
         return {name: total for name, total in named.items() if name not in names}
 
     def keep(self) -> None:
         """Keep the forwards so far for good: `discard` goes back no further."""
-        for batch in self._batches:
-            if batch.first >= self._kept_samples:
-                _add(self._totals, batch.totals)
-                batch.totals = {}
-        self._kept_samples = self.samples
+        for batch in self._pending:
+            _add(self._totals, batch.totals)
+            batch.totals.clear()
+        self._pending.clear()
 
     def discard(self) -> None:
         """Drop the forwards since the last `keep`, as after one that ran out of memory."""
-        kept = self._kept_samples
-        self._batches = [batch for batch in self._batches if batch.first < kept]
-        self.samples = min(self.samples, kept)
+        for batch in self._pending:
+            self._batches.remove(batch)
+            self.samples -= len(batch.real)
+        self._pending.clear()
         self._forward.set(None)
 
     def real_tokens(self) -> np.ndarray:
@@ -259,9 +259,10 @@ class Record:
         given = {**self._signature.bind_partial(*args, **kwargs).arguments, **kwargs}
         tokens = Tokens.of_call(given, self.score_mask)
         self.score_mask = None
-        batch = Batch(self.samples, tokens.mask.sum(1))
+        batch = Sums(self.samples, tokens.mask.sum(1))
         self._forward.set(Forward(tokens, batch))
         self._batches.append(batch)
+        self._pending.append(batch)
         self.samples += len(tokens.mask)
 
     def _end_batch(self, *_):
@@ -294,12 +295,12 @@ class Record:
         bias = self._baselines.bias(index)
         by_sample, samples = partial(self._padding.by_sample, linear_map), len(mask)
         input_norm = by_sample(forward.input_norm(z)).reshape(samples, -1)
-        feature_norm = by_sample(forward.kept(norms(out, bias))).reshape(samples, -1)
+        feature_norm = by_sample(forward.in_block(norms(out, bias))).reshape(samples, -1)
         visit = Visit(index, input_norm, feature_norm, gain, mask)
         observer = self._observer
         if observer is not None:
-            features = out.float() if bias is None else out.float() - bias.float()
-            z = by_sample(z.float()).reshape(samples, -1, z.shape[-1])
+            features = out if bias is None else out.float() - bias.float()
+            z = by_sample(z).reshape(samples, -1, z.shape[-1])
             features = by_sample(features).reshape(samples, -1, out.shape[-1])
             seen = observer(linear_map, z, features, mask) or Observation()
             visit = _replaced(visit, seen)
@@ -332,7 +333,9 @@ class Record:
                     gain = self._baselines.gain(index).to(z.device)
                     if self._baselines.is_zero(index):
                         continue
-                    values = token_statistics(real[who], norms(inputs), norms(features), gain)
+                    sizes = norms(inputs), norms(features)
+                    del inputs, features  # before the next projection makes its own
+                    values = token_statistics(real[who], *sizes, gain)
                     sums = torch.zeros(len(values), samples, device=z.device)
                     found[index] = sums.index_add_(1, owner[who], values)
         if found:  # not all weights are zero

@@ -137,7 +137,6 @@ class Observed:
 
     frame: pd.DataFrame  # one row per sample and module: sample, module, type, layer, tokens, means
     totals: dict[str, torch.Tensor]  # {module: what the observer had added up}, on the CPU
-    gains: dict[str, float | None]  # {module: its baseline}
     unseen: dict[str, str]  # {module: why it has no score}
     unclear: set[str]  # modules whose padding could not be told, in some batch
     stacks: list[str]  # names of experts that were scored one by one
@@ -199,7 +198,8 @@ def observe(
             if partial is not None:
                 path = partial if processes == 1 else f"{partial}.{rank}"
                 run.resume(path, settings | _identity(model), has_totals=adds_up)
-            source.select(rank, processes, None if rule is None else seed, run.is_finished)
+            is_finished = None if partial is None else run.is_finished
+            source.select(rank, processes, None if rule is None else seed, is_finished)
             hidden = not progress or rank > 0 or bool(os.environ.get("TQDM_DISABLE"))
             with tqdm(desc="NFN", unit="text", total=source.total, disable=hidden) as bar:
                 result = run.through(trunk_of(model), source.parts(rule), size, rule, bar)
@@ -249,6 +249,7 @@ class _Run:
             for window in forward_all(trunk, part, size, self._record):
                 self._note(window)
                 bar.update(sum(len(positions) for positions, _ in window))
+                del window  # its tensors need not outlive the next forward
             if rule is not None and rule.decided(self._frame()):
                 return self._observed(decided=True)
         # Of a finished file there is nothing to run, and still to decide.
@@ -276,7 +277,6 @@ class _Run:
         return Observed(
             frame=self._frame(),
             totals={name: total.cpu() for name, total in totals.items()},
-            gains=dict(zip(record.maps()["module"], record.gains(), strict=True)),
             unseen=record.unseen(),
             unclear=record.unclear(),
             stacks=record.stacks(),

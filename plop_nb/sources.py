@@ -11,7 +11,8 @@ from plop_nb import batches
 from plop_nb.batches import Batch, BatchSize, Numbered
 from plop_nb.stats import StoppingRule
 
-IsFinished = Callable[[int, Batch], bool]  # of a sample's position and its tensors
+# Of a sample's position and its tensors; None where nothing is.
+IsFinished = Callable[[int, Batch], bool] | None
 
 
 class Source(Protocol):
@@ -67,7 +68,9 @@ class Texts:
         else:
             order = np.random.default_rng(shuffle).permutation(len(self._rows)).tolist()
         own = order[rank::processes]
-        self._positions = [i for i in own if not is_finished(i, self._rows[i])]
+        if is_finished is not None:
+            own = [i for i in own if not is_finished(i, self._rows[i])]
+        self._positions = own
         self.total = len(self._positions)
 
     def parts(self, rule: StoppingRule | None) -> Iterator[Iterator[Numbered]]:
@@ -86,9 +89,9 @@ class Collated:
     def select(
         self, rank: int, processes: int, shuffle: int | None, is_finished: IsFinished
     ) -> None:
-        """See `Source`; a batch is run again where one of its samples is not finished."""
+        """See `Source`; of a batch only the samples that are not finished are run."""
         own = itertools.islice(self._batches, rank, None, processes)
-        self._batches = _unfinished(own, is_finished)
+        self._batches = own if is_finished is None else _unfinished(own, is_finished)
 
     def parts(self, rule: StoppingRule | None) -> Iterator[Iterator[Numbered]]:
         """See `Source`."""
@@ -98,9 +101,14 @@ class Collated:
 
 def _unfinished(numbered, is_finished):
     for positions, batch in numbered:
-        found = [is_finished(i, batches.row_of(batch, row)) for row, i in enumerate(positions)]
-        if not all(found):
+        rows = []
+        for row, position in enumerate(positions):
+            if not is_finished(position, batches.row_of(batch, row)):
+                rows.append(row)
+        if len(rows) == len(positions):
             yield positions, batch
+        elif rows:
+            yield [positions[row] for row in rows], batches.rows_of(batch, rows)
 
 
 def _looks(items, rule, samples):

@@ -1,5 +1,6 @@
 """How sure a score, a ranking and a placement are. Needs nothing but the frame of scores."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -281,7 +282,9 @@ def _probabilities_below_zero(gaps):
     if texts < 2:
         return found
     same = np.ptp(gaps, axis=0) == 0  # in every text: nothing to estimate
-    tested = stats.ttest_1samp(gaps[:, ~same], 0, alternative="greater")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # gaps that are the same but for rounding
+        tested = stats.ttest_1samp(gaps[:, ~same], 0, alternative="greater")
     found[~same] = tested.pvalue
     found[same] = np.where(gaps[0, same] == 0, 0.5, gaps[0, same] < 0)
     return found

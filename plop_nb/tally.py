@@ -24,8 +24,8 @@ class Visit:
     mask: torch.Tensor
 
 
-@dataclass
-class Batch:
+@dataclass(eq=False)
+class Sums:
     """What stays of one forward of the trunk."""
 
     first: int  # number of its first sample
@@ -49,7 +49,7 @@ class Forward:
     """One forward of the trunk while it runs."""
 
     tokens: Tokens
-    batch: Batch
+    batch: Sums
     visits: list[Visit] = field(default_factory=list)
     blocks: dict = field(default_factory=dict)  # (shape, device) -> (block of norms, rows used)
     last_input: weakref.ref | None = None
@@ -58,10 +58,10 @@ class Forward:
     def input_norm(self, z: torch.Tensor) -> torch.Tensor:
         """||z|| per token; computed once for maps that read the same tensor (query, key, value)."""
         if self.last_input is None or self.last_input() is not z:
-            self.last_input, self.last_norm = weakref.ref(z), self.kept(norms(z))
+            self.last_input, self.last_norm = weakref.ref(z), self.in_block(norms(z))
         return self.last_norm
 
-    def kept(self, norm: torch.Tensor) -> torch.Tensor:
+    def in_block(self, norm: torch.Tensor) -> torch.Tensor:
         """The norm in a larger block: small tensors that outlive activations leave holes."""
         block, used = self.blocks.get((norm.shape, norm.device), (None, BLOCK))
         if used == BLOCK:

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from plop_nb.checks import positive_integer
 from plop_nb.maps import LinearMap, linear_maps, unwrapped
 
 TASKS = {
@@ -71,10 +72,11 @@ def lora_config(
     ValueError
         No form hits exactly the wanted targets: says what each did.
     """
+    r = positive_integer("r", r)
     options.setdefault("task_type", _task_type(unwrapped(model)))
     failures = []
     for form in _forms(wanted):
-        config = LoraConfig(r=int(r), **form, **options)
+        config = LoraConfig(r=r, **form, **options)
         try:
             adapted = adapted_targets(model, config)
         except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:

@@ -568,3 +568,30 @@ def test_layer_subsets_are_exact(tiny_llama):
         .eq(1)
         .all()
     )
+
+
+def test_a_stack_whose_numbers_are_counts_is_reported(recwarn):
+    """Some stacks get sorted tokens and how many each expert has: their padding is not known."""
+
+    class Counted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up_proj = torch.nn.Parameter(torch.randn(3, 8, 4))
+            self.down_proj = torch.nn.Parameter(torch.randn(3, 4, 4))
+
+        def forward(self, hidden, counts):
+            return hidden
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.experts = torch.nn.Linear(4, 4), Counted()
+
+        def forward(self, inputs_embeds):
+            permuted = self.first(inputs_embeds).flatten(0, 1).repeat(2, 1)
+            return self.experts(permuted, torch.tensor([3, 4, 5]))
+
+    batch = {"inputs_embeds": torch.randn(2, 3, 4)}
+    scores = plop.nfn_scores(Model(), [batch], progress=False)
+    assert set(scores["module"]) == {"first"}
+    assert "padding unknown" in str(recwarn[0].message)

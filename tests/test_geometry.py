@@ -364,3 +364,57 @@ def test_an_observer_sees_inputs_outputs_and_padding(tiny_llama, byte_tokenizer)
     assert seen == dict.fromkeys(scored, (batch["input_ids"].shape, real))
     assert (record.frame()["nfn"] == 0).all() and (record.frame()["input_norm"] > 0).all()
     assert record.totals() == dict.fromkeys(scored, 2 * real)
+
+
+def test_vectors_of_another_run_are_not_added(tiny_llama, byte_tokenizer, tmp_path):
+    """Whoever deletes the file of samples, as the error says, need not know of the second file."""
+    path = tmp_path / "means.jsonl"
+    options = {"batch_size": 1, "progress": False}
+    mean_inputs(tiny_llama, TEXTS[:2], byte_tokenizer, partial=path, **options)
+    path.unlink()
+    expected = mean_inputs(tiny_llama, TEXTS[2:], byte_tokenizer, **options)
+    mean_inputs(tiny_llama, TEXTS[2:3], byte_tokenizer, partial=path, **options)
+    (tmp_path / "means.jsonl.totals").unlink()  # the new run was interrupted before it wrote any
+    path.write_text(path.read_text().splitlines(True)[0])
+    found = mean_inputs(tiny_llama, TEXTS[2:], byte_tokenizer, partial=path, **options)
+    for name, mean in expected.items():
+        torch.testing.assert_close(found[name], mean)
+
+
+@pytest.mark.parametrize("lost", ["file", "lines"])
+def test_totals_that_the_file_does_not_cover_are_made_again(
+    tiny_llama, byte_tokenizer, tmp_path, lost
+):
+    path = tmp_path / "means.jsonl"
+    options = {"batch_size": 1, "progress": False}
+    expected = mean_inputs(tiny_llama, TEXTS, byte_tokenizer, partial=path, **options)
+    lines = path.read_text().splitlines(True)
+    if lost == "lines":
+        path.write_text("".join(lines[:3]))
+    else:  # another run's totals lie beside a new file
+        path.unlink()
+    found = mean_inputs(tiny_llama, TEXTS, byte_tokenizer, partial=path, **options)
+    for name, mean in expected.items():
+        torch.testing.assert_close(found[name], mean)
+
+
+def test_a_split_goes_on_from_its_means(tiny_llama, byte_tokenizer, tmp_path):
+    """`mean_inputs` is the first pass of `mean_split`: one file serves both."""
+    path = tmp_path / "run.jsonl"
+    mean_inputs(tiny_llama, TEXTS, byte_tokenizer, partial=path, progress=False)
+    forwards = []
+    handle = tiny_llama.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    found = split(tiny_llama, TEXTS, byte_tokenizer, partial=path)
+    handle.remove()
+    assert len(forwards) == 1  # the second pass
+    pd.testing.assert_frame_equal(found, split(tiny_llama, TEXTS, byte_tokenizer), rtol=1e-5)
+
+
+def test_directions_of_any_dtype(tiny_llama, byte_tokenizer):
+    whole = {"model.layers.0.mlp.up_proj": torch.arange(32)}
+    exact = {name: vector.float() for name, vector in whole.items()}
+    scores = [
+        nfn_without(tiny_llama, TEXTS, byte_tokenizer, directions, progress=False)
+        for directions in (whole, exact)
+    ]
+    assert scores[0].equals(scores[1])

@@ -204,6 +204,12 @@ def test_what_is_no_integer_is_named(tiny_llama, byte_tokenizer, wrong):
         plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, batch_size=wrong, progress=False)
 
 
+def test_half_a_rank_is_no_rank(tiny_llama, byte_tokenizer):
+    scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
+    with pytest.raises(ValueError, match="r=8.5, expected an integer of at least 1"):
+        plop.place(scores, k=1).lora_config(tiny_llama, r=8.5)
+
+
 def test_a_placement_shows_whatever_it_holds(tiny_llama, byte_tokenizer):
     scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
     whole = plop.place(scores, k=1)

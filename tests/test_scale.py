@@ -445,3 +445,33 @@ def test_an_error_in_one_process_ends_both(tmp_path):
     done = launched(tmp_path, "bad")
     assert done.returncode != 0
     assert "module 'model.layers.3.mlp.up_proj' has NaN or infinite weights" in done.stderr
+
+
+def test_of_a_batch_cut_in_two_only_the_rest_is_run(tiny_llama, byte_tokenizer, tmp_path):
+    """An interrupt between the halves of a collator's batch: no sample counts twice."""
+    byte_tokenizer.pad_token = "!"
+    whole = dict(byte_tokenizer(MANY[:8], padding=True, return_tensors="pt"))
+    expected = plop.nfn_scores(tiny_llama, [whole], progress=False)
+    path = tmp_path / "run.jsonl"
+    half = {name: value[:4] for name, value in whole.items()}
+    plop.nfn_scores(tiny_llama, [half], progress=False, partial=path)
+    seen = []
+    handle = tiny_llama.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = plop.nfn_scores(tiny_llama, [whole], progress=False, partial=path)
+    handle.remove()
+    assert seen == [4]
+    same(found, expected)
+
+
+def test_an_offloaded_split_goes_on_after_its_first_pass(tiny_llama, byte_tokenizer, tmp_path):
+    """No map has been met in this call, so no baseline is known from its forwards."""
+    folder, path = tmp_path / "weights", tmp_path / "run.jsonl"
+    offloaded_llama = disk_offload(tiny_llama, str(folder), execution_device=torch.device("cpu"))
+    texts = MANY[:3]
+    expected = plop.mean_split(offloaded_llama, texts, byte_tokenizer, progress=False)
+    first = plop.mean_split(offloaded_llama, texts, byte_tokenizer, progress=False, partial=path)
+    again = plop.mean_split(offloaded_llama, texts, byte_tokenizer, progress=False, partial=path)
+    pd.testing.assert_frame_equal(first, expected, rtol=1e-5)
+    assert again.equals(first)
