@@ -160,8 +160,8 @@ def _task(train=(), test=()):
     return _experiments().Task("problems", list(train), [], list(test))
 
 
-AS_BEFORE: dict[tuple[str, str], Callable] = {}
-for function in (finetune, evaluate, grid, read_runs):
-    AS_BEFORE["finetune", function.__name__] = function
-for function in (sums, metamath, warm_up, train, samples, accuracy, completions, answer_of):
-    AS_BEFORE["grpo", function.__name__] = function
+OLD_FINETUNE: list[Callable] = [finetune, evaluate, grid, read_runs]
+OLD_GRPO: list[Callable] = [sums, metamath, warm_up, train, samples, accuracy]
+OLD_GRPO += [completions, answer_of]
+AS_BEFORE = {("finetune", function.__name__): function for function in OLD_FINETUNE}
+AS_BEFORE |= {("grpo", function.__name__): function for function in OLD_GRPO}

@@ -13,7 +13,7 @@ BLOCK = 64  # norms that are kept side by side
 MEANS = ["input_norm", "feature_norm", "nfn", "nfn_square"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Visit:
     """What one map showed in one forward: norms (batch, visits), until they are summed."""
 

@@ -11,12 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import optuna
 import pandas as pd
+import psutil
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 import plop_nb as plop
 from plop_nb.experiments import Task, curves, finetune, grid, grids, read_runs
-from plop_nb.experiments.grids.cells import Board, Cell, Objective, finished_rows, run_cells
+from plop_nb.experiments.grids import ownership
+from plop_nb.experiments.grids.cells import (
+    Board,
+    Cell,
+    Objective,
+    finished_rows,
+    run_cells,
+    study_name,
+)
 from plop_nb.experiments.grids.storage import open_storage, quiet_optuna
 from plop_nb.placement import Placement
 from tests.tiny_models import build
@@ -206,11 +216,13 @@ def test_one_training_serves_two_names(cells, count, scores, tmp_path, kind):
 
 def test_trials_show_what_was_run(cells, count, tmp_path):
     cells(storage=tmp_path / "r", study="race", ranks={"a": 3, "b": 4})
-    study = optuna.load_study(study_name="race: toy; a, b", storage=open_storage(tmp_path / "r"))
+    study = optuna.load_study(
+        study_name="race: 'toy'; 'a', 'b'", storage=open_storage(tmp_path / "r")
+    )
     trial = study.trials[0]
     assert trial.params == {"task": "toy", "placement": "a", "lr": 1e-3, "seed": 0, "r": 3}
     assert trial.value == trial.user_attrs["loss"] == 1 / 7
-    assert {"steps", "curve", "accuracy", "owner"} <= set(trial.user_attrs)
+    assert {"steps", "curve", "accuracy", "plop_owner", "plop_alive"} <= set(trial.user_attrs)
     assert study.best_trial.number == 0 and study.direction.name == "MINIMIZE"
 
 
@@ -239,7 +251,8 @@ def test_a_line_cut_short_costs_only_itself(cells, count, tmp_path):
     path = tmp_path / "runs.journal"
     whole = cells(storage=path)
     path.write_bytes(path.read_bytes()[:-30])
-    assert len(read_runs(path)) == 7
+    cut = path.read_bytes()
+    assert len(read_runs(path)) == 7 and path.read_bytes() == cut  # reading writes nothing
     runs = cells(storage=path)
     assert len(count) == 9 and len(runs) == 8 and len(read_runs(path)) == 8
     assert runs["loss"].tolist()[:7] == whole["loss"].tolist()[:7]
@@ -356,33 +369,133 @@ def test_what_another_process_runs_is_left_to_it(tmp_path):
     log, storage = tmp_path / "log", tmp_path / "r"
     other = worker(storage, log, 1, 60)
     wait_for(lambda: begun(log))
-    assert run_cells([Cell("key 0", {"name": "n0", "seed": 0})], dict, storage=storage) == []
+    with pytest.warns(UserWarning, match=f"1 of 1 cells.*process {other.pid} on .*same call later"):
+        assert run_cells([Cell("key 0", {"name": "n0", "seed": 0})], dict, storage=storage) == []
     other.kill()
     other.communicate()
 
 
-@pytest.mark.slow
-def test_a_database_takes_over_from_a_host_whose_heart_has_stopped(tmp_path, monkeypatch):
-    storage = url(tmp_path / "r.db")
-    cell = Cell("k", {"seed": 0})
+def crash(_):
+    raise SystemExit
 
-    def crash(_):
-        raise SystemExit
 
-    monkeypatch.setattr(Board, "_fail", lambda self, trial_id: None)  # no time to say so
-    monkeypatch.setattr("plop_nb.experiments.grids.ownership.platform.node", lambda: "far away")
-    with pytest.raises(SystemExit):
-        run_cells([cell], crash, storage=storage)
-    monkeypatch.undo()
+def one(_):
+    return {"loss": 1.0}
+
+
+@both_kinds
+def test_cells_are_taken_over_from_a_host_whose_heart_has_stopped(tmp_path, monkeypatch, kind):
+    storage, cell = storage_of(kind, tmp_path), Cell("k", {"seed": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Board, "_fail", lambda self, trial_id: None)  # no time to say so
+        patch.setattr(ownership.platform, "node", lambda: "far away")
+        with pytest.raises(SystemExit):
+            run_cells([cell], crash, storage=storage)
+    with pytest.warns(UserWarning, match="process .* on far away"):
+        assert run_cells([cell], one, storage=storage) == []  # it may live
+    monkeypatch.setattr(ownership, "GRACE", 0)
+    assert run_cells([cell], one, storage=storage) == [{"loss": 1.0, "seed": 0, "key": "k"}]
+    assert [trial.state.name for trial in trials_of(storage)] == ["FAIL", "COMPLETE"]
+
+
+def test_the_heart_of_a_journal_beats_while_a_cell_runs(tmp_path, monkeypatch):
+    storage, seen = tmp_path / "r", set()
+    monkeypatch.setattr(ownership, "HEARTBEAT", 0.02)
 
     def run(_):
+        wait_for(lambda: seen.add(trials_of(storage)[0].user_attrs["plop_alive"]) or len(seen) > 2)
         return {"loss": 1.0}
 
-    assert run_cells([cell], run, storage=storage) == []  # it may live
-    monkeypatch.setattr("plop_nb.experiments.grids.storage.GRACE", 1)
-    time.sleep(2.1)  # the database counts whole seconds
-    assert run_cells([cell], run, storage=storage) == [{"loss": 1.0, "seed": 0, "key": "k"}]
-    assert [trial.state.name for trial in trials_of(storage)] == ["FAIL", "COMPLETE"]
+    assert len(run_cells([Cell("k", {"seed": 0})], run, storage=storage)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({}, False),
+        ({"pid": 2**22 + 1}, True),
+        ({"pid": 2**22 + 1, "boot": 0.0}, False),  # another boot, another container: cannot tell
+        ({"pid": 2**22 + 1, "namespace": 1}, False),
+        ({"claim": "of before"}, True),
+    ],
+)
+def test_only_on_this_host_and_boot_a_process_is_known_to_be_dead(monkeypatch, change, stale):
+    monkeypatch.setattr(ownership, "RUNNING_HERE", {"ours"})
+    owner = ownership.this_process("ours") | change
+    attributes = {"plop_owner": owner, "plop_alive": time.time()}
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    assert ownership.is_stale(trial) == stale
+    attributes["plop_alive"] -= ownership.GRACE + 1
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    assert ownership.is_stale(trial)
+
+
+def test_a_process_that_may_not_be_looked_at_is_not_dead(monkeypatch):
+    owner = ownership.this_process("x") | {"pid": 1}
+
+    def deny(pid=None):
+        raise psutil.AccessDenied
+
+    here = ownership.this_process("")
+    monkeypatch.setattr(ownership, "this_process", lambda claim: here)
+    monkeypatch.setattr(psutil, "Process", deny)
+    attributes = {"plop_owner": owner, "plop_alive": time.time()}
+    trial = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+    assert not ownership.is_stale(trial)
+
+
+def test_trials_of_others_are_left_alone(tmp_path):
+    storage = tmp_path / "r"
+    with quiet_optuna():
+        study = optuna.create_study(study_name="theirs", storage=open_storage(storage))
+        study.ask()
+        study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"key": "k"}))
+    assert len(run_cells([Cell("k", {"seed": 0})], one, storage=storage)) == 1
+    states = [trial.state.name for trial in trials_of(storage)]
+    assert sorted(states) == ["COMPLETE", "COMPLETE", "RUNNING"]
+    assert len(finished_rows(storage)) == 1
+
+
+def test_a_cell_that_fails_elsewhere_as_it_is_queued_is_left_out(monkeypatch):
+    add = Board._add
+
+    def lost(self, cell, row=None):
+        trial_id = add(self, cell, row)
+        self._fail(trial_id)
+        return trial_id
+
+    monkeypatch.setattr(Board, "_add", lost)
+    with pytest.warns(UserWarning, match="1 of 1 cells are left out"):
+        assert run_cells([Cell("k", {"seed": 0})], one) == []
+
+
+def test_rows_are_counted_once(tmp_path):
+    """Also where two processes have finished the same cell."""
+    cell, storage = Cell("k", {"seed": 0}), tmp_path / "r"
+    run_cells([cell], one, storage=storage)
+    with quiet_optuna():
+        board = Board(open_storage(storage), "runs", [cell], Objective("loss", "minimize"))
+        board._add(cell, {"loss": 2.0})
+    assert [row["loss"] for row in finished_rows(storage)] == [1.0]
+
+
+def test_labels_that_look_alike_joined_are_other_studies():
+    for labels in (["a", "b"], ["a, b"]):
+        cells = [Cell(label, {"name": label}) for label in labels]
+        assert len(run_cells(cells, one)) == len(labels)
+    names = {study_name("s", {"n": CategoricalDistribution(c)}) for c in (["a", "b"], ["a, b"])}
+    assert len(names | {study_name("s", {}, "maximize"), study_name("s", {})}) == 4
+
+
+def test_a_database_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("plop_nb.experiments.grids.storage.PAUSE", 0)
+    path = tmp_path / "typo.db"
+    with pytest.raises(ValueError, match="storage='sqlite:///.*typo.db' does not exist"):
+        read_runs(url(path))
+    assert not path.exists()
+    path.write_text("no database " * 100)
+    with pytest.raises(ValueError, match="storage='sqlite:///.*typo.db' cannot be opened"):
+        read_runs(url(path))
 
 
 @both_kinds

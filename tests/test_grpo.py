@@ -92,10 +92,14 @@ def test_sums_are_divided_without_overlap(size):
 
 
 def test_sums_say_how_many_there_are():
-    with pytest.raises(ValueError, match="155 sums of terms=2 and digits=1"):
+    with pytest.raises(
+        ValueError, match="train=150, but 'digit_sums of terms=2, digits=1' has only 105"
+    ):
         digit_sums(150, 50)
     with pytest.raises(ValueError, match="digits=0, expected an integer of at least 1"):
         digit_sums(digits=0)
+    with pytest.raises(ValueError, match="validation=-1, expected an integer of at least 1, or 0"):
+        digit_sums(validation=-1)
 
 
 def test_digit_sums_by_name_and_with_a_validation_split():
@@ -149,7 +153,7 @@ def test_metamath_keeps_numbers_and_one_rephrasing_of_each_question(monkeypatch)
     assert [paid(a, "7,999") for a in ("7999", "7,999.0", "7", "-7999")] == [[1], [1], [0], [0]]
     hostile = [grpo.answer_reward([None], [c], ["7"], [train["task"]]) for c in HOSTILE]
     assert hostile == [[right] for *_, right in HOSTILE.values()]
-    with pytest.raises(ValueError, match="more than the 2 problems"):
+    with pytest.raises(ValueError, match="train=2, but 'metamath_tagged' has only 1 more"):
         load_task("metamath_tagged", train=2, test=1)
 
 
@@ -429,6 +433,14 @@ def test_samples_and_accuracy(base):
     assert table["expected"].tolist() == ["1", "2", "3"] and not table.isna().any().any()
     assert grpo.accuracy(base[0], TASK, base[1], max_completion_length=4) == 0
     assert same(before, state(*base))
+
+
+def test_a_tokenizer_needs_no_end_of_text_but_padding(tiny_llama, byte_tokenizer):
+    assert byte_tokenizer.eos_token is None
+    options = {"max_completion_length": 2}
+    byte_tokenizer.pad_token = "!"
+    assert len(grpo.samples(tiny_llama, TASK, byte_tokenizer, n=2, **options)) == 2
+    assert grpo.accuracy(tiny_llama, TASK, byte_tokenizer, **options) == 0
 
 
 def test_errors_say_what_would_do(base, monkeypatch):

@@ -1,5 +1,6 @@
 """Finetuning: evaluation, runs, and the model that comes back as it was."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -110,6 +111,42 @@ def test_what_has_changed_is_read_again(tiny_llama, tokenizer, task):
     longer = loss()
     tokenizer.eos_token = "!"
     assert len({before, longer, loss()}) == 3
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluation_is_seen_by_hooks_and_leaves_the_model_as_it_was(
+    tiny_llama, tokenizer, task, fails
+):
+    def check(text, example):
+        if fails:
+            raise ArithmeticError("on purpose")
+        return True
+
+    tiny_llama.train()
+    tiny_llama.model.layers[1].eval()
+    before, generation = state_of(tiny_llama), tiny_llama.generation_config
+    checked = dataclasses.replace(task, check=check)
+    with plop.record_norms(tiny_llama) as record:
+        with pytest.raises(ArithmeticError) if fails else contextlib.nullcontext():
+            evaluate(tiny_llama, checked, tokenizer)
+    assert len(record.frame()) > 0
+    assert state_of(tiny_llama) == before and tiny_llama.generation_config is generation
+
+
+def test_an_adapted_model_keeps_its_generation_config(tiny_llama, tokenizer, task, placement):
+    adapted = get_peft_model(tiny_llama, placement.lora_config(tiny_llama))
+    generation, own = tiny_llama.generation_config, set(vars(adapted))
+    evaluate(adapted, task, tokenizer)
+    assert tiny_llama.generation_config is generation
+    assert set(vars(adapted)) == own
+
+
+def test_conversations_have_a_loss(tiny_llama, tokenizer, monkeypatch):
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    plain = digits(3)
+    chat = [{**e, "prompt": [{"role": "user", "content": e["prompt"]}]} for e in plain]
+    rows = [encoded(Task("t", [], [], test), "test", tokenizer) for test in (plain, chat)]
+    assert rows[0] == rows[1]
 
 
 def test_batches_keep_within_their_tokens():

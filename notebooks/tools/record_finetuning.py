@@ -250,18 +250,21 @@ def tune_and_train(job):
     options = TASKS[task.name] | (SMALL if small else {})
     options |= {"ranks": {name: row.r}, "storage": storage, "progress": False}
     best = tuned_rate(task, {name: placement}, options, SMALL_RATES if small else RATES)
-    arguments = {"seeds": SEEDS, "lrs": best, **options}
-    ex.grid(model, [task], tokenizer, {name: placement}, **arguments)
+    if best is None:
+        return f"{task.name}, {name}: left out, as another process has runs of it"
+    ex.grid(model, [task], tokenizer, {name: placement}, seeds=SEEDS, lrs=best, **options)
     return f"{task.name}, {name}"
 
 
 def tuned_rate(task, placements, options, rates):
-    """The best learning rate on the validation split, looked for beyond the edges of `rates`."""
+    """The best rate on the validation split, or None where another process has some of the runs."""
     rates = set(rates)
-    validation = {"seeds": TUNING_SEEDS, "accuracy": False, "final": "validation"}
-    options = {**options, **validation, "study": "tuning"}
+    options = {**options, "seeds": TUNING_SEEDS, "accuracy": False, "final": "validation"}
     while True:
-        runs = ex.grid(model, [task], tokenizer, placements, lrs=sorted(rates), **options)
+        options["lrs"] = sorted(rates)
+        runs = ex.grid(model, [task], tokenizer, placements, study="tuning", **options)
+        if len(runs) < len(placements) * len(rates) * len(TUNING_SEEDS):
+            return None
         best = ex.tuned(runs)
         lr = best["lr"].item()
         if not best["edge"].any():
@@ -333,12 +336,13 @@ def halved(names, folder):
         placements = {"PLoP": plop.place(scores, k=3)}
         options = {"storage": folder / "halved.journal", "progress": False, **TASKS[name]}
         lr = rate_of(name, "PLoP") / 2
-        parts.append(
-            ex.grid(model, [task], tokenizer, placements, seeds=SEEDS, lrs=[lr], **options)
-        )
-    command = "python notebooks/tools/record_finetuning.py halved"
-    head = {"seed": SEEDS, "command": f"{command} --tasks {' '.join(names)}"}
-    save(pd.concat(parts)[RUN_COLUMNS], "finetuning_halved.csv", **head)
+        runs = ex.grid(model, [task], tokenizer, placements, seeds=SEEDS, lrs=lr, **options)
+        if len(runs) == len(SEEDS):
+            parts.append(runs)
+        else:
+            print(f"{name}: left out, as another process has runs of it", flush=True)
+    command = f"python notebooks/tools/record_finetuning.py halved --tasks {' '.join(names)}"
+    save(pd.concat(parts)[RUN_COLUMNS], "finetuning_halved.csv", seed=SEEDS, command=command)
 
 
 def rate_of(task, label):
@@ -383,8 +387,7 @@ def main():
         tasks, stages = ["sums"], ["equal rank", "nested"]
     folder = given.folder or Path("build/finetuning_small" if given.small else "build/finetuning")
     if given.what == "run":
-        options = {"tasks": tasks, "stages": stages, "small": given.small}
-        run(folder, given.workers, given.minutes, **options)
+        run(folder, given.workers, given.minutes, tasks=tasks, stages=stages, small=given.small)
     elif given.what == "mechanism":
         mechanism(tasks)
     elif given.what == "halved":

@@ -3,6 +3,8 @@
 The names load when they are first used, so that importing this costs nothing.
 """
 
+# ruff: noqa: F401  (`__all__` is made of `HOMES`)
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -36,24 +38,7 @@ HOMES = {
     "versus": "plop_nb.experiments.compare",
 }
 
-__all__ = [
-    "NormsCallback",
-    "Task",
-    "curves",
-    "digit_sums",
-    "evaluate",
-    "finetune",
-    "grid",
-    "growth",
-    "grpo",
-    "load_task",
-    "mean_interval",
-    "power_fit",
-    "rank_for",
-    "read_runs",
-    "tuned",
-    "versus",
-]
+__all__ = sorted([*HOMES, "grpo"])
 
 
 def __getattr__(name: str) -> Any:

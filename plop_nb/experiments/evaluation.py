@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from plop_nb.experiments.generation import complete, padded, padding_id
-from plop_nb.experiments.isolation import shared_copy
+from plop_nb.experiments.generation import complete, padded, padding_id, prompt_ids
+from plop_nb.experiments.isolation import unchanged
 from plop_nb.experiments.tasks.task import Task
 
 TOKENS = 2048  # of a batch whose loss is taken: bounds its logits
@@ -31,7 +31,8 @@ def evaluate(
     Parameters
     ----------
     model : torch.nn.Module
-        A causal language model, also a `PeftModel` or one with merged adapters. It is not changed.
+        A causal language model, also a `PeftModel` or one with merged adapters. It comes back
+        as it was.
     task : Task
     tokenizer : transformers tokenizer
         With an `eos_token`.
@@ -55,7 +56,8 @@ def evaluate(
     TypeError, ValueError
         Bad input: names the argument, its value and what would do.
     """
-    check_task(task, tokenizer, split)
+    check_task(task, split)
+    check_end(tokenizer)
     share = None
     if accuracy and task.check is not None:
         options = {"max_length": max_length, "batch_size": batch_size}
@@ -95,7 +97,7 @@ def share_right(
     ValueError
         The split is empty, or the task has no check.
     """
-    check_task(task, tokenizer, split)
+    check_task(task, split)
     if task.check is None:
         raise ValueError(f"task {task.name!r} has no check: give it one to tell right from wrong")
     examples = task.split(split)
@@ -112,8 +114,8 @@ def share_right(
     return float(np.mean(right))
 
 
-def check_task(task: Task, tokenizer: Any, *splits: str) -> None:
-    """Refuse what is no task, a split without examples, and a tokenizer without an end of text.
+def check_task(task: Task, *splits: str) -> None:
+    """Refuse what is no task, and a split without examples.
 
     Raises
     ------
@@ -128,6 +130,10 @@ def check_task(task: Task, tokenizer: Any, *splits: str) -> None:
             raise ValueError(
                 f"task {task.name!r} has no example in its split {split!r}: give it at least one"
             )
+
+
+def check_end(tokenizer: Any) -> None:
+    """Refuse a tokenizer without an end of text (ValueError)."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "this tokenizer has no eos_token, which ends every completion: set tokenizer.eos_token"
@@ -153,7 +159,7 @@ def encoded(
         `input_ids`, and `labels`: the same for the completion and its end, -100 for the prompt.
     """
     examples = task.split(split)
-    prompts = tokenizer([example["prompt"] for example in examples])["input_ids"]
+    prompts = [prompt_ids(tokenizer, example["prompt"]) for example in examples]
     texts = [example["completion"] for example in examples]
     completions = tokenizer(texts, add_special_tokens=False)["input_ids"]
     rows = []
@@ -165,26 +171,31 @@ def encoded(
     return rows
 
 
-@torch.no_grad()
 def _loss(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> float:
     """Mean cross-entropy over all labelled tokens, in batches of like length."""
-    model = shared_copy(model).eval()
     total, tokens = 0.0, 0
-    for batch in batches(rows, _length, TOKENS):
-        ids = padded([row["input_ids"] for row in batch], pad)
-        mask = padded([[1] * _length(row) for row in batch], 0)
-        labels = padded([row["labels"] for row in batch], UNCOUNTED)
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[
-            :, :-1
-        ]
-        labels = labels[:, 1:].to(logits.device)
-        counted = labels != UNCOUNTED
-        losses = torch.nn.functional.cross_entropy(
-            logits[counted].float(), labels[counted], reduction="sum"
-        )
-        total += losses.item()
-        tokens += counted.sum().item()
+    with unchanged(model), torch.no_grad():
+        model.eval()
+        for batch in batches(rows, _length, TOKENS):
+            loss, counted = _batch_loss(model, batch, pad)
+            total += loss
+            tokens += counted
     return total / tokens
+
+
+def _batch_loss(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> tuple[float, int]:
+    """(sum of the cross-entropies, number) of the labelled tokens of a batch."""
+    ids = padded([row["input_ids"] for row in rows], pad)
+    mask = padded([[1] * _length(row) for row in rows], 0)
+    labels = padded([row["labels"] for row in rows], UNCOUNTED)
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    logits = output.logits[:, :-1]
+    labels = labels[:, 1:].to(logits.device)
+    counted = labels != UNCOUNTED
+    losses = torch.nn.functional.cross_entropy(
+        logits[counted].float(), labels[counted], reduction="sum"
+    )
+    return losses.item(), int(counted.sum().item())
 
 
 def _length(row: dict[str, list[int]]) -> int:

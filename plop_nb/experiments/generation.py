@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from plop_nb.experiments.isolation import shared_copy
+from plop_nb.experiments.isolation import unchanged
 
 Prompt = str | list[dict[str, str]]
 GREEDY = {"do_sample": False}
@@ -33,7 +33,7 @@ def complete(
     Parameters
     ----------
     model : torch.nn.Module
-        A causal language model of transformers. It is not changed.
+        A causal language model of transformers. It comes back as it was.
     prompts : list of str, or of chat messages
     tokenizer : transformers tokenizer
     new_tokens : int
@@ -61,31 +61,31 @@ def complete(
     settings = GenerationConfig(
         eos_token_id=ends_of(model, tokenizer), pad_token_id=padding_id(tokenizer)
     )
-    writer = shared_copy(model).eval()
-    writer.generation_config = settings  # generate falls back on it for what it is not told
     sampling = GREEDY if greedy else SAMPLED
     devices = [model.device] if model.device.type == "cuda" else []
     texts: dict[int, str] = {}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with unchanged(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        model.eval()
+        model.generation_config = settings  # generate falls back on it for what it is not told
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             rows = [ids[index] for index in batch]
-            written = _write(writer, rows, settings.pad_token_id, new_tokens, sampling)
+            written = _write(model, rows, settings.pad_token_id, new_tokens, sampling)
             found = tokenizer.batch_decode(written, skip_special_tokens=True)
             texts.update(zip(batch, found, strict=True))
     return [texts[index] for index in range(len(ids))]
 
 
 def _write(
-    writer: nn.Module, rows: list[list[int]], pad: int, new_tokens: int, sampling: dict[str, Any]
+    model: nn.Module, rows: list[list[int]], pad: int, new_tokens: int, sampling: dict[str, Any]
 ) -> torch.Tensor:
     """The new tokens after each row of token ids: (rows, up to `new_tokens`)."""
     tokens = padded(rows, pad, left=True)
     mask = padded([[1] * len(row) for row in rows], 0, left=True)
-    made = writer.generate(
-        input_ids=tokens.to(writer.device),
-        attention_mask=mask.to(writer.device),
+    made = model.generate(
+        input_ids=tokens.to(model.device),
+        attention_mask=mask.to(model.device),
         max_new_tokens=new_tokens,
         **sampling,
     )

@@ -94,7 +94,7 @@ def warm_up(
     trl = import_trl("training")
     from datasets import Dataset
 
-    _check_training(task, tokenizer, steps, lr)
+    _check_training(task, steps, lr)
     rows = _answered(task.train, steps * batch_size, right, random.Random(seed))
     # in bfloat16 most of such small steps round to nothing
     warm = copy.deepcopy(model).requires_grad_(True).float()
@@ -214,7 +214,7 @@ def train(
     trl = import_trl("training")
     from datasets import Dataset
 
-    _check_training(task, tokenizer, steps, lr, prompts_per_step)
+    _check_training(task, steps, lr, prompts_per_step)
     reward_columns(rewards)
     _check_options(options)
     alpha = 2 * r if lora_alpha is None else lora_alpha
@@ -264,8 +264,8 @@ def _constant_rate(steps: int) -> dict[str, Any]:
     }
 
 
-def _check_training(task: Task, tokenizer: Any, steps: int, lr: float, prompts: int = 1) -> None:
-    check_task(task, tokenizer)
+def _check_training(task: Task, steps: int, lr: float, prompts: int = 1) -> None:
+    check_task(task)
     if steps < 1 or lr <= 0:
         raise ValueError(
             f"steps={steps!r}, lr={lr!r}: expected at least one step and a positive learning rate"
@@ -344,7 +344,7 @@ def samples(
     ValueError
         The split is empty, or a reward function is named like another column.
     """
-    check_task(task, tokenizer)
+    check_task(task)
     problems = task.split(split)[:n]
     names = reward_columns(rewards)
     if not problems:
@@ -362,11 +362,9 @@ def samples(
     frame = pd.DataFrame(
         {"prompt": prompts, "completion": found, "expected": columns.get("answer")}
     )
-    total = pd.Series(0.0, index=frame.index)
     for column, reward in zip(names, rewards, strict=True):
         frame[column] = reward(prompts, found, **columns)
-        total = total + frame[column]
-    return frame.assign(reward=total)
+    return frame.assign(reward=frame[names].astype(float).sum(axis=1, skipna=False))
 
 
 def accuracy(

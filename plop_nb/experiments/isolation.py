@@ -30,6 +30,22 @@ def frozen_view(parameter: nn.Parameter) -> nn.Parameter:
 
 
 @contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts back what evaluation changes: every module's training mode, and how it generates."""
+    before = []
+    for module in model.modules():
+        before.append((module, module.training, vars(module).get("generation_config")))
+    try:
+        yield
+    finally:
+        for module, training, generation in before:
+            module.training = training
+            vars(module).pop("generation_config", None)
+            if generation is not None:
+                module.generation_config = generation
+
+
+@contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
     """All global random generators seeded (or as they are, for None), and put back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()

@@ -175,7 +175,7 @@ class Setting:
             positive_integer(name, getattr(self, name))
         for name in ("eta", "target"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < math.inf:
+            if not isinstance(value, Real) or not 0 < float(value) < math.inf:
                 raise ValueError(f"{name}={value!r}, expected a positive number")
         if self.batch > self.samples:
             raise ValueError(
@@ -185,10 +185,6 @@ class Setting:
     def is_rank_one(self) -> bool:
         """Whether every step changes W by a matrix of rank one that is known beforehand."""
         return (self.network, self.optimizer, self.train) == ("linear", "signsgd", "hidden")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real)
 
 
 @contextmanager

@@ -18,7 +18,13 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from plop_nb.checks import missing_extra, positive_integer
-from plop_nb.experiments.evaluation import check_task, encoded, evaluate, has_completions
+from plop_nb.experiments.evaluation import (
+    check_end,
+    check_task,
+    encoded,
+    evaluate,
+    has_completions,
+)
 from plop_nb.experiments.generation import padding_id
 from plop_nb.experiments.isolation import seeded, shared_copy
 from plop_nb.experiments.tasks.task import Task
@@ -213,7 +219,8 @@ def check_run(model: nn.Module, task: Task, tokenizer: Any, final: str) -> None:
     """
     if final not in FINAL_SPLITS:
         raise ValueError(f"split {final!r} is unknown, choose one of {FINAL_SPLITS}")
-    check_task(task, tokenizer, "train", final)
+    check_task(task, "train", final)
+    check_end(tokenizer)
     for split in ("train", final):
         if not has_completions(task, split):
             raise ValueError(
@@ -242,7 +249,7 @@ def import_trl(what: str) -> ModuleType:
 def trainer_settings(
     kind: type, model: nn.Module, *, lr: float, steps: int, seed: int, **options: Any
 ) -> Any:
-    """The arguments of any of TRL's trainers: nothing that blurs a comparison or writes files.
+    """An SFTConfig or GRPOConfig of TRL's: nothing that blurs a comparison or writes files.
 
     Parameters
     ----------
@@ -344,8 +351,12 @@ def run_trainer(trainer: Trainer) -> Cost:
 
 def _most_held() -> int:
     """Bytes that this process has held at most."""
-    import resource  # not on Windows
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
 
+        return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -71,7 +71,7 @@ def grid(
         Where finished runs are kept, which are not run again: a file (Optuna's journal; its folder
         is made), or the URL of a database such as "sqlite:///runs.db"; by default in memory.
         Several processes with one storage share the runs. Those of a process that was killed are
-        run again by the next call: on a file, by one on the same host.
+        run again by the next call: on the same host at once, on another one five minutes later.
     study : str
         How the study is called; the names of tasks and placements come after it.
     progress : bool
@@ -83,7 +83,8 @@ def grid(
     -------
     pandas.DataFrame
         The runs of this grid that are finished, also by other processes: what `finetune` returns,
-        `placement` (name), and `key` (of all that determines the result).
+        `placement` (name), and `key` (of all that determines the result). A UserWarning tells of
+        runs that are left out, as other processes train them.
 
     Raises
     ------
@@ -133,10 +134,7 @@ def read_runs(storage: str | Path) -> pd.DataFrame:
     ImportError
         Optuna is not installed.
     """
-    runs: dict[tuple, Row] = {}
-    for row in finished_rows(storage):
-        runs.setdefault((row["key"], row.get("placement")), row)
-    return _frame(list(runs.values()))
+    return _frame(finished_rows(storage))
 
 
 def curves(runs: pd.DataFrame) -> pd.DataFrame:

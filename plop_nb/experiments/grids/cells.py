@@ -3,19 +3,20 @@
 Several processes may work on one storage. A cell is known by its key, a hash of all that determines
 its result; a trial that is WAITING is claimed by setting it RUNNING, which succeeds for one process
 only, and of several trials with the same key only the earliest is ever claimed. The result is in
-the trial's user attributes; its name is in the list `columns`.
+the trial's user attributes; their names are in the list `COLUMNS`.
 
 A process that is killed leaves its trial RUNNING. The next call takes it over when that process is
-dead on this host; and on a database, wherever it ran, once its heartbeat has stopped for
-`ownership.GRACE` seconds. A journal file has no heartbeat: there, cells of another host that
-crashed stay RUNNING until a call is made on that host, or their trial is set to FAIL by hand.
+dead on this host, and, wherever it ran, once its last sign of life is older than `ownership.GRACE`
+seconds. Other trials in the storage are left alone.
 """
 
 import hashlib
 import json
 import math
 import os
+import time
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,17 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from plop_nb.experiments.grids.ownership import (
+    ALIVE,
+    OWNER,
     RUNNING_HERE,
-    has_heartbeat,
     heartbeat,
-    is_alive,
+    is_stale,
+    owner_name,
     this_process,
 )
-from plop_nb.experiments.grids.storage import is_url, open_storage, quiet_optuna
+from plop_nb.experiments.grids.storage import KEY, Trials, open_storage, quiet_optuna
 
+COLUMNS = "plop_columns"  # user attribute of a trial: the names of its result
 LONGEST_NAME = 200  # characters of a study's name
 Label = str | int | float
 Row = dict[str, Any]
@@ -58,8 +62,11 @@ class Cell:
 
 
 def digest(content: Any) -> str:
-    """A hash of anything that JSON can hold, numbers of numpy included: 16 hexadecimal digits."""
-    return hashlib.sha256(_json(content).encode()).hexdigest()[:16]
+    """A hash of anything that JSON can hold, numbers of numpy included: 16 hexadecimal digits.
+
+    The order of keys does not matter.
+    """
+    return hashlib.sha256(_json(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_cells(
@@ -93,11 +100,12 @@ def run_cells(
     -------
     list of dict
         The rows of all cells that are finished, in their order: the result, the labels and `key`.
+        A UserWarning tells of cells that are left out, as other processes run them.
 
     Raises
     ------
     ValueError
-        `storage` is a file of another kind.
+        `storage` is a file of another kind, or a database that cannot be opened.
     ImportError
         Optuna is not installed.
     Exception
@@ -107,32 +115,42 @@ def run_cells(
         return []
     with quiet_optuna():
         board = Board(open_storage(storage), study, cells, Objective(value, direction))
-        board.fail_abandoned()
+        board.fail_stale()
         board.enqueue(cells)
         hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
         for cell in tqdm(board.unfinished(cells), desc="runs", disable=hidden):
             board.work(cell, run)
-        return board.rows(cells)
+        rows = board.rows(cells)
+        owners = board.owners(cells)
+    if len(rows) < len(cells):
+        warnings.warn(
+            f"{len(cells) - len(rows)} of {len(cells)} cells are left out, as other processes had "
+            f"them ({', '.join(owners) or 'and have failed'}): the same call later returns them",
+            UserWarning,
+            stacklevel=2,
+        )
+    return rows
 
 
 def finished_rows(storage: str | Path) -> list[Row]:
-    """The rows of all finished cells in a storage, oldest first, as `run_cells` gives them.
+    """The rows of all finished cells in a storage, each once, as `run_cells` gives them.
+
+    Study by study, in the order of Optuna's list of them; within a study the oldest first.
 
     Raises
     ------
     ValueError
-        There is no such file, or it is of another kind.
+        There is no such file, or it is of another kind, or a database that cannot be opened.
     ImportError
         Optuna is not installed.
     """
-    if not is_url(storage) and not Path(storage).exists():
-        raise ValueError(
-            f"storage={str(storage)!r} does not exist: name the file that grid wrote, or the URL "
-            f"of a database"
-        )
+    rows: dict[tuple, Row] = {}
     with quiet_optuna():
-        trials = Trials(open_storage(storage))
-        return [_row(entry.trial) for entry in trials.entries if _is_complete(entry.trial)]
+        for entry in Trials(open_storage(storage, write=False)).entries:
+            if entry.trial.state.name == "COMPLETE":
+                labels = tuple(sorted(entry.trial.params.items()))
+                rows.setdefault((entry.trial.user_attrs[KEY], labels), _row(entry.trial))
+    return list(rows.values())
 
 
 @dataclass(frozen=True)
@@ -150,49 +168,6 @@ class Objective:
         return float(value)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A trial, and the study that it is in."""
-
-    study_id: int
-    trial: Any  # optuna.trial.FrozenTrial
-
-
-class Trials:
-    """All trials with a key in a storage: study by study, the oldest first."""
-
-    def __init__(self, storage: Any) -> None:
-        self._storage = storage
-        self.look()
-
-    def look(self) -> None:
-        """Read the storage again."""
-        import optuna
-
-        self.entries: list[Entry] = []
-        self._by_key: dict[str, list[Entry]] = {}
-        for name in optuna.get_all_study_names(self._storage):
-            study_id = self._storage.get_study_id_from_name(name)
-            for trial in self._storage.get_all_trials(study_id, deepcopy=False):
-                if "key" in trial.user_attrs:
-                    entry = Entry(study_id, trial)
-                    self.entries.append(entry)
-                    self._by_key.setdefault(trial.user_attrs["key"], []).append(entry)
-
-    def of(self, cell: Cell, *states: Any) -> list[Entry]:
-        """The trials with a cell's key, in these states."""
-        return [entry for entry in self._by_key.get(cell.key, []) if entry.trial.state in states]
-
-    def first(self, cell: Cell, *states: Any) -> Entry:
-        """The earliest of the trials with a cell's key, in these states, of all studies."""
-        return min(self.of(cell, *states), key=self.id_of)
-
-    def id_of(self, entry: Entry) -> int:
-        """By which the storage knows a trial; it grows with every trial that is added."""
-        ids = self._storage.get_trial_id_from_study_id_trial_number
-        return ids(entry.study_id, entry.trial.number)
-
-
 class Board:
     """The cells of one call on a storage: queued, claimed, run and read."""
 
@@ -204,7 +179,7 @@ class Board:
         self._storage = storage
         self._objective = objective
         self._distributions = _distributions(cells)
-        name = study_name(study, self._distributions)
+        name = study_name(study, self._distributions, objective.direction)
         optuna.create_study(
             study_name=name, storage=storage, direction=objective.direction, load_if_exists=True
         )
@@ -212,29 +187,23 @@ class Board:
         self._states = optuna.trial.TrialState
         self._trials = Trials(storage)
 
-    def fail_abandoned(self) -> None:
+    def fail_stale(self) -> None:
         """Set the trials of dead processes to FAIL, so that their cells are run again."""
-        import optuna
-
-        for name in optuna.get_all_study_names(self._storage):
-            study = optuna.load_study(study_name=name, storage=self._storage)
-            optuna.storages.fail_stale_trials(study)
-        self._trials.look()
         for entry in self._trials.entries:
-            if entry.trial.state == self._states.RUNNING and not is_alive(entry.trial):
-                self._fail(self._trials.id_of(entry))
+            if entry.trial.state == self._states.RUNNING and is_stale(entry.trial):
+                self._fail(entry.trial_id)
         self._trials.look()
 
     def enqueue(self, cells: Sequence[Cell]) -> None:
         """Add a waiting trial for every key that has none yet, and is neither run nor finished."""
         added = {}
         for cell in cells:
-            if cell.key not in added and not self._trials.of(cell, *self._live()):
-                added[cell.key] = (cell, self._add(cell))
+            if cell.key not in added and not self._trials.of(cell.key, *self._live()):
+                added[cell.key] = self._add(cell)
         self._trials.look()
-        for cell, trial_id in added.values():
-            first = self._trials.first(cell, *self._live())
-            if self._trials.id_of(first) != trial_id:
+        for key, trial_id in added.items():
+            first = self._trials.first(key, *self._live())
+            if first is not None and first.trial_id != trial_id:
                 self._fail(trial_id)  # another process has added it a moment before
         self._trials.look()
 
@@ -242,7 +211,7 @@ class Board:
         """The cells without a result, one for each key."""
         open_cells: dict[str, Cell] = {}
         for cell in cells:
-            if not self._trials.of(cell, self._states.COMPLETE):
+            if not self._trials.of(cell.key, self._states.COMPLETE):
                 open_cells.setdefault(cell.key, cell)
         return list(open_cells.values())
 
@@ -254,7 +223,7 @@ class Board:
         claim = uuid.uuid4().hex
         RUNNING_HERE.add(claim)
         try:
-            self._storage.set_trial_user_attr(trial_id, "owner", this_process(claim))
+            self._storage.set_trial_user_attr(trial_id, OWNER, this_process(claim))
             with heartbeat(self._storage, trial_id):
                 row = run(cell.content)
             self._finish(trial_id, cell, row)
@@ -269,7 +238,7 @@ class Board:
         self._trials.look()
         rows = []
         for cell in cells:
-            finished = self._trials.of(cell, self._states.COMPLETE)
+            finished = self._trials.of(cell.key, self._states.COMPLETE)
             own = [entry for entry in finished if entry.trial.params == cell.labels]
             if finished and not own:
                 self._add(cell, _result(finished[0].trial))
@@ -277,24 +246,31 @@ class Board:
                 rows.append(_row((own or finished)[0].trial) | cell.labels)
         return rows
 
+    def owners(self, cells: Sequence[Cell]) -> list[str]:
+        """The processes that run cells without a result."""
+        names = set()
+        for cell in self.unfinished(cells):
+            running = self._trials.of(cell.key, self._states.RUNNING)
+            names |= {owner_name(entry.trial) for entry in running}
+        return sorted(names)
+
     def _claim(self, cell: Cell) -> int | None:
         """The id of the trial that is now ours to run; None where another process has the cell."""
         self._trials.look()
-        if not self._trials.of(cell, *self._live()):
+        if not self._trials.of(cell.key, *self._live()):
             self.enqueue([cell])  # it has failed elsewhere
-        first = self._trials.first(cell, *self._live())
-        if first.trial.state != self._states.WAITING:
+        first = self._trials.first(cell.key, *self._live())
+        if first is None or first.trial.state != self._states.WAITING:
             return None
-        trial_id = self._trials.id_of(first)
-        if has_heartbeat(self._storage):
-            self._storage.record_heartbeat(trial_id)  # so that no claim is ever without one
-        return trial_id if self._set(trial_id, self._states.RUNNING) else None
+        # the sign of life comes first, so that no claim is ever without one
+        claimed = self._set(first.trial_id, self._states.RUNNING, {ALIVE: time.time()})
+        return first.trial_id if claimed else None
 
     def _finish(self, trial_id: int, cell: Cell, row: Row) -> None:
         import optuna
 
         row = json.loads(_json(row))  # the same on every storage
-        attributes = {**row, "columns": list(row)}
+        attributes = {**row, COLUMNS: list(row)}
         try:
             for name, attribute in attributes.items():
                 self._storage.set_trial_user_attr(trial_id, name, attribute)
@@ -307,9 +283,9 @@ class Board:
         """A trial of its own for a cell, waiting or finished; its id."""
         import optuna
 
-        attributes: Row = {"key": cell.key}
+        attributes: Row = {KEY: cell.key}
         if row is not None:
-            attributes |= {**row, "columns": list(row)}
+            attributes |= {**row, COLUMNS: list(row)}
         trial = optuna.trial.create_trial(
             state=self._states.WAITING if row is None else self._states.COMPLETE,
             value=None if row is None else self._objective.of(row),
@@ -322,11 +298,13 @@ class Board:
     def _fail(self, trial_id: int) -> None:
         self._set(trial_id, self._states.FAIL)
 
-    def _set(self, trial_id: int, state: Any) -> bool:
+    def _set(self, trial_id: int, state: Any, attributes: Row | None = None) -> bool:
         """Whether the trial could be given this state: False where another process was first."""
         import optuna
 
         try:
+            for name, attribute in (attributes or {}).items():
+                self._storage.set_trial_user_attr(trial_id, name, attribute)
             return self._storage.set_trial_state_values(trial_id, state)
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
@@ -335,16 +313,18 @@ class Board:
         return (self._states.WAITING, self._states.RUNNING, self._states.COMPLETE)
 
 
-def study_name(study: str, distributions: dict[str, Any]) -> str:
+def study_name(study: str, distributions: dict[str, Any], direction: str = "minimize") -> str:
     """The name of a study, with what Optuna wants to be the same for all its trials."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     parts = []
     for label, distribution in distributions.items():
         if isinstance(distribution, CategoricalDistribution):
-            parts.append(", ".join(distribution.choices))
+            parts.append(", ".join(map(repr, distribution.choices)))
         elif isinstance(distribution, FloatDistribution) and not distribution.log:
             parts.append(f"{label} from {distribution.low:g}")
+    if direction != "minimize":
+        parts.append(direction)
     name = f"{study}: {'; '.join(parts)}" if parts else study
     if len(name) > LONGEST_NAME:
         return f"{name[: LONGEST_NAME - 20]}... {digest(name)}"
@@ -368,20 +348,16 @@ def _distributions(cells: Sequence[Cell]) -> dict[str, Any]:
     return found
 
 
-def _is_complete(trial: Any) -> bool:
-    return trial.state.name == "COMPLETE"
-
-
 def _result(trial: Any) -> Row:
-    return {name: trial.user_attrs[name] for name in trial.user_attrs["columns"]}
+    return {name: trial.user_attrs[name] for name in trial.user_attrs[COLUMNS]}
 
 
 def _row(trial: Any) -> Row:
-    return {**_result(trial), **trial.params, "key": trial.user_attrs["key"]}
+    return {**_result(trial), **trial.params, "key": trial.user_attrs[KEY]}
 
 
-def _json(content: Any) -> str:
-    return json.dumps(content, default=_plain_number)
+def _json(content: Any, **options: Any) -> str:
+    return json.dumps(content, default=_plain_number, **options)
 
 
 def _plain_number(value: Any) -> Any:

@@ -1,20 +1,21 @@
-"""Where trials are kept: Optuna's storages, opened with care."""
+"""Where trials are kept: Optuna's storages, opened with care, and the trials of ours in them."""
 
 import os
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plop_nb.checks import missing_extra
-from plop_nb.experiments.grids.ownership import GRACE, HEARTBEAT
 
 JOURNAL_START = b'{"op_code":'
 BUSY = 60  # seconds to wait for another writer of an SQLite file
 ATTEMPTS = 4  # to open a database
 PAUSE = 0.5  # seconds between them
+KEY = "plop_key"  # user attribute that marks a trial as ours
 
 
 @contextmanager
@@ -40,13 +41,16 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def open_storage(storage: str | Path | None) -> Any:
+def open_storage(storage: str | Path | None, *, write: bool = True) -> Any:
     """An Optuna storage: in memory, on a journal file, or a database.
 
     Parameters
     ----------
     storage : str or Path, optional
         As in `run_cells`.
+    write : bool
+        Make it ready to be written to: its folder is made, and the last line of a journal that a
+        crash has cut short is taken away. It can be read, but what is appended to it cannot.
 
     Returns
     -------
@@ -55,44 +59,64 @@ def open_storage(storage: str | Path | None) -> Any:
     Raises
     ------
     ValueError
-        The file is of another kind.
+        The file is of another kind, or is only to be read and does not exist; or the database
+        cannot be opened.
     """
     from optuna.storages import InMemoryStorage, JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     if storage is None:
         return InMemoryStorage()
-    if is_url(storage):
+    if not write:
+        _check_existence(storage)
+    if _is_url(storage):
         return _open_database(str(storage))
     path = Path(storage)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _check_journal(path)
-    _end_last_line(path)
-    return JournalStorage(JournalFileBackend(str(path)))
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _end_last_line(path)
+    # a lock by a symbolic link would need a file system, and on Windows rights, for these
+    return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
 
 
-def _open_database(url: str) -> Any:
-    """A database with a heartbeat.
+def _check_existence(storage: str | Path) -> None:
+    path = _file_of_database(str(storage)) if _is_url(storage) else storage
+    if path is not None and not Path(path).exists():
+        raise ValueError(
+            f"storage={str(storage)!r} does not exist: name the file that grid wrote, or the URL "
+            f"of a database"
+        )
+
+
+def _file_of_database(url: str) -> str | None:
+    from sqlalchemy.engine import make_url
+
+    parts = make_url(url)
+    return parts.database if parts.get_backend_name() == "sqlite" else None
+
+
+def _open_database(url: str, attempts: int = ATTEMPTS) -> Any:
+    """A database.
 
     Processes that begin a new one at the same time disturb each other while Optuna makes its
     tables, so another attempt is made.
     """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import DBAPIError
 
-    connect = _connect_sqlite if url.startswith("sqlite") else _connect
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return connect(url)
-        except DBAPIError:
-            time.sleep(PAUSE)
-    return connect(url)
-
-
-def _connect(url: str, **engine: Any) -> Any:
-    from optuna.storages import RDBStorage
-
-    options = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE}
-    return RDBStorage(url, engine_kwargs=engine, **options)
+    connect = _connect_sqlite if url.startswith("sqlite") else RDBStorage
+    try:
+        return connect(url)
+    except DBAPIError as error:
+        if attempts == 1:
+            shown = make_url(url).render_as_string()  # without its password
+            raise ValueError(
+                f"storage={shown!r} cannot be opened as a database ({error.orig}): name another"
+            ) from error
+    time.sleep(PAUSE)
+    return _open_database(url, attempts - 1)
 
 
 def _connect_sqlite(url: str) -> Any:
@@ -101,9 +125,11 @@ def _connect_sqlite(url: str) -> Any:
     Optuna claims a trial by reading its state and then writing it, with SELECT FOR UPDATE. SQLite
     has no such thing: two processes could both read WAITING, and run the same cell.
     """
+    from optuna.storages import RDBStorage
     from sqlalchemy import event
 
-    storage = _connect(url, connect_args={"timeout": BUSY, "isolation_level": None})
+    options = {"timeout": BUSY, "isolation_level": None}
+    storage = RDBStorage(url, engine_kwargs={"connect_args": options})
 
     @event.listens_for(storage.engine, "begin")
     def lock(connection: Any) -> None:
@@ -112,7 +138,7 @@ def _connect_sqlite(url: str) -> Any:
     return storage
 
 
-def is_url(storage: str | Path) -> bool:
+def _is_url(storage: str | Path) -> bool:
     """Whether a storage is the URL of a database, and not a file."""
     return isinstance(storage, str) and "://" in storage
 
@@ -135,12 +161,12 @@ def _begins_as_journal(path: Path) -> bool:
 
 
 def _end_last_line(path: Path) -> None:
-    """Take away a last line that a crash has cut short: with it no journal could be read again."""
-    from optuna.storages.journal import JournalFileSymlinkLock
+    """Take away a last line that a crash has cut short: with more after it none could be read."""
+    from optuna.storages.journal import JournalFileOpenLock
 
     if not path.exists() or _ends_whole(path):
         return
-    lock = JournalFileSymlinkLock(str(path))
+    lock = JournalFileOpenLock(str(path))
     lock.acquire()  # a line that another process is writing is whole once we hold the lock
     try:
         if not _ends_whole(path):
@@ -157,3 +183,41 @@ def _ends_whole(path: Path) -> bool:
             return True
         file.seek(size - 1)
         return file.read(1) == b"\n"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial of ours, and the number by which its storage knows it: it grows with every trial."""
+
+    trial_id: int
+    trial: Any  # optuna.trial.FrozenTrial
+
+
+class Trials:
+    """All trials of ours in a storage: study by study, the oldest first; others are left alone."""
+
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
+        self.look()
+
+    def look(self) -> None:
+        """Read the storage again."""
+        import optuna
+
+        self.entries: list[Entry] = []
+        self._by_key: dict[str, list[Entry]] = {}
+        for name in optuna.get_all_study_names(self._storage):
+            study_id = self._storage.get_study_id_from_name(name)
+            for trial in self._storage.get_all_trials(study_id, deepcopy=False):
+                if KEY in trial.user_attrs:
+                    entry = Entry(trial._trial_id, trial)
+                    self.entries.append(entry)
+                    self._by_key.setdefault(trial.user_attrs[KEY], []).append(entry)
+
+    def of(self, key: str, *states: Any) -> list[Entry]:
+        """The trials with a key, in these states."""
+        return [entry for entry in self._by_key.get(key, []) if entry.trial.state in states]
+
+    def first(self, key: str, *states: Any) -> Entry | None:
+        """The earliest of the trials with a key, in these states, of all studies, if any."""
+        return min(self.of(key, *states), key=lambda entry: entry.trial_id, default=None)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 
+from plop_nb.experiments.tasks.task import Example
 from plop_nb.texts import reasoning_gym
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -69,6 +70,11 @@ def tagged_answer_is(text: str, answer: str, task: str = "chain_sum") -> bool:
     if found is None or not PLAIN_NUMBER.fullmatch(found):
         return False
     return checker(task)(found, {"answer": answer}) == 1
+
+
+def solves(text: str, example: Example) -> bool:
+    """The check of a task whose answers stand between tags: see `tagged_answer_is`."""
+    return tagged_answer_is(text, example["answer"], example["task"])
 
 
 @cache

@@ -3,18 +3,16 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from plop_nb.checks import positive_integer
-from plop_nb.experiments.tasks.answers import checker, ends_in, tagged_answer_is
-from plop_nb.experiments.tasks.task import Drawn, Example, Task, by_prompt, deal, distinct
+from plop_nb.experiments.tasks.answers import checker, ends_in, solves
+from plop_nb.experiments.tasks.task import Drawn, Example, Sizes, Task, by_prompt, deal
 from plop_nb.texts import STRIDE, reasoning_gym
 
 # Seeds between the texts of `load_texts` and the examples of a task: a score sees no test prompt.
 APART = 1000
 TRIES = 50  # draws for each different sum that is wanted
-Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -78,25 +76,19 @@ def digit_sums(
     Raises
     ------
     ValueError
-        There are not so many sums.
+        A number is out of range, or there are not so many sums.
     ImportError
         reasoning-gym is not installed.
     """
     asked = {"train": train, "test": test, "terms": terms, "digits": digits}
     for name, value in asked.items():
         positive_integer(name, value)
+    if validation != 0:
+        positive_integer("validation", validation, ", or 0")
     sizes = {"test": test, "validation": validation, "train": train}
-    wanted = sum(sizes.values())
-    candidates = _digit_sums(TRIES * wanted, terms, digits, seed)
-    found = list(islice(distinct(candidates, set()), wanted))
-    if len(found) < wanted:
-        raise ValueError(
-            f"train={train}, validation={validation} and test={test} together are more than the "
-            f"{len(found)} sums of terms={terms} and digits={digits} that were found: ask for "
-            f"fewer, or for more terms or digits"
-        )
-    splits = deal(map(by_prompt, found), sizes, "digit_sums")
-    return Task("digit_sums", **splits, check=_tagged, new_tokens=16)
+    candidates = _digit_sums(TRIES * sum(sizes.values()), terms, digits, seed)
+    splits = deal(candidates, sizes, f"digit_sums of terms={terms}, digits={digits}")
+    return Task("digit_sums", **splits, check=solves, new_tokens=16)
 
 
 def _digit_sums(draws: int, terms: int, digits: int, seed: int) -> Iterator[Drawn]:
@@ -158,7 +150,3 @@ def _first_word(text: str) -> str:
 
 def _ends_in_answer(text: str, example: Example) -> bool:
     return ends_in(text, example["entry"]["answer"])  # reasoning-gym's own check ignores signs
-
-
-def _tagged(text: str, example: Example) -> bool:
-    return tagged_answer_is(text, example["answer"], example["task"])

@@ -10,11 +10,10 @@ from plop_nb.experiments.tasks.answers import (
     PLAIN_NUMBER,
     ends_in,
     final_number,
-    tagged_answer_is,
+    solves,
 )
-from plop_nb.experiments.tasks.task import Drawn, Example, Task, by_prompt, deal
+from plop_nb.experiments.tasks.task import Drawn, Example, Sizes, Task, by_prompt, deal
 
-Sizes = Mapping[str, int]
 ENTAILMENT = ("entailment", "neutral", "contradiction")
 ANLI_SPLITS = {"train": "train_r3", "validation": "dev_r3", "test": "test_r3"}
 
@@ -79,33 +78,18 @@ def metamath_tagged(sizes: Sizes, seed: int) -> Task:
 
     Rephrasings of one original question stay in one split.
     """
-    wanted = sum(sizes.values())
-    found = _first_of_each_question(seed, wanted)
-    if len(found) < wanted:
-        asked = [f"{split}={sizes[split]}" for split in ("train", "validation", "test")]
-        named = ", ".join(asked)
-        raise ValueError(f"{named} together are more than the {len(found)} problems: ask for fewer")
-    splits = deal(found, sizes, "metamath_tagged")
-    return Task("metamath_tagged", **splits, check=_tagged, new_tokens=256)
+    splits = deal(_tagged_candidates(seed), sizes, "metamath_tagged")
+    return Task("metamath_tagged", **splits, check=solves, new_tokens=256)
 
 
-def _first_of_each_question(seed: int, wanted: int) -> list[Drawn]:
-    found: dict[str, Drawn] = {}
+def _tagged_candidates(seed: int) -> Iterator[Drawn]:
     for row, answer in _metamath_rows(seed):
-        source = row["original_question"]
-        if source not in found and PLAIN_NUMBER.fullmatch(answer):
+        if PLAIN_NUMBER.fullmatch(answer):
             message = {"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}
             # The checker of chain_sum compares numbers; that of gsm_symbolic ignores signs and
             # what follows a comma.
             example = {"prompt": [message], "answer": answer, "task": "chain_sum"}
-            found[source] = Drawn(example, frozenset({source}))
-        if len(found) == wanted:
-            break
-    return list(found.values())
-
-
-def _tagged(text: str, example: Example) -> bool:
-    return tagged_answer_is(text, example["answer"], example["task"])
+            yield Drawn(example, frozenset({row["original_question"]}))
 
 
 def _metamath_rows(seed: int) -> Iterator[tuple[Mapping[str, Any], str]]:

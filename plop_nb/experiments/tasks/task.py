@@ -7,6 +7,7 @@ from typing import Any
 
 SPLITS = ("train", "validation", "test")
 Example = dict[str, Any]
+Sizes = Mapping[str, int]  # {split: how many examples}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def distinct(candidates: Iterable[Drawn], seen: set[str]) -> Iterator[Example]:
 
 
 def deal(
-    sources: Mapping[str, Iterable[Drawn]] | Iterable[Drawn], sizes: Mapping[str, int], name: str
+    sources: Mapping[str, Iterable[Drawn]] | Iterable[Drawn], sizes: Sizes, name: str
 ) -> dict[str, list[Example]]:
     """Examples for the splits, in the order of `sizes`, no identity twice.
 
