@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf
 
 
 @dataclass(frozen=True)
@@ -255,11 +257,14 @@ def quiet() -> Iterator[None]:
     """Hide the weight-loading bars and notices of transformers: they drown a notebook."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    bar_of_conversion = gguf.tqdm  # which heeds neither transformers' switch nor tqdm's variable
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    gguf.tqdm = partial(bar_of_conversion, disable=True)
     try:
         yield
     finally:
+        gguf.tqdm = bar_of_conversion
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -221,3 +221,13 @@ def test_conversion_to_wrong_tokens_never_reaches_the_cache(
     with pytest.raises(TokenizerError, match="expected \\[1, 2, 3\\]"):
         plop.load_model(device="cpu")
     assert list(_wheels.cache_folder().iterdir()) == []
+
+
+def test_a_conversion_shows_no_bar():
+    """Where it is the first to load the model, a notebook cell prints what it always prints."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    before = gguf.tqdm
+    with _wheels.quiet():
+        assert gguf.tqdm([1]).disable
+    assert gguf.tqdm is before

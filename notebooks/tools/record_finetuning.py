@@ -266,9 +266,9 @@ def tuned_rate(task, placements, options, rates):
         if len(runs) < len(placements) * len(rates) * len(TUNING_SEEDS):
             return None
         best = ex.tuned(runs)
-        lr = best["lr"].item()
         if not best["edge"].any():
             return best
+        lr = best["lr"].item()
         rates.add(lr * 2 if lr == max(rates) else lr / 2)
         if len(rates) >= MOST_RATES:
             return best
@@ -320,9 +320,8 @@ def mechanism(names, seeds=(0,)):
         lr = rate_of(name, "all")
         ex.finetune(model, task, tokenizer, every, r=8, lr=lr, seed=seed, **options)
         parts.append(norms.frame().assign(task=name, seed=seed))
-    command = "python notebooks/tools/record_finetuning.py mechanism"
-    head = {"seed": list(seeds), "command": f"{command} --tasks {' '.join(names)}"}
-    save(pd.concat(parts), "finetuning_norms.csv", **head)
+    command = f"python notebooks/tools/record_finetuning.py mechanism --tasks {' '.join(names)}"
+    save(pd.concat(parts), "finetuning_norms.csv", seed=list(seeds), command=command)
 
 
 def halved(names, folder):
@@ -334,15 +333,16 @@ def halved(names, folder):
         texts = [example["prompt"] + example["completion"] for example in task.train[:TEXTS]]
         scores = plop.nfn_scores(model, texts, tokenizer, progress=False)
         placements = {"PLoP": plop.place(scores, k=3)}
-        options = {"storage": folder / "halved.journal", "progress": False, **TASKS[name]}
-        lr = rate_of(name, "PLoP") / 2
-        runs = ex.grid(model, [task], tokenizer, placements, seeds=SEEDS, lrs=lr, **options)
+        options = {"seeds": SEEDS, "lrs": rate_of(name, "PLoP") / 2, **TASKS[name]}
+        options |= {"storage": folder / "halved.journal", "progress": False}
+        runs = ex.grid(model, [task], tokenizer, placements, **options)
         if len(runs) == len(SEEDS):
             parts.append(runs)
         else:
             print(f"{name}: left out, as another process has runs of it", flush=True)
     command = f"python notebooks/tools/record_finetuning.py halved --tasks {' '.join(names)}"
-    save(pd.concat(parts)[RUN_COLUMNS], "finetuning_halved.csv", seed=SEEDS, command=command)
+    if parts:
+        save(pd.concat(parts)[RUN_COLUMNS], "finetuning_halved.csv", seed=SEEDS, command=command)
 
 
 def rate_of(task, label):
