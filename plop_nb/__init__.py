@@ -57,7 +57,7 @@ __all__ = [
     "record_norms",
 ]
 
-# Imported when they are asked for: matplotlib, seaborn and ipywidgets take a second.
+# Imported when they are asked for: not everybody needs matplotlib, seaborn and ipywidgets.
 _LATER = {"explore": "explorer", "plot_heatmap": "plots", "plot_types": "plots"}
 _SUBMODULES = {module.name for module in pkgutil.iter_modules(__path__)}
 

@@ -25,6 +25,7 @@ def test_names_load_when_they_are_used_and_mean_the_same_whatever_was_imported()
         experiments.finetuning  # noqa: B018
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_nothing_else():
     code = """
 import sys
