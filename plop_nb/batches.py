@@ -1,7 +1,7 @@
-"""From texts, or a data collator's batches, to the arguments of a forward."""
+"""From texts, or a data collator's batches, to the batches of the forwards."""
 
-import inspect
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +10,16 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from plop_nb.checks import positive_integer
+from plop_nb.inputs import Batch, padded_to_multiple, takes_mask
+from plop_nb.maps import trunk_of
+from plop_nb.padding import is_batch_first
 
 # Models in which padding reaches real tokens (convolutions and pooling over tokens, Fourier mixing,
-# landmark attention, an unmasked prefix): their texts go with texts of the same length only.
+# landmark attention, an unmasked prefix, masks of their own): their texts go with texts of the same
+# length only.
 MIXES_PADDING = {
     "convbert",
+    "cpmant",
     "fnet",
     "funnel",
     "mobilebert",
@@ -28,7 +33,6 @@ AUTO_START = 8
 # A CPU gains nothing from more, and is killed rather than told when memory ends.
 AUTO_TOKENS = {"cpu": 2**11}
 
-Batch = dict[str, Any]  # tensors by name, and whatever else a collator adds
 Numbered = tuple[list[int], Batch]  # positions of the samples in the data, and their batch
 
 
@@ -68,14 +72,20 @@ def peek(data: Iterable) -> tuple[Any, Iterable]:
 
 
 def encode(texts: list[str], tokenizer: Any, max_length: int) -> list[Batch]:
-    """Token ids of each text: dicts of 1-D tensors, every text checked."""
+    """Token ids of each text: dicts of 1-D tensors, every text checked.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A text is no string, is blank, has no tokens or half a character; or there is no tokenizer.
+
+    Warns
+    -----
+    UserWarning
+        Some texts begin with the beginning-of-text token already: they get no second one.
+    """
     for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{i}] is {type(text).__name__} ({text!r:.40}), expected str")
-        if not text.strip():
-            raise ValueError(
-                f"texts[{i}] is blank ({text!r:.40}): it has no tokens to score, leave it out"
-            )
+        _check_text(i, text)
     if tokenizer is None:
         raise TypeError(
             "tokenizer is missing: texts need one, as in nfn_scores(model, texts, tokenizer)"
@@ -90,6 +100,45 @@ def encode(texts: list[str], tokenizer: Any, max_length: int) -> list[Batch]:
                 f"texts[{i}] ({texts[i]!r:.40}) gives no tokens with this tokenizer, leave it out"
             )
         rows.append(row)
+    return _begun_once(rows, texts, tokenizer, max_length)
+
+
+def _check_text(i, text):
+    """Refuse what has no tokens, or none that a tokenizer takes."""
+    if not isinstance(text, str):
+        raise TypeError(f"texts[{i}] is {type(text).__name__} ({text!r:.40}), expected str")
+    if not text.strip():
+        raise ValueError(
+            f"texts[{i}] is blank ({text!r:.40}): it has no tokens to score, leave it out"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"texts[{i}] holds half a character ({text[error.start]!r}, a lone surrogate) at "
+            f"position {error.start}: read the text as UTF-8, or leave that out"
+        ) from error
+
+
+def _begun_once(rows, texts, tokenizer, max_length):
+    """The rows without a second beginning-of-text token, where a text brings its own.
+
+    Chat templates write one into the text, and the tokenizer puts another before it.
+    """
+    token = getattr(tokenizer, "bos_token_id", None)
+    doubled = []
+    for i, row in enumerate(rows):
+        if token is not None and row["input_ids"][:2].tolist() == [token, token]:
+            doubled.append(i)
+    for i in doubled:
+        whole = tokenizer(texts[i], truncation=True, max_length=max_length + 1)
+        rows[i] = {name: torch.tensor(values)[1:] for name, values in whole.items()}
+    if doubled:
+        warnings.warn(
+            f"{len(doubled)} texts begin with {tokenizer.bos_token!r}, as chat templates write it: "
+            "the tokenizer's own is left out, so that there is one",
+            stacklevel=2,
+        )
     return rows
 
 
@@ -98,11 +147,13 @@ def of_texts(
 ) -> Iterator[Numbered]:
     """The rows at these positions in batches, texts of like length together, longest first.
 
+    Only texts of the same length where a model takes no mask, or lets padding reach real tokens.
+
     Padded on the right, whatever the tokenizer prefers: absolute positions then stay what they are.
     """
     config = getattr(model, "config", None)
-    multiple = _length_multiple(config)
-    equal_lengths = getattr(config, "model_type", None) in MIXES_PADDING
+    mixes_padding = getattr(config, "model_type", None) in MIXES_PADDING
+    equal_lengths = mixes_padding or not takes_mask(trunk_of(model))
     # Padding is masked: its value does not matter.
     fill = {"input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
     lengths = {i: len(rows[i]["input_ids"]) for i in positions}
@@ -112,12 +163,9 @@ def of_texts(
         if equal_lengths:
             chunk = [i for i in chunk if lengths[i] == lengths[chunk[0]]]
         left = left[len(chunk) :]
-        extra = -lengths[chunk[0]] % multiple
         batch = {}
         for name in rows[chunk[0]]:
-            value = fill.get(name, 0)
-            padded = pad_sequence([rows[i][name] for i in chunk], True, value)
-            batch[name] = nn.functional.pad(padded, (0, extra), value=value)
+            batch[name] = pad_sequence([rows[i][name] for i in chunk], True, fill.get(name, 0))
         yield chunk, batch
 
 
@@ -133,11 +181,11 @@ def of_collator(data: Iterable[Batch]) -> Iterator[Numbered]:
 
 
 def row_of(batch: Batch, row: int) -> dict[str, torch.Tensor]:
-    """The tensors of one sample of a batch."""
-    found = {}
+    """The tensors of one sample of a batch; whole, where they are not cut by samples."""
+    samples, found = count(batch), {}
     for name, value in batch.items():
-        if isinstance(value, torch.Tensor) and value.ndim and row < len(value):
-            found[name] = value[row]
+        if isinstance(value, torch.Tensor) and value.ndim:
+            found[name] = value[row] if len(value) == samples else value
     return found
 
 
@@ -184,103 +232,24 @@ def _can_be_cut(batch):
     return all(len(tensor) == count(batch) for tensor in tensors)
 
 
-def arguments(trunk: nn.Module, batch: Batch) -> Batch:
-    """What the trunk's forward takes of a batch, on the trunk's device."""
-    accepted = _accepted(trunk)
-    inputs = {k: v for k, v in batch.items() if k in accepted}
-    if not any(isinstance(v, torch.Tensor) for v in inputs.values()):
-        raise ValueError(
-            f"a batch has keys {list(batch)}, {type(trunk).__name__} takes tensors named {accepted}"
-        )
-    if "input_ids" in inputs:
-        _check_vocabulary(trunk, inputs["input_ids"])
-    given_decoder = {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
-    if "decoder_input_ids" in accepted and not given_decoder:
-        inputs |= _decoder_inputs(inputs, batch.get("labels"))
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
-    device = device_of(trunk)
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+def unambiguous(trunk: nn.Module, positions: list[int], batch: Batch) -> list[Numbered]:
+    """The batch cut so that no part has as many samples as tokens, if a map could mistake them.
 
-
-def check_length(trunk: nn.Module, inputs: Batch) -> None:
-    """Refuse texts longer than the model has positions.
-
-    Asked after a forward has failed, for many models do with longer ones.
+    In such a square, (batch, length) and (length, batch) look alike.
     """
-    limit = getattr(getattr(trunk, "config", None), "max_position_embeddings", None) or 0
-    embeddings = [m for m in trunk.modules() if isinstance(m, nn.Embedding)]
-    tables = [m for m in embeddings if m.num_embeddings == limit]
-    # RoBERTa and its kin count from behind the position of padding.
-    limit -= max((m.padding_idx + 1 for m in tables if m.padding_idx is not None), default=0)
-    length = inputs["input_ids"].shape[-1] if "input_ids" in inputs else 0
-    if 0 < limit < length:
-        raise ValueError(
-            f"a text has {length} tokens, but {type(trunk).__name__} has positions for {limit}: "
-            f"pass max_length={limit}, or shorter batches"
-        )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first loaded parameter is."""
-    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    batch = padded_to_multiple(trunk, batch)
+    samples = count(batch)
+    lengths = [v.shape[1] for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 2]
+    if samples not in lengths or samples == 1 or is_batch_first(trunk) or not _can_be_cut(batch):
+        return [(positions, batch)]
+    rows = list(range(samples))
+    parts = []
+    for own in (rows[:-1], rows[-1:]):
+        parts += unambiguous(trunk, [positions[row] for row in own], rows_of(batch, own))
+    return parts
 
 
 def tokens(batch: Batch) -> int:
     """Token positions of a batch, padding included."""
     ids = batch.get("input_ids")
     return ids.numel() if isinstance(ids, torch.Tensor) else count(batch)
-
-
-def padded_right(batch: Batch) -> Batch:
-    """The batch with each row's real tokens first: left padding would move absolute positions."""
-    mask = batch.get("attention_mask")
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or "position_ids" in batch:
-        return batch
-    order = (mask == 0).int().argsort(dim=1, stable=True)
-    rows = torch.arange(len(mask), device=mask.device)[:, None]
-    moved = dict(batch)
-    for name, value in batch.items():
-        if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape:
-            moved[name] = value[rows, order]
-    return moved
-
-
-def _length_multiple(config):
-    """What a model would pad lengths to by itself, out of sight of the mask."""
-    window, block = (getattr(config, name, None) for name in ("attention_window", "block_size"))
-    sizes = window or block or 1
-    return max(sizes) if isinstance(sizes, (list, tuple)) else sizes
-
-
-def _accepted(trunk):
-    """Names of the arguments of the trunk's forward, also behind wrappers that pass all on."""
-    names = list(inspect.signature(trunk.forward).parameters)
-    passes_all_on = names == ["args", "kwargs"] and hasattr(trunk, "decoder")
-    return _accepted(trunk.decoder) if passes_all_on else names
-
-
-def _decoder_inputs(inputs, labels):
-    """What the decoder of an encoder-decoder model reads: the labels, or the text itself."""
-    if labels is not None:
-        real = labels != -100
-        return {"decoder_input_ids": labels * real, "decoder_attention_mask": real.long()}
-    if "input_ids" not in inputs:
-        return {}
-    found = {"decoder_input_ids": inputs["input_ids"]}
-    if "attention_mask" in inputs:
-        found["decoder_attention_mask"] = inputs["attention_mask"]
-    return found
-
-
-def _check_vocabulary(trunk, ids):
-    try:
-        size = getattr(trunk.get_input_embeddings(), "num_embeddings", None)
-    except (AttributeError, NotImplementedError):
-        return
-    if size and (ids.max() >= size or ids.min() < 0):
-        bad = ids[(ids >= size) | (ids < 0)][0].item()
-        raise ValueError(
-            f"input_ids holds {bad}, outside the model's vocabulary of {size}: is this the model's "
-            "own tokenizer?"
-        )

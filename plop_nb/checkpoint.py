@@ -1,31 +1,40 @@
-"""A file of finished samples, so that an interrupted run loses nothing: one JSON line each."""
+"""The samples that a run has finished, kept on disk so that an interrupt loses nothing."""
 
+import errno
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+
+from plop_nb.checks import user_level
+from plop_nb.fingerprint import as_bytes
+from plop_nb.finished_files import Held, totals_path
+
+FORMAT = 2  # changes whenever older files cannot be gone on from
 
 
 class Finished:
-    """The samples that a run has finished, on disk.
+    """The samples that a run has finished, before it began or since.
 
-    The first line tells which run it is (settings, and the baseline of every module, which changes
-    with the weights); each further line is a sample. A line cut short by a crash is left out. What
-    an observer adds up over all samples stands in a second file beside it, `PATH.totals`, with the
-    id of the run and the number of lines that it covers.
+    A file only ever grows: see `finished_files` for what is in it.
 
     Parameters
     ----------
-    path : str or Path
-        Made where it does not exist.
+    own : Path
+        The file to write to: made where it does not exist, left alone until there is a sample to
+        add where it does.
+    held : list of Held
+        What all files of this run hold: see `finished_files.opened`.
     maps : pandas.DataFrame
         The scored maps: `module`, `type`, `layer`.
     settings : dict
@@ -36,48 +45,65 @@ class Finished:
         The means to keep of every sample and map.
     has_totals : bool
         Whether the run adds something up.
+    is_first : bool
+        Whether this process, of several, is the one that counts `totals` and warns.
+
+    Attributes
+    ----------
+    totals : dict of tensors
+        What was added up over the samples `covered` before the run began, by all processes.
+    covered : set of int
+        Those samples, the same in all processes.
 
     Raises
     ------
     ValueError
-        The file holds another run, or is of another kind.
+        A file holds another run.
+    OSError
+        The file cannot be written to.
+
+    Warns
+    -----
+    UserWarning
+        Lines that are damaged are left out: counts them.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        own: Path,
+        held: list[Held],
         maps: pd.DataFrame,
         settings: dict,
         gains: list,
         *,
         columns: Sequence[str] = ("nfn",),
         has_totals: bool = False,
+        is_first: bool = True,
     ) -> None:
-        self._path, self._maps, self._columns = Path(path), maps, list(columns)
+        self._path, self._maps, self._columns = own, maps, list(columns)
         self._numbers = {name: i for i, name in enumerate(maps["module"])}
-        head = {"settings": {**settings, "modules": list(self._numbers)}, "gains": gains}
-        head["id"] = self._id = uuid.uuid4().hex
+        about = {"format": FORMAT, **settings, "columns": self._columns}
+        head = {"settings": {**about, "modules": list(self._numbers)}, "gains": gains}
+        head = json.loads(_as_line(head | {"id": uuid.uuid4().hex}))
+        self._held = held
         self._samples: dict[int, dict] = {}
-        self._lines = 0
+        for each in held:
+            if differs := _difference(each.head, head):
+                raise ValueError(
+                    f"partial={str(each.path)!r} holds another run, its {differs}: delete the "
+                    "file, or name another one"
+                )
+            self._samples.update(each.samples)
         self.totals: dict[str, torch.Tensor] = {}
-        if not self._path.exists():
-            self._write([head], "w")
-            return
-        lines = list(_parsed(self._path))
-        if not lines or "settings" not in lines[0]:
-            raise ValueError(f"partial={str(path)!r} is a file of another kind: name a new file")
-        if differs := _difference(lines[0], head):
-            raise ValueError(
-                f"partial={str(path)!r} holds another run, its {differs}: delete the file, or name "
-                "another one"
-            )
-        head["id"] = self._id = lines[0].get("id", self._id)
-        samples = lines[1:]
+        self.covered: set[int] = set()
         if has_totals:
-            samples = self._covered(samples)
-        self._samples = {line["sample"]: line for line in samples}
-        self._write([head, *self._samples.values()], "w")  # whole lines only
-        self._lines = len(self._samples)
+            self._take_totals(held, is_first)
+        if is_first:
+            _warn_of_damage(held, has_totals)
+        mine = [each for each in held if each.is_own]
+        self._own = mine[0] if mine else Held(own, head, {}, 0, length=0, ends=True)
+        if not mine:
+            self._begin()
 
     def has(self, sample: int, row: dict[str, torch.Tensor]) -> bool:
         """Whether this sample is finished; `row` are its tensors.
@@ -91,9 +117,10 @@ class Finished:
         if found is None:
             return False
         if found["key"] != key(row):
+            where = next(each.path for each in self._held if sample in each.samples)
             raise ValueError(
-                f"partial={str(self._path)!r} has another text as sample {sample}: delete the "
-                "file, or name another one"
+                f"partial={str(where)!r} has another text as sample {sample}: delete the file, or "
+                "name another one"
             )
         return True
 
@@ -116,6 +143,11 @@ class Finished:
             Modules to distrust.
         totals : dict of tensors
             What was added up in this run, since it began.
+
+        Raises
+        ------
+        OSError
+            Such as of a full disk: the file is as it was.
         """
         lines = []
         for sample, rows in frame.groupby("sample"):
@@ -124,64 +156,89 @@ class Finished:
             for column in ("tokens", *self._columns):
                 line[column] = rows[column].tolist()
             lines.append(line)
-        self._write(lines, "a")
-        self._lines += len(lines)
+        self._append(lines)
         if totals:
-            self._write_totals(added(self.totals, totals))
+            self._own.covered |= keys.keys() & set(frame["sample"])
+            self._write_totals(added(self._own.totals, totals))
 
-    def frame(self) -> pd.DataFrame:
-        """The samples that were on disk when the run began, with the columns of a record."""
+    def frame(self, samples: Iterable[int]) -> pd.DataFrame:
+        """Those of `samples` that were on disk when the run began, with the columns of a record."""
         parts = []
-        unclear = set()
-        for line in self._samples.values():
+        for line in self._lines(samples):
             measured = {name: line[name] for name in ("tokens", *self._columns)}
             parts.append(self._maps.iloc[line["map"]].assign(**measured, sample=line["sample"]))
-            unclear.update(line["unclear"])
         if not parts:
             return pd.DataFrame()
         frame = pd.concat(parts)
         order = ["sample", *self._maps, "tokens", *self._columns]
-        return frame.loc[~frame["module"].isin(unclear), order]
+        return frame.loc[~frame["module"].isin(self.unclear(samples)), order]
 
-    def _write(self, lines, mode):
-        with self._path.open(mode, encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    def unclear(self, samples: Iterable[int]) -> set[str]:
+        """Modules to distrust, for the sake of those of `samples` that were on disk."""
+        return {name for line in self._lines(samples) for name in line["unclear"]}
 
-    def _totals_path(self):
-        return self._path.with_name(f"{self._path.name}.totals")
+    def _lines(self, samples):
+        return [self._samples[sample] for sample in samples if sample in self._samples]
+
+    def _take_totals(self, held, is_first):
+        """What was added up before; the samples that it does not cover are run again."""
+        for each in held:
+            if each.covered & self.covered:  # no sample counts twice
+                each.covered, each.totals = set(), {}
+            self.covered |= each.covered
+            if is_first:
+                self.totals = added(self.totals, each.totals)
+        self._samples = {sample: self._samples[sample] for sample in sorted(self.covered)}
+
+    def _begin(self):
+        """Make the file, with its first line."""
+        try:
+            self._path.touch()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        self._append([self._own.head])
+
+    def _append(self, lines):
+        """Add lines behind the last whole one: a line that was cut goes, and no other."""
+        content = "".join(map(_as_line, lines)).encode()
+        if not self._own.ends:
+            content = b"\n" + content
+        length = self._own.length
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(length)
+                file.seek(length)
+                file.write(content)
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._path, length)
+            raise _unwritable(self._path, error) from error
+        self._own.length, self._own.ends = length + len(content), True
 
     def _write_totals(self, totals):
         """After the lines that they cover: lines beyond are run again."""
-        path = self._totals_path()
+        path = totals_path(self._path)
         unfinished = path.with_name(f"{path.name}.unfinished")
         tensors = {name: total.cpu().contiguous() for name, total in totals.items()}
-        save_file(tensors, unfinished, metadata={"id": self._id, "lines": str(self._lines)})
-        os.replace(unfinished, path)
-
-    def _covered(self, samples):
-        """The samples whose totals are on disk, which are read; the others are run again."""
-        path = self._totals_path()
-        if not path.exists():
-            return []
+        about = {"id": self._own.head["id"], "samples": json.dumps(sorted(self._own.covered))}
         try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata()
-                lines = int(about["lines"])
-                if about["id"] != self._id or lines > len(samples):  # of a file that is gone
-                    return []
-                self.totals = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(
-                f"{str(path)!r} is damaged ({error}): delete it, and the samples are run again"
-            ) from error
-        return samples[:lines]
+            save_file(tensors, unfinished, metadata=about)
+            os.replace(unfinished, path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise _unwritable(path, error) from error
 
 
 def added(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sums of tensors of the same name, on the CPU."""
-    sums = {name: tensor.cpu() for name, tensor in one.items()}
+    """The sums of tensors of the same name, on the CPU, in float64.
+
+    Rounded to float32 they are the same in whatever order parts are added, or all but.
+    """
+    sums = {name: tensor.cpu().double() for name, tensor in one.items()}
     for name, tensor in other.items():
-        sums[name] = sums[name] + tensor.cpu() if name in sums else tensor.cpu()
+        more = tensor.cpu().double()
+        sums[name] = sums[name] + more if name in sums else more
     return sums
 
 
@@ -191,27 +248,49 @@ def key(row: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(row):
         value = row[name]
+        if value.layout != torch.strided:
+            value = value.to_dense()
         if mask is not None and mask.ndim == 1 and value.shape[:1] == mask.shape:
             value = value[mask != 0]
-        shape = str(tuple(value.shape)).encode()
-        digest.update(name.encode() + shape + value.cpu().numpy().tobytes())
+        about = f"{name} {value.dtype} {tuple(value.shape)}"
+        digest.update(about.encode() + as_bytes(value).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _parsed(path) -> Iterator[dict]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+def _as_line(content):
+    # Numbers of numpy, such as a seed, become plain ones.
+    return json.dumps(content, default=lambda number: number.item()) + "\n"
+
+
+def _warn_of_damage(held, has_totals):
+    for each in held:
+        damaged = each.damaged + (each.damaged_totals if has_totals else 0)
+        if damaged:
+            warnings.warn(
+                f"partial={str(each.path)!r} has {damaged} entries that are damaged: they are left "
+                "out, and their samples run again",
+                stacklevel=user_level(),
+            )
+
+
+def _unwritable(path, error):
+    why = getattr(error, "strerror", None) or error
+    message = (
+        f"partial: {str(path)!r} cannot be written to ({why}); what was finished before is kept: "
+        "make room, or free the file, and call again"
+    )
+    return OSError(getattr(error, "errno", None) or errno.EIO, message)
 
 
 def _difference(there, here):
     """What tells two first lines apart, in words; None where they are of the same run."""
     for name in {**here["settings"], **there["settings"]}:
         other, value = (head["settings"].get(name) for head in (there, here))
-        if other != value:
-            return f"{name} differ" if name == "modules" else f"{name} is {other!r}, here {value!r}"
+        if other == value:
+            continue
+        if name == "weights":
+            return "weights differ (or adapters, or the model's config)"
+        return f"{name} differ" if name == "modules" else f"{name} is {other!r}, here {value!r}"
     for one, other in zip(there["gains"], here["gains"], strict=True):
         if one is not None and other is not None and not np.isclose(one, other, rtol=1e-5):
             return "weights differ"

@@ -1,6 +1,10 @@
 """Arguments checked in one place, so that every function words the same mistake alike."""
 
+import math
+import sys
+import tempfile
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -29,3 +33,52 @@ def missing_extra(what: str, package: str, extra: str) -> ImportError:
     return ImportError(
         f"{what} needs {package}, which is not installed: pip install 'plop_nb[{extra}]'"
     )
+
+
+def positive_number(name: str, value: Any, also: str = "") -> int | float:
+    """`value` as a plain number, numpy's too: finite and above 0; ValueError otherwise."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r}, expected a positive number{also}")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def number_between(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a `float`, from `low` to `high`; ValueError otherwise."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+        raise ValueError(f"{name}={value!r}, expected a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def random_seed(name: str, value: Any) -> int:
+    """`value` as an `int` that seeds every generator: 0 to 2**32 - 1; ValueError otherwise."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or not 0 <= value < 2**32:
+        raise ValueError(f"{name}={value!r}, expected an integer from 0 to 2**32 - 1")
+    return int(value)
+
+
+def writable_folder(name: str, path: Any) -> Path:
+    """A folder that is made where there is none, and can be written to; ValueError otherwise."""
+    try:
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"{name}={str(path)!r} cannot be written to ({error}): name another folder"
+        ) from error
+
+
+def user_level() -> int:
+    """`stacklevel` of a warning, so that it points at whoever called the package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("plop_nb"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def natural_number(name: str, value: Any) -> int:
+    """`value` as an `int`, numpy's too: 0 or above; ValueError otherwise."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    return 0 if is_integer and value == 0 else positive_integer(name, value, ", or 0")

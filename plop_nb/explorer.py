@@ -21,6 +21,7 @@ from plop_nb.placement import Placement, adapter_sizes, affordable, place, with_
 from plop_nb.plots import CHOSEN, NFN, OTHER, interval_arms, plot_heatmap, plot_types
 from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
 from plop_nb.targets import name_pattern, skeleton
+from plop_nb.text_table import check_columns
 
 RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 GROUPS = {"types": "type", "layers": "layer", "modules": "target"}
@@ -82,6 +83,7 @@ def explore(
         )
     r = positive_integer("r", r)
     for frame in domains.values():
+        check_columns(frame, "layer")
         lowest(frame, k)  # raises where `k` or the frame is wrong
     domains = {name: with_targets(frame) for name, frame in domains.items()}
     return Explorer(domains, model, k=k, r=r)
@@ -267,13 +269,18 @@ def _literal(names: Any) -> str:
     """A list of names, or a regular expression broken where its alternatives meet."""
     if isinstance(names, str):
         alternatives = re.split(r"(?=\|)(?![^(]*\))", names)
-        lines = [f'        r"{alternative}"' for alternative in alternatives]
+        lines = [f"        {_raw(alternative)}" for alternative in alternatives]
         return "\n".join(["(", *lines, "    )"])
     names = sorted(names)
     text = json.dumps(names)
     if len(text) < 90:
         return text
     return json.dumps(names, indent=8).removesuffix("]") + "    ]"
+
+
+def _raw(pattern: str) -> str:
+    """A regular expression as a raw string, but where a name holds what would end one."""
+    return repr(pattern) if '"' in pattern or "\n" in pattern else f'r"{pattern}"'
 
 
 # What is shown
@@ -286,7 +293,7 @@ def _summary(placement: Placement, parameters: int, chosen: pd.DataFrame) -> str
     size = f"<b>{parameters:,} trainable parameters</b> in {counts.sum()} modules"
     lines = [f"{size}: {', '.join(types)}"]
     if placement.swaps is not None:  # else it was chosen by hand, and nothing is known
-        lines.append(f"confidence {placement.confidence:.0%}")
+        lines += [placement.certainty] if placement.certainty else []
         lines += [html.escape(note) for note in placement.notes]
     return "<br>".join(lines)
 

@@ -1,35 +1,51 @@
 """Running batches through a model: as hooks need it, and in halves where memory is short."""
 
+import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
-from plop_nb import batches
+from plop_nb import batches, inputs
 from plop_nb.batches import Batch, BatchSize, Numbered
 from plop_nb.offload import interleaved, is_offloaded
 from plop_nb.recording import Record
+from plop_nb.wrappers import unwrapped
 
 # Tokens that visit an offloaded block before it goes away: 512 MB of hidden states in bfloat16 at
 # width 4096.
 WINDOW = 2**16
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of the models being evaluated
+_GUARD = threading.Lock()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no compiled code, in which hooks never fire; put back afterwards."""
-    modes = {m: m.training for m in model.modules()}
-    try:
-        model.eval()
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    """Evaluation mode, and no compiled code, in which hooks never fire; put back afterwards.
+
+    One thread at a time: another one waits, as it would put back modes in the middle of this run.
+    """
+    with _lock_of(model):
+        modes = {m: m.training for m in model.modules()}
+        try:
+            model.eval()
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+
+def _lock_of(model):
+    with _GUARD:
+        return _LOCKS.setdefault(unwrapped(model), threading.RLock())
 
 
 def forward_all(
@@ -47,7 +63,7 @@ def forward_all(
     """
     tokens = WINDOW if is_offloaded(trunk) else 1
     waiting: deque[Numbered] = deque()
-    while window := _window(waiting, source, tokens):
+    while window := _window(trunk, waiting, source, tokens):
         error = _attempt(trunk, [batch for _, batch in window], record)
         if error is not None:
             record.discard()
@@ -60,27 +76,43 @@ def forward_all(
 
 def forward(trunk: nn.Module, batch: Batch, record: Record | None = None) -> None:
     """One forward of the trunk on a batch, for what the hooks see of it."""
-    batch = batches.padded_right(batch)
+    batch = inputs.padded_to_multiple(trunk, batch)
+    if getattr(getattr(trunk, "config", None), "model_type", None) not in inputs.READS_LEFT:
+        batch = inputs.padded_right(batch)
+    arguments = inputs.arguments(trunk, batch)
     if record is not None:
-        record.score_mask = batch.get("score_mask")
-    inputs = batches.arguments(trunk, batch)
+        record.score_mask = _score_mask(batch, arguments)
     try:
-        trunk(**inputs)
+        trunk(**arguments)
     except (IndexError, RuntimeError) as error:
         if not should_reduce_batch_size(error):
-            batches.check_length(trunk, inputs)
+            inputs.check_length(trunk, arguments)
         raise
 
 
-def _window(waiting, source, tokens):
+def _score_mask(batch, arguments):
+    """Which tokens count, where the trunk itself is not told: by both masks of the batch."""
+    masks = [batch.get("score_mask")]
+    if "attention_mask" not in arguments:
+        masks.append(batch.get("attention_mask"))
+    found = None
+    for mask in masks:
+        if mask is not None:
+            found = mask if found is None else found * mask.to(found)
+    return found
+
+
+def _window(trunk, waiting, source, tokens):
     """The next batches, as many as hold this many tokens: one for a model in memory."""
     window = []
     while tokens > 0:
-        item = waiting.popleft() if waiting else next(source, None)
-        if item is None:
+        if not waiting:
+            for positions, batch in itertools.islice(source, 1):
+                waiting.extend(batches.unambiguous(trunk, positions, batch))
+        if not waiting:
             break
-        window.append(item)
-        tokens -= batches.tokens(item[1])
+        window.append(waiting.popleft())
+        tokens -= batches.tokens(window[-1][1])
     return window
 
 

@@ -18,6 +18,7 @@ from plop_nb.norms import baseline_gain
 from plop_nb.offload import loaded
 from plop_nb.recording import Observation
 from plop_nb.scoring import Observed, observe, with_shapes
+from plop_nb.sources import elements
 
 COLUMNS = ["nfn", "nfn_square"]  # means that a split needs
 
@@ -206,7 +207,8 @@ def interventions(
         the first).
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = [row["input_ids"] for row in batches.encode(list(texts), tokenizer, max_length)]
+    texts = list(elements(texts))
+    rows = [row["input_ids"] for row in batches.encode(texts, tokenizer, max_length)]
     found: dict[str, list[dict[str, torch.Tensor]]] = {
         "as it is": [{"input_ids": ids[None]} for ids in rows],
         "first token left out": [],
@@ -299,7 +301,7 @@ def _means(seen: Observed) -> dict[str, torch.Tensor]:
 
 def _reusable(data):
     """Data that can be gone through twice."""
-    return list(batches.peek(data)[1])
+    return list(batches.peek(elements(data))[1])
 
 
 def _warn_of_stacks(seen):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from plop_nb.experts import is_expert_stack, stack_is_transposed, stack_parameters, up_name
 from plop_nb.offload import is_offloaded
+from plop_nb.wrappers import idle, is_of_wrapper, trunk_of, unwrapped
 
 SCORED = "scored"
 HEAD = "output head"
@@ -53,7 +53,7 @@ class LinearMap:
             return None, None
         if self.expert is None and hasattr(self.module, "in_features"):
             return self.module.out_features, self.module.in_features
-        rows, columns = tuple(getattr(self.module, self.parameter).shape)[-2:]
+        rows, columns = tuple(self.stored.shape)[-2:]
         return (columns, rows) if self._is_turned else (rows, columns)
 
     @property
@@ -61,24 +61,28 @@ class LinearMap:
         """Entries of W and b."""
         outputs, inputs = self.shape
         if outputs is None or inputs is None:
-            return getattr(self.module, self.parameter).numel()
+            return self.stored.numel()
         return outputs * inputs + (0 if self.bias is None else outputs)
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """The parameter as the module holds it: packed, turned, or with all experts."""
+        return getattr(self.module, self.parameter)
 
     @property
     def is_packed(self) -> bool:
         """Whether W has to be recovered from what the module returns: 4-bit or 8-bit."""
-        weight = getattr(self.module, self.parameter)
-        return not weight.is_floating_point() or weight.dtype.itemsize == 1
+        return not self.stored.is_floating_point() or self.stored.dtype.itemsize == 1
 
     @property
     def is_offloaded(self) -> bool:
         """Whether accelerate keeps the weight elsewhere: to be read inside `offload.loaded`."""
-        return getattr(self.module, self.parameter).is_meta and is_offloaded(self.module)
+        return self.stored.is_meta and is_offloaded(self.module)
 
     @property
     def weight(self) -> torch.Tensor:
         """W, shape (out_features, in_features): a view where it is stored so, else recovered."""
-        weight = getattr(self.module, self.parameter).detach()
+        weight = self.stored.detach()
         if weight.is_meta:
             raise ValueError(
                 f"module {self.name!r} has no weights, it is on the meta device: load the model's "
@@ -116,29 +120,8 @@ class LinearMap:
         dtype = getattr(self.module, "compute_dtype", None)
         if dtype is None:
             dtype = unpacked[0] if unpacked else torch.float32
-        return self.module(inputs.to(self.module.weight.device, dtype)).float()
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and `peft.PeftModel`.
-
-    Raises
-    ------
-    TypeError
-        `model` is not a `torch.nn.Module`.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is {type(model).__name__}, expected a torch.nn.Module (see plop.load_model)"
-        )
-    model = getattr(model, "_orig_mod", model)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def trunk_of(model: nn.Module) -> nn.Module:
-    """The model without its head: what a score has to run (no logits are computed)."""
-    model = unwrapped(model)
-    return getattr(model, "base_model", model)
+        # Not `self.module(...)`: a hook may be what asks.
+        return self.module.forward(inputs.to(self.module.weight.device, dtype)).float()
 
 
 def linear_maps(model: nn.Module) -> list[LinearMap]:
@@ -235,10 +218,13 @@ class _Place:
 def _places(model) -> Iterator[_Place]:
     """Where the model's maps are, in definition order."""
     adapted = [f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    unused = tuple(idle(model))
     for name, module in model.named_modules():
         in_adapter = name.startswith(tuple(adapted)) and not name.endswith("base_layer")
         if isinstance(module, BaseTunerLayer) or in_adapter:
             continue  # an adapter's own maps
+        if f"{name}.".startswith(unused):
+            continue
         clean, pattern, layer = _starred(model, name)
         if isinstance(module, (nn.Linear, Conv1D)):
             yield _Place(name, module, "weight", clean, pattern, layer)
@@ -324,18 +310,17 @@ def _is_plain(module):
 
 def _starred(model, name):
     """Clean name, pattern and layer, without wrappers: `("h.3.mlp.fc", "h.*.mlp.fc", 3)`."""
-    parent, layer = model, None
+    above, parent, layer = None, model, None
     clean: list[str] = []
     starred: list[str] = []
     for part in name.split(".") if name else []:
         in_list = isinstance(parent, nn.ModuleList)
         if in_list and layer is None:
             layer = int(part)
-        is_wrapped = part == "base_layer" and isinstance(parent, BaseTunerLayer)
-        if part != "_orig_mod" and not is_wrapped:
+        if not is_of_wrapper(above, parent, part):
             clean.append(part)
             starred.append("*" if in_list or isinstance(parent, nn.ModuleDict) else part)
-        parent = parent.get_submodule(part)
+        above, parent = parent, parent.get_submodule(part)
     return ".".join(clean), ".".join(starred), layer
 
 

@@ -1,5 +1,7 @@
 """The two numbers behind a score: `||W z||` of a token, and what W makes of random noise."""
 
+import weakref
+
 import numpy as np
 import torch
 
@@ -10,6 +12,7 @@ BASELINES = ("rms", "gaussian")
 DRAWS = 256  # noise directions of the Gaussian baseline, per module
 # Entries held in float32 at a time: what fits a core's cache, and a GPU's slack.
 CHUNK = {"cpu": 2**17, "cuda": 2**24}
+LEAST = 1e-16  # a norm: squares of what is smaller lose digits in float32, and then vanish
 
 
 def baseline_gain(weight: torch.Tensor, baseline: str = "rms", seed: int = 0) -> torch.Tensor:
@@ -45,7 +48,7 @@ def baseline_gain(weight: torch.Tensor, baseline: str = "rms", seed: int = 0) ->
     if baseline == "rms":
         return mean_square.sqrt()
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(weight.shape[1], DRAWS, generator=generator)
+    noise = torch.randn(weight.shape[1], DRAWS, generator=generator, dtype=torch.float32)
     directions = (noise / noise.norm(dim=0)).to(weight.device)
     squares = torch.stack([(rows.float() @ directions).square().sum(0) for rows in _chunks(weight)])
     stretched = squares.sum(0).sqrt()
@@ -75,9 +78,14 @@ def norms(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
 def token_statistics(
     mask: torch.Tensor, input_norm: torch.Tensor, feature_norm: torch.Tensor, gain: torch.Tensor
 ) -> torch.Tensor:
-    """One, ||z||, ||W z||, NFN and its square of each real token, zero for others: (5, ...)."""
-    real = (mask > 0) & (input_norm != 0)  # 0 / 0: some models zero their padding
-    nfn = feature_norm / (input_norm * gain)
+    """One, ||z||, ||W z||, NFN and its square of each real token, zero for others: (5, ...).
+
+    A token does not count whose input, or what is expected of its output, has no norm in float32:
+    it is zero, as some models make their padding, or so small that its square underflows.
+    """
+    expected = input_norm * gain
+    real = (mask > 0) & ~(input_norm <= LEAST) & ~(expected <= LEAST)  # NaN has to show
+    nfn = feature_norm / expected
     values = [torch.ones_like(input_norm), input_norm, feature_norm, nfn, nfn.square()]
     return torch.where(real, torch.stack(values), 0.0)
 
@@ -97,9 +105,18 @@ def fetched(tensors: list[torch.Tensor]) -> list[np.ndarray]:
 
 
 class Baselines:
-    """What every map of a model makes of noise, renewed when its weight has changed.
+    """What every map of a model makes of noise: of the weights as they are in each forward.
 
-    Maps are addressed by their number in the list.
+    Maps are addressed by their number in the list. No weight is trusted to be the one of the
+    forward before: fused optimizers, `merge_adapter` and writes to `.data` leave no trace in it.
+
+    Parameters
+    ----------
+    maps : list of LinearMap
+    baseline, seed
+        See `baseline_gain`.
+    frozen : bool
+        The weights are known to stay as they are: each baseline is taken once.
 
     Raises
     ------
@@ -107,26 +124,36 @@ class Baselines:
         A weight is not finite (names the module).
     """
 
-    def __init__(self, maps: list[LinearMap], baseline: str, seed: int) -> None:
+    def __init__(
+        self, maps: list[LinearMap], baseline: str, seed: int, *, frozen: bool = False
+    ) -> None:
         self._maps, self._baseline, self._seed = maps, baseline, seed
+        self._frozen = frozen
         self._gains: dict[int, torch.Tensor] = {}
-        self._versions: dict[int, tuple | None] = {}
-        self._zero: set[int] = set()  # maps whose weight is all zero
+        self._fresh: set[int] = set()  # maps whose weight was read in this forward
+        self._packed: dict[int, weakref.ref] = {}  # the stored weights that were unpacked
         self._offloaded_bias: dict[int, torch.Tensor | None] = {}
         for index, linear_map in enumerate(maps):
             if linear_map.is_offloaded:
                 self._offloaded_bias[index] = None  # until it is fetched
-        self._take([i for i in range(len(maps)) if i not in self._offloaded_bias])
+            else:
+                self._take(index)
+        self._check_finite()
+
+    def new_forward(self) -> None:
+        """The weights may be others from now on."""
+        if not self._frozen:
+            self._fresh.clear()
 
     def gain(self, index: int) -> torch.Tensor:
-        """A map's baseline, recomputed when its weight was changed in place or replaced."""
-        if index not in self._gains or self._versions[index] != self._version(index):
-            self._take([index])
+        """A map's baseline, of its weight as it is in this forward."""
+        if index not in self._fresh and not self._stays(index):
+            self._take(index)
         return self._gains[index]
 
-    def is_zero(self, index: int) -> bool:
-        """Whether the map's weight is all zero: it has a baseline, and no score."""
-        return index in self._zero
+    def zero(self) -> set[int]:
+        """Maps whose weight is all zero, when it was last read: they have no score."""
+        return {index for index, value in enumerate(self.values()) if value == 0}
 
     def bias(self, index: int) -> torch.Tensor | None:
         """The map's bias, also where it is offloaded once its baseline was taken."""
@@ -141,32 +168,34 @@ class Baselines:
         values = dict(zip(known, map(float, arrays), strict=True))
         return [values.get(i) for i in range(len(self._maps))]
 
-    def _version(self, index):
+    def _stays(self, index):
+        """Whether a baseline holds on: offloaded and packed weights are replaced, not edited."""
+        if index not in self._gains:
+            return False
         linear_map = self._maps[index]
-        if linear_map.is_packed or index in self._offloaded_bias:  # frozen
-            return None
-        weight = getattr(linear_map.module, linear_map.parameter)
-        return weight.data_ptr(), weight._version
+        if linear_map.is_packed:
+            return self._packed[index]() is linear_map.stored
+        return index in self._offloaded_bias
 
-    def _take(self, indices):
-        """Baselines of these maps, on the devices of their weights; fetched once to be checked."""
-        for i in indices:
-            linear_map = self._maps[i]
-            with loaded(linear_map.module):
-                self._gains[i] = baseline_gain(linear_map.weight, self._baseline, self._seed)
-                self._versions[i] = self._version(i)
-                if i in self._offloaded_bias and linear_map.bias is not None:
-                    self._offloaded_bias[i] = linear_map.bias.detach().clone()
-        for i, value in zip(indices, fetched([self._gains[i] for i in indices]), strict=True):
-            if not np.isfinite(value):
-                name = self._maps[i].name
+    @torch.no_grad()
+    def _take(self, index):
+        """The baseline of a map, on the device of its weight."""
+        linear_map = self._maps[index]
+        with loaded(linear_map.module):
+            self._gains[index] = baseline_gain(linear_map.weight, self._baseline, self._seed)
+            if index in self._offloaded_bias and linear_map.bias is not None:
+                self._offloaded_bias[index] = linear_map.bias.detach().clone()
+        if linear_map.is_packed:
+            self._packed[index] = weakref.ref(linear_map.stored)
+        self._fresh.add(index)
+
+    def _check_finite(self):
+        """Refuse a weight with NaN or infinity; all are fetched at once."""
+        for linear_map, value in zip(self._maps, self.values(), strict=True):
+            if value is not None and not np.isfinite(value):
                 raise ValueError(
-                    f"module {name!r} has NaN or infinite weights: it cannot be scored"
+                    f"module {linear_map.name!r} has NaN or infinite weights: it cannot be scored"
                 )
-            if value == 0:
-                self._zero.add(i)
-            else:
-                self._zero.discard(i)
 
 
 def _chunks(x):

@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from plop_nb.maps import LinearMap
 
+# Model types of transformers with maps that read (length, batch, features). The sweep over all
+# architectures in the tests finds no other.
+TIME_MAJOR = {"fsmt", "led", "longformer", "xlnet"}
 # In the names of maps that read images, in a model that also reads text.
 VISION = re.compile(r"vision|visual|image|patch|vit\b", re.IGNORECASE)
 EVERY = re.compile("")
+# What stands in such a part of a model reads images alone, even where there are as many patches as
+# the texts have tokens.
+TOWER = re.compile(r"(^|\.)(visual|\w*(vision|image|video)_(model|tower|encoder))\.")
 
 
 @dataclass
@@ -27,11 +34,20 @@ class Tokens:
     decoder_mask: torch.Tensor | None  # of an encoder-decoder model
     reads_images: re.Pattern | None  # matches names of maps that read images; None: there are none
     encoder_output: weakref.ref | None = None
-    _layouts: dict = field(default_factory=dict)  # a mask in the layout of an input, once made
+    _layouts: dict = field(default_factory=dict)  # masks in the layouts of inputs, once made
 
     @classmethod
     def of_call(cls, given: dict, score_mask: torch.Tensor | None = None) -> "Tokens":
-        """From the trunk's arguments; `score_mask` (batch, length) says which of them count."""
+        """From the trunk's arguments; `score_mask` (batch, length) says which of them count.
+
+        Raises
+        ------
+        ValueError
+            A mask says who may look at whom, but not who is padding, and neither does `score_mask`.
+        """
+        if score_mask is None:
+            _check_mask("attention_mask", given)
+        _check_mask("decoder_attention_mask", given)
         mask = _mask(given, "attention_mask", ("input_ids", "inputs_embeds"))
         decoder_mask = _mask(
             given, "decoder_attention_mask", ("decoder_input_ids", "decoder_inputs_embeds")
@@ -52,6 +68,14 @@ class Tokens:
             return None
         return fitting[0] if fitting else None
 
+    def after_prompt(self, mask: torch.Tensor, length: int) -> torch.Tensor:
+        """`mask` behind a prompt of the model's own, which does not count; always the same one."""
+        key = id(mask), length
+        if key not in self._layouts:
+            prompt = torch.zeros(len(mask), length, device=mask.device)
+            self._layouts[key] = torch.cat([prompt, mask], dim=1)
+        return self._layouts[key]
+
     def laid_out(self, mask: torch.Tensor, lead: tuple) -> torch.Tensor | None:
         """`mask` for an input of leading shape `lead`, (batch, visits); always the same object."""
         key = id(mask), lead
@@ -67,21 +91,26 @@ class Padding:
     def __init__(self, trunk: nn.Module) -> None:
         self.encoder = _encoder_of(trunk)
         self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
-        self._time_major: set[str] = set()  # names of maps seen to read (length, batch, features)
+        self._batch_first = is_batch_first(trunk)
+        # Names of maps, by what a batch that is not square has shown.
+        self._time_major: set[str] = set()  # (length, batch, features)
+        self._batch_major: set[str] = set()  # (batch, length, features)
+        self._prompt = _own_prompt(trunk)
 
     def mask(self, tokens: Tokens, linear_map: LinearMap, z: torch.Tensor) -> torch.Tensor | None:
         """Which vectors of `z` (..., features) are real, (batch, visits); None: not to be told."""
         lead = z.shape[:-1]
         found = None
+        reads_patches = self._reads_patches(tokens, linear_map, lead)
+        if reads_patches and TOWER.search(linear_map.name):
+            return _unpadded(lead, z)
         if tokens.decoder_mask is not None and linear_map.module not in self._in_encoder:
             output = tokens.encoder_output
             if output is None or output() is not z:  # else it is cross-attention
                 found = self._fitted(tokens, tokens.decoder_mask, linear_map, lead)
         if found is None:
             found = self._fitted(tokens, tokens.mask, linear_map, lead)
-        if found is None and self._reads_patches(tokens, linear_map, lead):
-            return torch.ones(lead, device=z.device).flatten(1)  # an image has no padding
-        return found
+        return _unpadded(lead, z) if found is None and reads_patches else found
 
     def by_sample(self, linear_map: LinearMap, x: torch.Tensor) -> torch.Tensor:
         """`x`, (batch, length, ...) or (length, batch, ...), with the batch first."""
@@ -89,22 +118,48 @@ class Padding:
 
     def _fitted(self, tokens, mask, linear_map, lead):
         batch, length = mask.shape
-        by_time = len(lead) >= 2 and lead[:2] == (length, batch)
-        if by_time and (batch != length or linear_map.name in self._time_major):
-            self._time_major.add(linear_map.name)
-            lead = (batch, length, *lead[2:])
+        if len(lead) >= 2 and lead[:2] in ((batch, length), (length, batch)):
+            if not self._settled(linear_map.name, (batch, length), lead):
+                return None
+            if linear_map.name in self._time_major:
+                lead = (batch, length, *lead[2:])
+        if self._prompt and lead == (batch, self._prompt + length):
+            mask = tokens.after_prompt(mask, self._prompt)
         return tokens.laid_out(mask, lead)
 
+    def _settled(self, name, shape, lead):
+        """Whether it is known which comes first; a square batch alone does not tell."""
+        if shape[0] != shape[1]:
+            known = self._batch_major if lead[:2] == shape else self._time_major
+            known.add(name)
+        known = self._batch_major | self._time_major
+        return self._batch_first or shape == (1, 1) or name in known
+
     def _reads_patches(self, tokens, linear_map, lead):
-        if tokens.reads_images is None or lead[0] != len(tokens.mask):
+        if tokens.reads_images is None or len(lead) < 2 or lead[0] != len(tokens.mask):
             return False
         return tokens.reads_images.search(linear_map.name) is not None
+
+
+def _unpadded(lead, z):
+    """The mask of inputs that are all real, as those from images are."""
+    return torch.ones(lead, device=z.device).flatten(1)
+
+
+def is_batch_first(trunk: nn.Module) -> bool:
+    """Whether all maps are known to read (batch, length): the tested types of transformers."""
+    if not type(trunk).__module__.startswith("transformers."):
+        return False
+    for module in trunk.modules():
+        if isinstance(module, PreTrainedModel) and module.config.model_type in TIME_MAJOR:
+            return False
+    return True
 
 
 def _laid_out(mask, lead):
     """`mask` (batch, length) expanded to the leading shape of an input, samples first, or None."""
     batch, length = mask.shape
-    if lead[1:] == (length, length):  # heads or tokens, in which order?
+    if lead[1:] == (length, length) and length > 1:  # heads or tokens, in which order?
         return None
     if lead[:2] == (batch, length):  # one vector a token, or several (heads)
         return mask.reshape(batch, length, *[1] * (len(lead) - 2)).expand(lead)
@@ -127,9 +182,28 @@ def _mask(given, name, inputs):
     return None if tokens is None else torch.ones(tokens.shape[:2], device=tokens.device)
 
 
+def _check_mask(name, given):
+    """Refuse a mask that does not tell who is padding: (batch, 1, length, length), or a dict."""
+    mask = given.get(name)
+    if mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+        return
+    shape = getattr(mask, "shape", None)
+    found = f"{type(mask).__name__}" if shape is None else f"of shape {tuple(shape)}"
+    raise ValueError(
+        f"{name} is {found}, which does not tell who is padding: pass the mask (batch, length), or "
+        "give a score_mask (batch, length) beside it"
+    )
+
+
 def _ones(inputs):
     shape = inputs.shape[:2] if inputs.ndim == 3 else (len(inputs), 1)
     return torch.ones(shape, device=inputs.device)
+
+
+def _own_prompt(trunk):
+    """How many tokens a model puts before every text: CPM-Ant does."""
+    config = getattr(trunk, "config", None)
+    return trunk.prompt_length if getattr(config, "model_type", None) == "cpmant" else 0
 
 
 def _encoder_of(trunk):

@@ -11,17 +11,10 @@ import pandas as pd
 from peft import LoraConfig
 from torch import nn
 
-from plop_nb.checks import positive_integer
-from plop_nb.stats import (
-    by_type,
-    confidence,
-    diagnoses,
-    lowest,
-    per_text,
-    swaps,
-    type_means,
-)
+from plop_nb.checks import positive_integer, positive_number
+from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps, type_means
 from plop_nb.targets import adapted_targets, difference, lora_config, wanted_targets
+from plop_nb.text_table import TextTable, check_columns, text_table
 
 
 def place(
@@ -40,7 +33,7 @@ def place(
         From `nfn_scores`.
     k : int, optional
         How many types, 1 to all of them; 3 by default, as in the paper.
-    parameters : int, optional
+    parameters : number, optional
         Instead of `k`, a budget: from the lowest type on, as many as keep the adapters within so
         many parameters.
     r : int
@@ -55,33 +48,50 @@ def place(
     Raises
     ------
     ValueError
-        `k` is out of range, or given together with `parameters`; the adapters of the lowest type
-        alone exceed `parameters`; or `scores` is not a frame of scores.
+        `k` or `r` is out of range; `k` is given together with `parameters`, which is no positive
+        number, or less than the adapters of the lowest type alone; or `scores` is not a frame of
+        scores.
+
+    Warns
+    -----
+    UserWarning
+        Texts are copies of others: each counts once.
     """
+    r = positive_integer("r", r)
+    if k is not None and parameters is not None:
+        raise ValueError(
+            f"k={k!r} and parameters={parameters!r} both say how many types: leave one of them out"
+        )
+    table = text_table(scores)
     if parameters is not None:
-        if k is not None:
-            raise ValueError(
-                f"k={k!r} and parameters={parameters!r} both say how many types: leave one of them "
-                "out"
-            )
-        k = len(affordable(scores, parameters, r))
-    types = lowest(scores, 3 if k is None else k)
-    modules = scores.loc[scores["type"].isin(types), "module"].unique().tolist()
-    sure = confidence(scores, types, seed=seed)
+        k = len(affordable(scores, parameters, r, table=table))
+    types = lowest(table, 3 if k is None else k)
+    sure = confidence(table, types, seed=seed)
     return Placement(
         types=types,
-        modules=modules,
+        modules=adapted_modules(scores[scores["type"].isin(types)]),
         confidence=sure,
-        ranking=by_type(scores),
-        swaps=swaps(scores, types),
-        notes=diagnoses(scores, types, sure),
+        ranking=by_type(table),
+        swaps=swaps(table, types),
+        notes=diagnoses(table, types, sure),
     )
 
 
-def affordable(scores: pd.DataFrame, parameters: int, r: int, by: str = "type") -> list:
-    """The lowest types, or other groups, whose adapters of rank `r` keep within a budget."""
+def affordable(
+    scores: pd.DataFrame,
+    parameters: float,
+    r: int,
+    by: str = "type",
+    *,
+    table: TextTable | None = None,
+) -> list:
+    """The lowest types, or other groups, whose adapters of rank `r` keep within a budget.
+
+    `table` is `text_table(scores, by)` where it is made already.
+    """
     r = positive_integer("r", r)
-    means = per_text(scores, by).mean().sort_values(kind="stable")
+    parameters = positive_number("parameters", parameters, " of parameters")
+    means = (table or text_table(scores, by)).values.mean().sort_values(kind="stable")
     cost = r * adapter_sizes(scores, by)[means.index].cumsum()
     if cost.iloc[0] > parameters:
         raise ValueError(
@@ -108,31 +118,58 @@ def with_targets(scores: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             f"scores lacks the columns {sorted(missing)}, which a budget needs: see nfn_scores"
         )
+    for name in ("in_features", "out_features", "experts"):
+        if not (known := (scores[name] > 0).fillna(False).astype(bool)).all():
+            row = scores[~known].iloc[0]
+            raise ValueError(
+                f"scores holds {name}={row[name]} for module {row['module']!r}, expected the shape "
+                "that nfn_scores returns"
+            )
     stacks = scores["module"].str.replace(r"\.\d+$", "", regex=True)
     return scores.assign(target=scores["module"].where(scores["experts"] == 1, stacks))
 
 
-@dataclass(frozen=True, repr=False)
+def adapted_modules(chosen: pd.DataFrame) -> list[str]:
+    """Names of the modules in these rows of a frame of scores, and of what PEFT adapts with them.
+
+    It adapts a stack of experts as one, so that one expert brings all the others, also those that
+    no text has reached.
+    """
+    chosen = chosen.drop_duplicates("module")
+    if "experts" not in chosen or (chosen["experts"] == 1).all():
+        return chosen["module"].tolist()
+    names = []
+    for target, experts in with_targets(chosen)[["target", "experts"]].drop_duplicates().values:
+        numbers = range(int(experts))
+        names += [target] if experts == 1 else [f"{target}.{number}" for number in numbers]
+    return names
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Placement:
     """The chosen module types of a model. Shows itself as a table in a notebook.
+
+    Two placements are equal where adapters go on the same modules, however those were found.
 
     Attributes
     ----------
     types : list of str
         The chosen types, lowest score first.
     modules : list of str
-        Full names of their modules.
+        Full names of their modules; of a stack of experts all, which PEFT adapts as one.
     confidence : float
-        Probability that texts without end would choose the same set of types (NaN for one text, and
-        where the types were chosen by hand).
+        Probability that texts without end would choose the same set of types (NaN for one text,
+        where a type's modules were reached by one text each, and where the types were chosen by
+        hand).
     ranking : pandas.DataFrame
         All types, from `by_type`.
     swaps : pandas.DataFrame
         Every chosen type against every other one, the pair that is likeliest to swap first:
         `chosen`, `other`, `gap`, `probability`.
     notes : list of str
-        What is wrong with the ranking, if anything: all scores near 1, too few texts, undecided;
-        or that the choice was made by hand.
+        What is wrong with the ranking, if anything: all scores near 1, too few texts, copies of
+        texts, types on modules that few texts reach, undecided; or that the choice was made by
+        hand.
     """
 
     types: list[str]
@@ -163,16 +200,27 @@ class Placement:
 
     @classmethod
     def of_modules(cls, scores: pd.DataFrame, modules: Iterable[str]) -> "Placement":
-        """A placement on modules chosen by hand (column `module` of scores), as `of_types`."""
+        """A placement on modules chosen by hand (column `module` of scores), as `of_types`.
+
+        PEFT adapts a stack of experts as one: one expert brings the others of its stack, and a
+        note says so.
+        """
         known = _known(scores, "module", modules)
-        chosen = scores.loc[scores["module"].isin(known)]
-        its_types = set(chosen["type"])
+        table = text_table(scores)
+        chosen = scores[scores["module"].isin(known)]
+        its_types, adapted = set(chosen["type"]), adapted_modules(chosen)
+        notes = ["chosen by hand"]
+        if more := set(adapted) & set(scores["module"]) - set(known):
+            notes.append(
+                f"PEFT adapts a stack of experts as one: {len(more)} experts that were not chosen "
+                f"come with those that were, such as {min(more)}"
+            )
         return cls(
-            types=[t for t in type_means(scores).index if t in its_types],
-            modules=chosen["module"].unique().tolist(),
+            types=[t for t in type_means(table).index if t in its_types],
+            modules=adapted,
             confidence=float("nan"),
-            ranking=by_type(scores),
-            notes=["chosen by hand"],
+            ranking=by_type(table),
+            notes=notes,
         )
 
     def lora_config(
@@ -200,18 +248,16 @@ class Placement:
         layers : iterable of int, optional
             Only the chosen modules in these layers.
         **options
-            Any other argument of `peft.LoraConfig` (`lora_alpha`, `lora_dropout`, ...).
+            Any other argument of `peft.LoraConfig` (`lora_alpha`, `rank_pattern`, ...), but for
+            those that say where adapters go. `modules_to_save` and `trainable_token_indices` train
+            something besides.
 
         Raises
         ------
         ValueError
-            `model` lacks a chosen module, or no form hits exactly the chosen ones.
+            `model` lacks a chosen module, an option says where adapters go or trains a chosen
+            module whole, or no form hits exactly the chosen ones.
         """
-        if taken := {"target_modules", "target_parameters"} & set(options):
-            raise ValueError(
-                f"{taken.pop()} is what the placement chooses: leave it out, or build a LoraConfig "
-                "yourself"
-            )
         return lora_config(model, wanted_targets(model, self.modules, layers), r, **options)
 
     def check(
@@ -242,6 +288,21 @@ class Placement:
         table.insert(1, "modules", chosen[table["type"]].to_numpy())
         return table
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Placement):
+            return NotImplemented
+        return set(self.types) == set(other.types) and set(self.modules) == set(other.modules)
+
+    # Its lists may change.
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def certainty(self) -> str:
+        """How sure it is in words, such as "confidence 99%"; empty where that is not known."""
+        if self.confidence is None or isnan(self.confidence):
+            return ""
+        return f"confidence {self.confidence:.0%}"
+
     def __repr__(self) -> str:
         table = self._table()
         shown = [] if table is None else [table.to_string(index=False)]
@@ -264,9 +325,7 @@ class Placement:
 
     def _headline(self):
         types = ", ".join(self.types) or "nothing"
-        sure = ""
-        if self.confidence is not None and not isnan(self.confidence):
-            sure = f", confidence {self.confidence:.0%}"
+        sure = f", {self.certainty}" if self.certainty else ""
         return f"adapters on {types} ({len(self.modules)} modules){sure}"
 
     def _table(self):
@@ -279,8 +338,10 @@ class Placement:
 
 def _known(scores, column, names):
     """The names as a list: all in this column of the scores."""
-    names = names if isinstance(names, str) else list(names)
-    if isinstance(names, str) or not names:
+    check_columns(scores)
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        names = list(names)
+    if not isinstance(names, list) or not names:
         raise ValueError(
             f"{column}s={names!r}, expected a list of names from the column {column!r} of scores"
         )
@@ -288,6 +349,6 @@ def _known(scores, column, names):
     for name in names:
         if name not in have:
             raise ValueError(
-                f"{name!r} is not a {column} in scores, choose from {sorted(have)[:10]}"
+                f"{name!r} is not a {column} in scores, choose from {sorted(map(str, have))[:10]}"
             )
     return names

@@ -11,8 +11,10 @@ from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
+from plop_nb.checks import positive_integer
 from plop_nb.placement import Placement
 from plop_nb.stats import by_type
+from plop_nb.text_table import check_columns
 
 CMAP = sns.color_palette("vlag", as_cmap=True)
 NORM = LogNorm(1 / 3, 3)  # a ratio: 1/2 and 2 are equally far from 1
@@ -36,7 +38,7 @@ def plot_types(
     scores : pandas.DataFrame
         From `nfn_scores`.
     k : int
-        How many of the lowest types to colour, where no placement is given.
+        How many of the lowest types to colour (of fewer, all), where no placement is given.
     placement : Placement, optional
         Colour its types instead; the title names them.
     level : float
@@ -51,10 +53,13 @@ def plot_types(
 
     Raises
     ------
+    TypeError
+        `placement` is none.
     ValueError
-        `scores` is not from `nfn_scores`, or lacks a type of `placement`.
+        `scores` is not from `nfn_scores`, or lacks a type of `placement`; `k` is below 1.
     """
     types = by_type(scores, level=level)
+    k = positive_integer("k", k)
     chosen = types["type"].tolist()[:k] if placement is None else _types_of(placement, types)
     colors = [CHOSEN if name in chosen else OTHER for name in types["type"]]
     ax = _axes(ax, width=7, height=0.42 * len(types) + 1.1)
@@ -63,8 +68,8 @@ def plot_types(
     ax.errorbar(types["nfn"], types["type"], xerr=interval_arms(types), **bars)
     ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
     _write_values(ax, types)
-    texts = types["samples"].iloc[0]
-    ax.set(xlabel=f"{NFN}; bars: {level:.0%} interval over {texts} texts", ylabel="")
+    texts = types["samples"].max()
+    ax.set(xlabel=f"{NFN}; bars: {100 * level:.4g}% interval over {texts} texts", ylabel="")
     ax.set_title(f"Adapters go on {', '.join(chosen)}", loc="left")
     ax.margins(x=0.12)
     sns.despine(ax=ax)
@@ -101,12 +106,16 @@ def plot_heatmap(
 
     Raises
     ------
+    TypeError
+        `placement` is none.
     ValueError
-        `scores` is not from `nfn_scores` or holds no module inside a stack of layers, or both
-        `placement` and `chosen` are given.
+        `scores` is not from `nfn_scores`, holds no module inside a stack of layers, or none of
+        those to outline; or both `placement` and `chosen` are given.
     """
     if placement is not None and chosen is not None:
         raise ValueError("placement and chosen both say what to outline: leave one of them out")
+    check_columns(scores, "layer")
+    modules = _modules_of(scores, placement, chosen)
     layered = scores.dropna(subset="layer")
     if layered.empty:
         raise ValueError(
@@ -123,9 +132,8 @@ def plot_heatmap(
     mesh.colorbar.set_ticks(list(TICKS.values()), labels=list(TICKS))
     ax.set(xlabel="", ylabel="layer")
     ax.tick_params(axis="y", rotation=0)
-    modules = chosen if placement is None else placement.modules
     if modules is not None:
-        lit = layered.assign(lit=layered["module"].isin(set(modules)))
+        lit = layered.assign(lit=layered["module"].isin(modules))
         _light_up(ax, _by_layer_and_type(lit, "lit", types) > 0)
     return ax
 
@@ -147,12 +155,39 @@ def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
 
 def _types_of(placement: Placement, types: pd.DataFrame) -> list[str]:
     """The types of a placement, all of which the scores have."""
+    _check_placement(placement)
     for name in placement.types:
         if name not in set(types["type"]):
             raise ValueError(
                 f"placement is on type {name!r}, which scores lacks: pass scores of the same model"
             )
     return placement.types
+
+
+def _modules_of(
+    scores: pd.DataFrame, placement: Placement | None, chosen: Iterable[str] | None
+) -> set[str] | None:
+    """Names to outline, one of which at least the scores have; None: no outlines."""
+    if placement is None and chosen is None:
+        return None
+    if placement is not None:
+        _check_placement(placement)
+        chosen = placement.modules
+    names = {chosen} if isinstance(chosen, str) else set(chosen or [])
+    if names and not names & set(scores["module"]):
+        what = "chosen" if placement is None else "placement"
+        raise ValueError(
+            f"{what} names modules that scores lacks, such as {min(names)!r}: pass scores of the "
+            "same model"
+        )
+    return names
+
+
+def _check_placement(placement: Placement) -> None:
+    if not isinstance(placement, Placement):
+        raise TypeError(
+            f"placement is {type(placement).__name__}, expected a Placement (see place), or None"
+        )
 
 
 def _write_values(ax: Axes, types: pd.DataFrame) -> None:

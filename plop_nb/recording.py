@@ -1,11 +1,11 @@
 """What passes through a model's linear maps during a forward: norms per token, means per sample."""
 
 import inspect
+import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,42 +14,48 @@ import torch
 from torch import nn
 
 from plop_nb.experts import Routing, projections
-from plop_nb.maps import SCORED, LinearMap, linear_maps, trunk_of
+from plop_nb.maps import SCORED, linear_maps, trunk_of
 from plop_nb.norms import Baselines, norms, token_statistics
 from plop_nb.offload import loaded
 from plop_nb.padding import Padding, Tokens
-from plop_nb.tally import MEANS, Forward, Sums, Visit
+from plop_nb.tally import (
+    Forward,
+    Observation,
+    Observer,
+    Sums,
+    Visit,
+    add_totals,
+    check_finite,
+)
 
-
-@dataclass(frozen=True)
-class Observation:
-    """What an observer makes of one map's inputs in one forward; None: nothing of its own."""
-
-    input_norm: torch.Tensor | None = None  # (batch, visits), to be measured instead of ||z||
-    feature_norm: torch.Tensor | None = None  # (batch, visits), instead of ||W z||
-    total: torch.Tensor | None = None  # any shape: added up over all forwards, see `Record.totals`
-
-
-Observer = Callable[
-    [LinearMap, torch.Tensor, torch.Tensor, torch.Tensor], Observation | None
-]  # called with a map, its inputs z, W z, and the mask of real tokens
+VAR_POSITIONAL = inspect.Parameter.VAR_POSITIONAL
 
 
 @contextmanager
 def record_norms(
-    model: nn.Module, *, baseline: str = "rms", seed: int = 0, observer: Observer | None = None
+    model: nn.Module,
+    *,
+    baseline: str = "rms",
+    seed: int = 0,
+    frozen: bool = False,
+    observer: Observer | None = None,
 ) -> Iterator["Record"]:
     """Record the norms and NFN of every scored linear map while the context is open.
 
     Works around any code that runs forwards of `model` or of its trunk: scoring, evaluation, a
-    training loop. Hooks are removed on every way out; the model is not changed.
+    training loop. Hooks are removed on every way out; the model is not changed. Forwards that run
+    in other threads, or that end in an error, do not count.
 
     Parameters
     ----------
     model : torch.nn.Module
         Padding is read from the `attention_mask` it is called with (all ones when there is none).
     baseline, seed
-        See `norms.baseline_gain`. Recomputed when an optimizer has changed the weight in place.
+        See `norms.baseline_gain`.
+    frozen : bool
+        Promise that the weights stay as they are while the context is open: baselines are then
+        taken once. Otherwise every forward takes those of the weights that it runs with, which
+        reads all of them once more ("gaussian": as much work as 256 tokens).
     observer : callable, optional
         `observer(map, z, Wz, mask)` is called for every map that is scored (but for single experts
         of a stack) in every forward: `map` is a `maps.LinearMap`, `z` (batch, visits, in_features)
@@ -71,7 +77,7 @@ def record_norms(
     >>> record.frame()[["sample", "tokens", "nfn"]].round(3).values.tolist()
     [[0.0, 2.0, 1.0]]
     """
-    record = Record(model, baseline=baseline, seed=seed, observer=observer)
+    record = Record(model, baseline=baseline, seed=seed, frozen=frozen, observer=observer)
     try:
         record.attach()
         yield record
@@ -99,14 +105,18 @@ class Record:
         *,
         baseline: str = "rms",
         seed: int = 0,
+        frozen: bool = False,
         observer: Observer | None = None,
     ) -> None:
         self.samples = 0
         self.score_mask: torch.Tensor | None = None
         self._trunk = trunk_of(model)
         self._signature = inspect.signature(self._trunk.forward)
+        self._thread = threading.get_ident()
+        self._others = 0  # forwards in other threads
         self._maps = [m for m in linear_maps(model) if m.status == SCORED]
-        self._baselines = Baselines(self._maps, baseline, seed)  # a bad weight is refused here
+        # A bad weight is refused here.
+        self._baselines = Baselines(self._maps, baseline, seed, frozen=frozen)
         self._padding = Padding(self._trunk)
         self._observer = observer
         self._handles: list = []
@@ -140,24 +150,27 @@ class Record:
         ValueError
             Nothing was recorded, or a score is not finite (names the module and the sample).
         """
-        self._settle()
-        parts = [self._batch_frame(batch) for batch in self._batches if batch.first >= first]
+        maps, without = self.maps(), list(self._unclear)
+        batches = [batch for batch in self._through() if batch.first >= first]
+        parts = [batch.frame(maps, without) for batch in batches]
         if not sum(map(len, parts)):
             why = ""
             if self.samples:
                 why = f"; of {len(self._maps)} linear maps, {summary(self.unseen())}"
+            elif self._others:
+                why = f", and in the same thread ({self._others} ran in others)"
             raise ValueError(
                 f"nothing was recorded: run a forward inside `with record_norms(model)`{why}"
             )
         frame = pd.concat(parts, ignore_index=True)
-        _check_finite(frame)
+        check_finite(frame)
         return frame
 
     def totals(self) -> dict[str, torch.Tensor]:
         """{module name: sum over all forwards of what the observer returned as `total`}."""
         totals = dict(self._totals)
         for batch in self._pending:
-            _add(totals, batch.totals)
+            add_totals(totals, batch.totals)
         names = self.unclear()
         named = {self._maps[index].name: total for index, total in totals.items()}
         return {name: total for name, total in named.items() if name not in names}
@@ -165,7 +178,7 @@ class Record:
     def keep(self) -> None:
         """Keep the forwards so far for good: `discard` goes back no further."""
         for batch in self._pending:
-            _add(self._totals, batch.totals)
+            add_totals(self._totals, batch.totals)
             batch.totals.clear()
         self._pending.clear()
 
@@ -179,7 +192,7 @@ class Record:
 
     def real_tokens(self) -> np.ndarray:
         """Real tokens of each sample, shape (samples,)."""
-        counts = [batch.real.cpu().numpy() for batch in self._batches]
+        counts = [batch.real.cpu().numpy() for batch in self._through()]
         return np.concatenate(counts) if counts else np.zeros(0)
 
     def maps(self) -> pd.DataFrame:
@@ -206,15 +219,20 @@ class Record:
 
     def unseen(self) -> dict[str, str]:
         """{module name: reason} for scored maps without a measurement so far."""
+        counts, zero = self._counts(), self._baselines.zero()
         reasons = {}
         for index, linear_map in enumerate(self._maps):
-            if self._baselines.is_zero(index):
+            if index in zero:
                 reasons[linear_map.name] = "all-zero weight"
             elif index in self._unclear:
                 shape = self._unclear[index]
                 reasons[linear_map.name] = f"padding unknown for input shape {shape}"
             elif index not in self._seen:
                 reasons[linear_map.name] = "never fired"
+            elif counts[index] == 0 and linear_map.expert is not None:
+                reasons[linear_map.name] = "experts that got no token"
+            elif counts[index] == 0:
+                reasons[linear_map.name] = "zero, or too small for float32, on every token"
         return reasons
 
     def attach(self) -> None:
@@ -241,13 +259,19 @@ class Record:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._end_batch()
+        self._abandon()
 
-    @torch.no_grad()
-    def _settle(self):
+    def _through(self):
+        """The forwards that have come to their end."""
         forward = self._forward.get()
-        if forward is not None:
-            forward.settle()
+        return [b for b in self._batches if forward is None or b is not forward.batch]
+
+    def _counts(self):
+        """How many real tokens of every map have counted so far."""
+        counts = np.zeros(len(self._maps))
+        for batch in self._through():
+            counts += batch.statistics(len(self._maps))[0].sum(axis=-1)
+        return counts
 
     def _hook(self, module, hook):
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -255,20 +279,44 @@ class Record:
     @torch.no_grad()
     def _start_batch(self, _, args, kwargs):
         """Before a forward of the trunk: note who is padding, and open a new batch of samples."""
-        self._settle()
-        given = {**self._signature.bind_partial(*args, **kwargs).arguments, **kwargs}
-        tokens = Tokens.of_call(given, self.score_mask)
-        self.score_mask = None
+        if threading.get_ident() != self._thread:
+            self._others += 1
+            return
+        self._abandon()
+        score_mask, self.score_mask = self.score_mask, None
+        tokens = Tokens.of_call(self._named(args, kwargs), score_mask)
+        self._baselines.new_forward()
         batch = Sums(self.samples, tokens.mask.sum(1))
         self._forward.set(Forward(tokens, batch))
         self._batches.append(batch)
         self._pending.append(batch)
         self.samples += len(tokens.mask)
 
+    def _named(self, args, kwargs):
+        """The arguments of a forward by their names; `forward(*args, **kwargs)` has none."""
+        bound = self._signature.bind_partial(*args, **kwargs).arguments
+        unnamed = next(iter(self._signature.parameters.values())).kind is VAR_POSITIONAL
+        if unnamed and args and isinstance(args[0], torch.Tensor):
+            is_ids = args[0].ndim == 2 and not args[0].is_floating_point()
+            bound["input_ids" if is_ids else "inputs"] = args[0]
+        return {**bound, **kwargs}
+
+    @torch.no_grad()
     def _end_batch(self, *_):
         """After a forward of the trunk: what a backward recomputes belongs to no batch."""
-        self._settle()
-        self._forward.set(None)
+        forward = self._forward.get()
+        if forward is not None:
+            forward.settle()
+            self._forward.set(None)
+
+    def _abandon(self):
+        """Drop a forward that has begun and never came to its end: it raised an error."""
+        forward = self._forward.get()
+        if forward is not None:
+            self._batches.remove(forward.batch)
+            self._pending.remove(forward.batch)
+            self.samples -= len(forward.batch.real)
+            self._forward.set(None)
 
     def _note_encoder_output(self, _, args, out):
         forward = self._forward.get()
@@ -285,8 +333,6 @@ class Record:
         if forward is None:  # a map called by itself, outside of a forward
             return
         linear_map, gain = self._maps[index], self._baselines.gain(index)
-        if self._baselines.is_zero(index):
-            return
         z = args[0] if args else next(iter(kwargs.values()))
         mask = self._padding.mask(forward.tokens, linear_map, z)
         if mask is None:
@@ -303,9 +349,9 @@ class Record:
             z = by_sample(z).reshape(samples, -1, z.shape[-1])
             features = by_sample(features).reshape(samples, -1, out.shape[-1])
             seen = observer(linear_map, z, features, mask) or Observation()
-            visit = _replaced(visit, seen)
+            visit = seen.instead_of(visit)
             if seen.total is not None:
-                _add(forward.batch.totals, {index: seen.total})
+                add_totals(forward.batch.totals, {index: seen.total})
         forward.visits.append(visit)
         self._seen.add(index)
 
@@ -331,29 +377,13 @@ class Record:
                 for parameter, inputs, features in projections(experts, expert, z):
                     index = indices[parameter, expert]
                     gain = self._baselines.gain(index).to(z.device)
-                    if self._baselines.is_zero(index):
-                        continue
                     sizes = norms(inputs), norms(features)
                     del inputs, features  # before the next projection makes its own
                     values = token_statistics(real[who], *sizes, gain)
-                    sums = torch.zeros(len(values), samples, device=z.device)
+                    sums = values.new_zeros(len(values), samples)
                     found[index] = sums.index_add_(1, owner[who], values)
-        if found:  # not all weights are zero
-            forward.batch.sums.append((list(found), torch.stack(list(found.values()), 1)))
-            self._seen.update(found)
-
-    def _batch_frame(self, batch):
-        """The rows of one batch: means over its real tokens."""
-        samples, maps = len(batch.real), len(self._maps)
-        counts, *sums = batch.by_row(maps, without=list(self._unclear))
-        frame = pd.concat([self.maps()] * samples, ignore_index=True)
-        frame.insert(0, "sample", np.repeat(batch.first + np.arange(samples), maps))
-        frame["tokens"] = counts.astype(int)
-        for name, values in zip(MEANS, sums, strict=True):
-            frame[name] = values
-        frame = frame[counts > 0].copy()
-        frame[MEANS] = frame[MEANS].div(frame["tokens"], axis=0)
-        return frame
+        forward.batch.sums.append((list(found), torch.stack(list(found.values()), 1)))
+        self._seen.update(found)
 
 
 def summary(unseen: dict[str, str]) -> str:
@@ -366,29 +396,3 @@ def summary(unseen: dict[str, str]) -> str:
         more = ", ..." if len(names) > 3 else ""
         parts.append(f"{len(names)} {reason} ({', '.join(names[:3])}{more})")
     return "; ".join(parts)
-
-
-def _check_finite(frame):
-    bad = frame[~np.isfinite(frame[MEANS]).all(axis=1)]
-    if len(bad):
-        row = bad.iloc[0]
-        raise ValueError(
-            f"module {row['module']!r} has a non-finite score ({row['nfn']}) on sample "
-            f"{row['sample']}: its inputs or outputs hold NaN or infinity; check the weights, or "
-            "load the model in float32"
-        )
-
-
-def _replaced(visit, seen):
-    """The visit with the norms that an observer has put in their place."""
-    if seen.input_norm is not None:
-        visit = replace(visit, input_norm=seen.input_norm)
-    if seen.feature_norm is not None:
-        visit = replace(visit, feature_norm=seen.feature_norm)
-    return visit
-
-
-def _add(totals, more):
-    """Add tensors to those of the same key."""
-    for index, total in more.items():
-        totals[index] = totals[index] + total if index in totals else total

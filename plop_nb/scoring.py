@@ -9,25 +9,27 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
-from plop_nb import batches
+from plop_nb import batches, inputs
 from plop_nb.checkpoint import Finished, added, key
+from plop_nb.fingerprint import fingerprint
+from plop_nb.finished_files import Held, opened, own_path
 from plop_nb.forwards import evaluating, forward_all
-from plop_nb.maps import SCORED, linear_maps, trunk_of
+from plop_nb.maps import SCORED, linear_maps
+from plop_nb.processes import gathered, this_process
 from plop_nb.recording import Observer, Record, record_norms, summary
-from plop_nb.sources import source_of
+from plop_nb.sources import Source, source_of
 from plop_nb.stats import StoppingRule, lowest, swaps
+from plop_nb.wrappers import trunk_of, unwrapped
 
 
 def nfn_scores(
@@ -60,10 +62,11 @@ def nfn_scores(
     model : torch.nn.Module
         A transformers model on its device, or on several.
     data : iterable of str, or iterable of dict
-        Texts (with `tokenizer`), or batches of tensors as a data collator yields them; padding is
-        moved to the right, unless a batch has `position_ids`. The decoder of an encoder-decoder
-        model reads `decoder_input_ids`, else `labels`, else the text itself. A tensor `score_mask`
-        (batch, length) in a batch says which tokens count; the model reads them all.
+        Texts (with `tokenizer`), also as an array or the column of a table; or batches of tensors
+        as a data collator yields them; padding is moved to the right, unless a batch has
+        `position_ids`. The decoder of an encoder-decoder model reads `decoder_input_ids`, else
+        `labels`, else the text itself. A tensor `score_mask` (batch, length) in a batch says which
+        tokens count; the model reads them all.
     tokenizer : transformers tokenizer
         Needs no pad token.
     batch_size : int or "auto"
@@ -84,8 +87,10 @@ def nfn_scores(
     k : int
         How many types `stop` has in mind.
     partial : str or Path, optional
-        A file that keeps finished samples. The same call after an interrupt goes on from there;
-        any other call with this file is refused.
+        A file that keeps finished samples. The same call after an interrupt goes on from there,
+        also with more or fewer texts at its end, or on another number of processes (whose files
+        are PATH.0, PATH.1, ...). Any other call with this file is refused: other weights, adapters
+        or settings, other texts, a second run at the same time (which PATH.lock tells).
     distribute : bool
         Under `accelerate launch`, share the samples over the processes and give all of them the
         whole frame: call it in every process. False: this process scores everything itself.
@@ -104,11 +109,14 @@ def nfn_scores(
         non-finite weights or activations (names the module).
     torch.OutOfMemoryError
         One batch does not fit, with "auto" one text.
+    OSError
+        `partial` cannot be written to; what was finished before stays in it.
 
     Warns
     -----
     UserWarning
-        Some linear maps got no score: names them, with the reason.
+        Some linear maps got no score: names them, with the reason. Some lines of `partial` are
+        damaged: counts them, and runs their samples again.
     """
     rule = None if stop is None else StoppingRule(stop, k)
     seen = observe(
@@ -141,6 +149,8 @@ class Observed:
     unclear: set[str]  # modules whose padding could not be told, in some batch
     stacks: list[str]  # names of experts that were scored one by one
     decided: bool = False  # whether the stopping rule was met
+    samples: set[int] = field(default_factory=set)  # of the data that was taken
+    covered: set[int] = field(default_factory=set)  # samples in the totals of `partial`
 
 
 def observe(
@@ -183,31 +193,35 @@ def observe(
     TypeError, ValueError, torch.OutOfMemoryError
         As in `nfn_scores`.
     """
-    rank, processes = _processes() if distribute else (0, 1)
-    if rule is not None and processes > 1:
+    process = this_process(distribute)
+    if rule is not None and process.number > 1:
         raise ValueError(f"stop={rule.confidence!r} works in one process: pass distribute=False")
-    size = batches.BatchSize(batch_size, batches.device_of(trunk_of(model)))
+    size = batches.BatchSize(batch_size, inputs.device_of(trunk_of(model)))
     source = source_of(model, data, tokenizer, max_length, size)
     settings = {"baseline": baseline, "seed": seed, "max_length": max_length}
     settings |= {} if measure is None else {"measure": measure}
     result: Observed | Exception
-    recording = record_norms(model, baseline=baseline, seed=seed, observer=observer)
-    try:
-        with evaluating(model), torch.no_grad(), recording as record:
-            run = _Run(record, columns)
-            if partial is not None:
-                path = partial if processes == 1 else f"{partial}.{rank}"
-                run.resume(path, settings | _identity(model), has_totals=adds_up)
-            is_finished = None if partial is None else run.is_finished
-            source.select(rank, processes, None if rule is None else seed, is_finished)
-            hidden = not progress or rank > 0 or bool(os.environ.get("TQDM_DISABLE"))
-            with tqdm(desc="NFN", unit="text", total=source.total, disable=hidden) as bar:
-                result = run.through(trunk_of(model), source.parts(rule), size, rule, bar)
-    except Exception as error:
-        if processes == 1:
-            raise
-        result = error  # to all processes: none of them waits for ever
-    return _merged(gather_object([result]) if processes > 1 else [result])
+    recording = record_norms(model, baseline=baseline, seed=seed, frozen=True, observer=observer)
+    with opened(partial, process) as held:
+        try:
+            with evaluating(model), torch.no_grad(), recording as record:
+                run = _Run(record, source, columns)
+                if partial is not None:
+                    settings |= _identity(model)
+                    own, is_first = own_path(partial, process), process.is_first
+                    run.resume(own, held, settings, has_totals=adds_up, is_first=is_first)
+                is_finished = None if partial is None else run.is_finished
+                shuffle = None if rule is None else seed
+                source.select(process.rank, process.number, shuffle, is_finished)
+                is_shown = progress and process.is_first
+                hidden = not is_shown or bool(os.environ.get("TQDM_DISABLE"))
+                with tqdm(desc="NFN", unit="text", total=source.total, disable=hidden) as bar:
+                    result = run.through(trunk_of(model), size, rule, bar)
+        except Exception as error:
+            if process.number == 1:
+                raise
+            result = error  # to all processes
+        return _merged(gathered(result, process), partial)
 
 
 def with_shapes(scores: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
@@ -223,37 +237,40 @@ def with_shapes(scores: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
 class _Run:
     """The forwards of one process: what they have recorded, and what was finished before."""
 
-    def __init__(self, record: Record, columns: Sequence[str]) -> None:
-        self._record, self._columns = record, list(columns)
+    def __init__(self, record: Record, source: Source, columns: Sequence[str]) -> None:
+        self._record, self._source, self._columns = record, source, list(columns)
         self._finished: Finished | None = None
         self._samples: list[int] = []  # position in the data of every sample recorded
 
-    def resume(self, path: str | Path, settings: dict, *, has_totals: bool) -> None:
-        """Go on from a file of finished samples, and keep those to come in it."""
+    def resume(
+        self, own: Path, held: list[Held], settings: dict, *, has_totals: bool, is_first: bool
+    ) -> None:
+        """Go on from files of finished samples, and keep those to come in one's own."""
         self._finished = Finished(
-            path,
+            own,
+            held,
             self._record.maps(),
             settings,
             self._record.gains(),
             columns=self._columns,
             has_totals=has_totals,
+            is_first=is_first,
         )
 
     def is_finished(self, position: int, row: dict) -> bool:
         """Whether the sample at this position is in the file."""
         return self._finished is not None and self._finished.has(position, row)
 
-    def through(self, trunk, parts, size, rule, bar) -> Observed:
+    def through(self, trunk, size, rule, bar) -> Observed:
         """Forward the batches of all parts, up to a look that decides."""
-        for part in parts:
+        for part in self._source.parts(rule):
             for window in forward_all(trunk, part, size, self._record):
                 self._note(window)
                 bar.update(sum(len(positions) for positions, _ in window))
                 del window  # its tensors need not outlive the next forward
             if rule is not None and rule.decided(self._frame()):
                 return self._observed(decided=True)
-        # Of a finished file there is nothing to run, and still to decide.
-        return self._observed(decided=rule is not None and rule.decided(self._frame()))
+        return self._observed(decided=False)
 
     def _note(self, window):
         """Take down which samples a window has held, in the file as well."""
@@ -271,23 +288,29 @@ class _Run:
         self._finished.add(frame, keys, record.unclear(), record.totals())
 
     def _observed(self, decided):
-        record, totals = self._record, self._record.totals()
-        if self._finished is not None:
-            totals = added(self._finished.totals, totals)
-        return Observed(
+        record, finished = self._record, self._finished
+        seen = Observed(
             frame=self._frame(),
-            totals={name: total.cpu() for name, total in totals.items()},
+            totals=record.totals(),
             unseen=record.unseen(),
             unclear=record.unclear(),
             stacks=record.stacks(),
             decided=decided,
+            samples=self._source.taken,
         )
+        if finished is not None:
+            earlier = finished.unclear(seen.samples)
+            seen.unseen |= dict.fromkeys(earlier, "padding unknown in a finished sample")
+            seen.unclear |= earlier
+            seen.totals, seen.covered = added(finished.totals, seen.totals), finished.covered
+        seen.totals = {name: total.cpu() for name, total in seen.totals.items()}
+        return seen
 
     def _frame(self):
         """Scores of the samples of this run, and of those finished before."""
         frames = []
         if self._finished is not None:
-            frames.append(self._finished.frame())
+            frames.append(self._finished.frame(self._source.taken))
         if self._samples:
             frame = self._positioned(self._record.frame())
             first = ["sample", "module", "type", "layer", "tokens"]
@@ -312,10 +335,15 @@ class _Run:
 
 
 def _identity(model):
-    """What tells models apart, as far as it can be read without their weights."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "")
-    dtype = str(getattr(model, "dtype", None))
-    return {"model": f"{type(model).__name__} {name}", "dtype": dtype}
+    """What tells models apart."""
+    inner = unwrapped(model)
+    config = getattr(inner, "config", None)
+    return {
+        "model": f"{type(inner).__name__} {getattr(config, '_name_or_path', '')}",
+        "dtype": str(getattr(inner, "dtype", None)),
+        "attention": getattr(config, "_attn_implementation", None),
+        "weights": fingerprint(trunk_of(model)),
+    }
 
 
 def _report(seen, stop, k, progress):
@@ -337,29 +365,25 @@ def _report(seen, stop, k, progress):
     )
 
 
-def _processes():
-    """(rank, number) of the processes that `accelerate launch` or `torchrun` has started."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return state.process_index, state.num_processes
-
-
-def _merged(results):
-    """What all processes have seen together; raises the error of any."""
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+def _merged(results, partial):
+    """What all processes have seen together."""
     whole = results[0]
     for other in results[1:]:
         whole.totals = added(whole.totals, other.totals)
         whole.unclear |= other.unclear
         whole.unseen |= other.unseen
+        whole.samples |= other.samples
+    if beyond := len(whole.covered - whole.samples):
+        raise ValueError(
+            f"partial={str(partial)!r} adds up {beyond} samples that data has not: pass the same "
+            "data, or name another file"
+        )
     frames = [result.frame for result in results if len(result.frame)]
     frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     frame = frame[~frame["module"].isin(whole.unclear)]
     seen = set(frame["module"])
     whole.unseen = {name: why for name, why in whole.unseen.items() if name not in seen}
-    whole.totals = {name: t for name, t in whole.totals.items() if name not in whole.unclear}
+    known = {name: t for name, t in whole.totals.items() if name not in whole.unclear}
+    whole.totals = {name: total.float() for name, total in known.items()}
     whole.frame = frame.sort_values("sample", kind="stable", ignore_index=True)
     return whole

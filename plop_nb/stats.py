@@ -1,7 +1,6 @@
 """How sure a score, a ranking and a placement are. Needs nothing but the frame of scores."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -9,7 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from plop_nb.checks import coverage_level
+from plop_nb.checks import coverage_level, random_seed
+from plop_nb.text_table import TextTable, check_columns, text_table
+from plop_nb.text_table import per_text as per_text  # where it is looked for
 
 DRAWS = 10_000
 LEAST = 8  # texts below which a spread is hardly known
@@ -53,18 +54,11 @@ def mean_interval(values: Any, *, level: float = 0.95) -> Interval:
         raise ValueError(
             f"values has shape {values.shape}, expected two or more finite numbers, one per seed"
         )
-    mean, half = values.mean(axis=0), _half_width(values, level)
+    mean = values.mean(axis=0)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values, axis=0)
     if values.ndim == 1:
         return Interval(float(mean), float(mean - half), float(mean + half))
     return Interval(mean, mean - half, mean + half)
-
-
-def _half_width(values, level):
-    """Half of the interval by Student's t; NaN for a single value."""
-    n = len(values)
-    if n < 2:
-        return np.full(values.shape[1:], np.nan)
-    return stats.t.ppf((1 + level) / 2, n - 1) * stats.sem(values, axis=0)
 
 
 def by_type(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -84,8 +78,19 @@ def by_type(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns `type`, `nfn`, `low`, `high`, `modules`, `samples`. With a single text `low` and
-        `high` are NaN.
+        Columns `type`, `nfn`, `low`, `high`, `modules`, `samples` (texts that reached one of the
+        modules). Where every module was reached by a single text `low` and `high` are NaN.
+
+    Raises
+    ------
+    ValueError
+        `scores` is no frame of scores, or holds one that cannot be (says where), or `level` is not
+        between 0 and 1.
+
+    Warns
+    -----
+    UserWarning
+        Texts are copies of others (the same score in every module): each counts once.
 
     Examples
     --------
@@ -99,6 +104,7 @@ def by_type(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
 
 def by_layer(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """Mean NFN of each layer over all its modules; columns as in `by_type`, first `layer`."""
+    check_columns(scores, "layer")
     layered = scores.dropna(subset="layer")
     if layered.empty:
         raise ValueError("scores holds no module inside a stack of layers")
@@ -107,82 +113,84 @@ def by_layer(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
 
 def by_module(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """NFN of each module, lowest first: `module`, `type`, `layer`, then as in `by_type`."""
+    check_columns(scores, "layer")
     names = scores.drop_duplicates("module")[["module", "type", "layer"]]
     table = _intervals(scores, "module", level).drop(columns="modules")
     return names.merge(table).sort_values("nfn", ignore_index=True)
-
-
-def per_text(scores: pd.DataFrame, by: str = "type") -> pd.DataFrame:
-    """One value per text (rows) and group (columns), whose mean is the group's score.
-
-    A text's value is the mean over the group's modules; the columns are named `by`. Where a text
-    misses a module (an expert that got none of its tokens), the module's own mean stands in, and
-    the texts that reach it count for more: the mean stays that of `by_type`, and the spread over
-    texts gives its error.
-    """
-    _check(scores)
-    values = scores.pivot(index="sample", columns="module", values="nfn")
-    means, reached = values.mean(), values.notna().mean()
-    values = means + (values - means).fillna(0.0) / reached
-    if by == "module":
-        return values
-    groups = scores.drop_duplicates("module").set_index("module")[by][values.columns]
-    return values.T.groupby(groups.to_numpy()).mean().T.rename_axis(columns=by)
 
 
 def type_means(scores: pd.DataFrame) -> pd.Series:
     """Score of each type, lowest first: mean over texts per module, then over modules.
 
     Like `lowest`, `confidence`, `swaps` and `StoppingRule`, it takes the frame of `nfn_scores`, or
-    the table that `per_text` has made of it.
+    the table that `per_text` or `text_table` has made of it.
     """
-    return _ranked(_by_text(scores))
+    return _ranked(text_table(scores).values)
 
 
 def lowest(scores: pd.DataFrame, k: int) -> list[str]:
     """The `k` types with the lowest score."""
-    return _lowest(_by_text(scores), k)
+    ranking = type_means(scores)
+    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= len(ranking):
+        raise ValueError(
+            f"k={k!r}, expected an integer from 1 to {len(ranking)}, the number of module types "
+            "scored"
+        )
+    return ranking.index[:k].tolist()
 
 
-def confidence(scores: pd.DataFrame, types: Sequence[str], *, seed: int = 0) -> float:
+def confidence(scores: pd.DataFrame, types: Iterable[str], *, seed: int = 0) -> float:
     """Probability that the set `types` is the one that infinitely many texts would choose.
 
     The share of draws of all types' means together, from texts weighted at random, that puts every
     chosen type below every other: a joint t distribution, exact for normal scores however few the
-    texts. NaN for one text.
+    texts. NaN for one text, and where the spread of a type is not known.
 
     (Drawn here and not by `scipy.stats.multivariate_t`: that decomposes a covariance, whose vectors
     turn with the processor's last digits, so that the same seed gave other draws elsewhere.)
     """
-    values = _by_text(scores)
+    table = text_table(scores)
+    values, types = table.values, _types_in(table, types)
     others = [name for name in values if name not in types]
     n = len(values)
-    if n == 1:
+    if table.errors.isna().any():
         return float("nan")
     if not others:
         return 1.0
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(random_seed("seed", seed))
     weights = generator.standard_normal((DRAWS, n))
-    widen = np.sqrt(
-        (n - 1) / generator.chisquare(n - 1, (DRAWS, 1))
-    )  # the spread is estimated, too
     deviations = (values - values.mean()) / np.sqrt(n * (n - 1))
-    means = values.mean().to_numpy() + widen * (weights @ deviations.to_numpy())
-    draws = pd.DataFrame(means, columns=values.columns)
-    highest_chosen, lowest_other = draws[list(types)].max(axis=1), draws[others].min(axis=1)
+    draws = pd.DataFrame(weights @ deviations.to_numpy(), columns=values.columns)
+    for freedom in sorted(set(table.support - 1), reverse=True):
+        widen = np.sqrt(freedom / generator.chisquare(freedom, DRAWS))  # the spread is estimated
+        draws.loc[:, table.support - 1 == freedom] *= widen[:, None]
+    draws += values.mean()
+    highest_chosen, lowest_other = draws[types].max(axis=1), draws[others].min(axis=1)
     return float((highest_chosen < lowest_other).mean())
 
 
-def swaps(scores: pd.DataFrame, types: Sequence[str]) -> pd.DataFrame:
+def swaps(scores: pd.DataFrame, types: Iterable[str]) -> pd.DataFrame:
     """Each chosen type against each other one: how likely texts without end would turn them round.
 
     Returns
     -------
     pandas.DataFrame
         Columns `chosen`, `other`, `gap` (difference of their scores), `probability` (one-sided
-        paired t-test over texts; NaN for one text), the likeliest swap first.
+        paired t-test over texts; NaN where a spread is not known), the likeliest swap first.
     """
-    return _swaps(_by_text(scores), types)
+    table = text_table(scores)
+    values, types = table.values, _types_in(table, types)
+    pairs = [(chosen, other) for chosen in types for other in values if other not in types]
+    found = pd.DataFrame(pairs, columns=["chosen", "other"])
+    sides = [found["other"], found["chosen"]]
+    other, chosen = (values.mean()[side].to_numpy() for side in sides)
+    found["gap"] = other - chosen
+    found["probability"] = _probabilities_below_zero(
+        values[sides[0]].to_numpy() - values[sides[1]].to_numpy(),
+        np.minimum(*(table.support[side].to_numpy() for side in sides)) - 1,
+    )
+    order = ["probability", "gap"]
+    return found.sort_values(order, ascending=[False, True], ignore_index=True)
 
 
 class StoppingRule:
@@ -191,6 +199,7 @@ class StoppingRule:
     At look j every chosen type has to lie below every other by a paired t-test at level
     (1 - confidence) / (j (j + 1) pairs). Over all looks and pairs these add up to at most
     1 - confidence, so looking often costs no error; a wrong set needs one such test to fail.
+    Copies of a text count once. While a type rests on fewer than 8 texts nothing is decided.
     """
 
     def __init__(self, confidence: float, k: int) -> None:
@@ -209,20 +218,22 @@ class StoppingRule:
     def decided(self, scores: pd.DataFrame) -> bool:
         """Look at the scores so far."""
         self._looks += 1
-        values = _by_text(scores)
-        table = _swaps(values, _lowest(values, self._k))
+        table = text_table(scores)
+        pairs = swaps(table, lowest(table, self._k))
         error = 1 - self.confidence
-        level = error / (self._looks * (self._looks + 1) * max(1, len(table)))
-        return len(values) >= LEAST and bool((table["probability"] <= level).all())
+        level = error / (self._looks * (self._looks + 1) * max(1, len(pairs)))
+        is_known = table.support.min() >= LEAST
+        return bool(is_known and (pairs["probability"] <= level).all())
 
 
-def diagnoses(scores: pd.DataFrame, types: Sequence[str], sure: float) -> list[str]:
+def diagnoses(scores: pd.DataFrame, types: Iterable[str], sure: float) -> list[str]:
     """What is wrong with a ranking, in sentences: an empty list where nothing is.
 
     `sure` is the confidence in `types`, from `confidence`.
     """
-    values = per_text(scores)
-    means, texts = _ranked(values), len(values)
+    table = text_table(scores)
+    chosen = _types_in(table, types)
+    means, texts, pairs = _ranked(table.values), len(table.values), swaps(table, chosen)
     found = []
     if len(means) > 1 and (means - 1).abs().max() < 0.1:
         found.append(
@@ -230,12 +241,24 @@ def diagnoses(scores: pd.DataFrame, types: Sequence[str], sure: float) -> list[s
             "like noise. Untrained weights, a very narrow model, or texts unlike anything it was "
             "trained on"
         )
+    if table.copies:
+        found.append(
+            f"{table.copies} of {texts + table.copies} texts are copies of others: each counts once"
+        )
     if texts < LEAST:
         found.append(
-            f"too few texts ({texts}) to know how sure k={len(types)} is: score at least {LEAST}"
+            f"too few texts ({texts}) to know how sure k={len(chosen)} is: score at least {LEAST}"
         )
-    elif sure < 0.95:
-        pair = _swaps(values, types).iloc[0]
+        return found
+    decisive = [*chosen, *pairs.loc[~(pairs["probability"] < 0.05), "other"]]
+    few = [name for name in dict.fromkeys(decisive) if table.support[name] < LEAST]
+    for name in few:
+        found.append(
+            f"{name} rests on modules that few texts reach (they tell as much as "
+            f"{table.support[name]:.2g} of {texts}): score more texts"
+        )
+    if sure < 0.95:
+        pair = pairs.iloc[0]
         found.append(
             f"ranking undecided: {pair['chosen']} and {pair['other']} are {pair['gap']:.3f} apart "
             f"and would swap with probability {pair['probability']:.0%}. Score more texts, or "
@@ -244,82 +267,43 @@ def diagnoses(scores: pd.DataFrame, types: Sequence[str], sure: float) -> list[s
     return found
 
 
-def _by_text(scores):
-    """One value per text and type: of a frame of scores, or a table of them as it is."""
-    is_table = getattr(getattr(scores, "columns", None), "name", None) == "type"
-    return scores if is_table else per_text(scores)
-
-
 def _ranked(values):
     return values.mean().rename_axis("type").sort_values(kind="stable")
 
 
-def _lowest(values, k):
-    ranking = _ranked(values)
-    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= len(ranking):
-        raise ValueError(
-            f"k={k!r}, expected an integer from 1 to {len(ranking)}, the number of module types "
-            "scored"
-        )
-    return ranking.index[:k].tolist()
+def _types_in(table, types):
+    """The types as a list, all of them in the table."""
+    names = [types] if isinstance(types, str) else list(types)
+    for name in names:
+        if name not in table.values:
+            raise ValueError(
+                f"{name!r} is not a type in scores, choose from {sorted(table.values)[:10]}"
+            )
+    return names
 
 
-def _swaps(values, types):
-    """As `swaps`, of one value per text and type."""
-    pairs = [(chosen, other) for chosen in types for other in values if other not in types]
-    table = pd.DataFrame(pairs, columns=["chosen", "other"])
-    gaps = values[table["other"]].to_numpy() - values[table["chosen"]].to_numpy()
-    table["gap"] = gaps.mean(axis=0)
-    table["probability"] = _probabilities_below_zero(gaps)
-    order = ["probability", "gap"]
-    return table.sort_values(order, ascending=[False, True], ignore_index=True)
-
-
-def _probabilities_below_zero(gaps):
-    """That the mean of infinitely many texts is below zero, for each column; NaN for one text."""
+def _probabilities_below_zero(gaps, freedom):
+    """That the mean of infinitely many texts is below zero, for each column; NaN if not known."""
     texts, pairs = gaps.shape
     found = np.full(pairs, np.nan)
     if texts < 2:
         return found
     same = np.ptp(gaps, axis=0) == 0  # in every text: nothing to estimate
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # gaps that are the same but for rounding
-        tested = stats.ttest_1samp(gaps[:, ~same], 0, alternative="greater")
-    found[~same] = tested.pvalue
+    with np.errstate(divide="ignore", invalid="ignore"):  # gaps that are the same but for rounding
+        t = gaps[:, ~same].mean(axis=0) / stats.sem(gaps[:, ~same], axis=0)
+    found[~same] = stats.t.sf(t, freedom[~same])
     found[same] = np.where(gaps[0, same] == 0, 0.5, gaps[0, same] < 0)
     return found
 
 
-def _check(scores):
-    missing = {"sample", "module", "type", "nfn"} - set(getattr(scores, "columns", ()))
-    if missing:
-        raise ValueError(
-            f"scores lacks the columns {sorted(missing)}: expected the frame that nfn_scores "
-            "returns"
-        )
-    if not len(scores):
-        raise ValueError("scores is an empty frame: there is nothing to rank")
-    bad = scores[~np.isfinite(scores["nfn"]) | (scores["nfn"] < 0)]
-    if len(bad):
-        row = bad.iloc[0]
-        raise ValueError(
-            f"scores holds nfn={row['nfn']} for module {row['module']!r}, never a legitimate score"
-        )
-    twice = scores.duplicated(["sample", "module"])
-    if twice.any():
-        sample, module = scores.loc[twice, ["sample", "module"]].iloc[0]
-        raise ValueError(
-            f"scores holds sample {sample} of module {module!r} twice: where frames are joined, "
-            "number their samples apart, or score all texts in one call"
-        )
-
-
 def _intervals(scores, by, level):
     level = coverage_level(level)
-    values = per_text(scores, by)
-    mean, half = values.mean(), _half_width(values.to_numpy(), level)
-    table = pd.DataFrame({"nfn": mean, "low": mean - half, "high": mean + half})
-    table["modules"] = scores.groupby(by)["module"].nunique()[table.index].to_numpy()
-    table["samples"] = len(values)
-    table = table.rename_axis(by).reset_index()
-    return table.sort_values("nfn", kind="stable", ignore_index=True)
+    if not isinstance(scores, TextTable):
+        check_columns(scores, by)
+    table = text_table(scores, by)
+    mean = table.values.mean()
+    half = stats.t.ppf((1 + level) / 2, table.support - 1) * table.errors
+    found = pd.DataFrame({"nfn": mean, "low": mean - half, "high": mean + half})
+    found = found.assign(modules=table.modules, samples=table.reached)
+    found = found.rename_axis(by).reset_index()
+    return found.sort_values("nfn", kind="stable", ignore_index=True)

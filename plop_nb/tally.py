@@ -1,11 +1,14 @@
 """From norms of tokens to sums over samples: what a record keeps of each forward."""
 
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
+from plop_nb.maps import LinearMap
 from plop_nb.norms import fetched, norms, token_statistics
 from plop_nb.padding import Tokens
 
@@ -24,6 +27,28 @@ class Visit:
     mask: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What an observer makes of one map's inputs in one forward; None: nothing of its own."""
+
+    input_norm: torch.Tensor | None = None  # (batch, visits), to be measured instead of ||z||
+    feature_norm: torch.Tensor | None = None  # (batch, visits), instead of ||W z||
+    total: torch.Tensor | None = None  # any shape: added up over all forwards
+
+    def instead_of(self, visit: Visit) -> Visit:
+        """The visit with the norms that were measured in their place."""
+        if self.input_norm is not None:
+            visit = replace(visit, input_norm=self.input_norm)
+        if self.feature_norm is not None:
+            visit = replace(visit, feature_norm=self.feature_norm)
+        return visit
+
+
+Observer = Callable[
+    [LinearMap, torch.Tensor, torch.Tensor, torch.Tensor], Observation | None
+]  # called with a map, its inputs z, W z, and the mask of real tokens
+
+
 @dataclass(eq=False)
 class Sums:
     """What stays of one forward of the trunk."""
@@ -32,16 +57,41 @@ class Sums:
     real: torch.Tensor  # (batch,) real tokens of each sample
     sums: list = field(default_factory=list)  # (indices of maps, statistics (5, maps, batch))
     totals: dict = field(default_factory=dict)  # {index: what the observer wants added up}
+    _fetched: np.ndarray | None = None
 
-    def by_row(self, maps: int, without: list[int]) -> np.ndarray:
-        """The statistics, (5, samples * maps), sample by sample; zero for the maps `without`."""
-        statistics = np.zeros((1 + len(MEANS), maps, len(self.real)))
+    def statistics(self, maps: int) -> np.ndarray:
+        """Sums over real tokens of `token_statistics`, (5, maps, batch), fetched once."""
+        if self._fetched is None:
+            self._fetched = np.zeros((1 + len(MEANS), maps, len(self.real)))
         arrays = fetched([values for _, values in self.sums])
         for (indices, _), values in zip(self.sums, arrays, strict=True):
             for position, index in enumerate(indices):
-                statistics[:, index] += values[:, position]  # a shared layer fires several times
+                self._fetched[:, index] += values[:, position]  # a shared layer fires several times
+        self.sums.clear()
+        return self._fetched
+
+    def frame(self, maps: pd.DataFrame, without: list[int]) -> pd.DataFrame:
+        """Means over real tokens, one row for each sample and map that has a score.
+
+        Parameters
+        ----------
+        maps : pandas.DataFrame
+            `module`, `type`, `layer` of every map.
+        without : list of int
+            Maps to leave out.
+        """
+        statistics = self.statistics(len(maps)).copy()
         statistics[:, without] = 0
-        return statistics.transpose(0, 2, 1).reshape(len(statistics), -1)
+        samples = len(self.real)
+        counts, *sums = statistics.transpose(0, 2, 1).reshape(len(statistics), -1)
+        frame = pd.concat([maps] * samples, ignore_index=True)
+        frame.insert(0, "sample", np.repeat(self.first + np.arange(samples), len(maps)))
+        frame["tokens"] = counts.astype(int)
+        for name, values in zip(MEANS, sums, strict=True):
+            frame[name] = values
+        frame = frame[counts > 0].copy()
+        frame[MEANS] = frame[MEANS].div(frame["tokens"], axis=0)
+        return frame
 
 
 @dataclass
@@ -86,3 +136,21 @@ class Forward:
             self.batch.sums.append(([visit.index for visit in visits], values.sum(-1)))
         self.visits.clear()
         self.blocks.clear()
+
+
+def add_totals(totals: dict[int, torch.Tensor], more: dict[int, torch.Tensor]) -> None:
+    """Add tensors to those of the same map."""
+    for index, total in more.items():
+        totals[index] = totals[index] + total if index in totals else total
+
+
+def check_finite(frame: pd.DataFrame) -> None:
+    """Refuse a frame with a score that is not finite (ValueError, names module and sample)."""
+    bad = frame[~np.isfinite(frame[MEANS]).all(axis=1)]
+    if len(bad):
+        row = bad.iloc[0]
+        raise ValueError(
+            f"module {row['module']!r} has a non-finite score ({row['nfn']}) on sample "
+            f"{row['sample']}: its inputs or outputs hold NaN or infinity; check the weights, or "
+            "load the model in float32"
+        )

@@ -5,10 +5,12 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -23,6 +25,18 @@ TASKS = {
     "ForQuestionAnswering": "QUESTION_ANS",
 }
 
+# Options of `LoraConfig` that say where adapters go: {name: what to do instead}.
+CHOICES = {
+    "target_modules": "build a LoraConfig yourself",
+    "target_parameters": "build a LoraConfig yourself",
+    "exclude_modules": "make a placement without them, such as Placement.of_types",
+    "layers_to_transform": "name the layers as layers=",
+    "layers_pattern": "name the layers as layers=",
+    "layer_replication": "score and place the replicated model",
+}
+# Starts of adapters that are made from data, or need more than the empty copy has.
+STARTS_FROM_DATA = ("corda", "eva", "loftq", "lora_ga")
+
 
 def wanted_targets(
     model: nn.Module, modules: Iterable[str], layers: Iterable[int] | None = None
@@ -32,7 +46,8 @@ def wanted_targets(
     Raises
     ------
     ValueError
-        `model` has no such module, or no chosen module is in one of the layers.
+        `model` has no such module, `layers` is no collection of integers, or no chosen module is
+        in one of them; or no modules are named.
     """
     maps = {m.name: m for m in linear_maps(model)}
     wanted = {}
@@ -43,12 +58,26 @@ def wanted_targets(
                 "model"
             )
         wanted[maps[name].target] = maps[name]
+    if not wanted:
+        raise ValueError("modules=[]: this placement puts adapters on nothing")
     if layers is None:
         return wanted
-    layers = set(layers)
-    if missing := layers - {m.layer for m in wanted.values()}:
-        raise ValueError(f"layers={sorted(layers)}: no chosen module is in layer {min(missing)}")
-    return {target: m for target, m in wanted.items() if m.layer in layers}
+    numbers = _layer_numbers(layers)
+    if missing := numbers - {m.layer for m in wanted.values()}:
+        raise ValueError(f"layers={sorted(numbers)}: no chosen module is in layer {min(missing)}")
+    return {target: m for target, m in wanted.items() if m.layer in numbers}
+
+
+def _layer_numbers(layers):
+    """The layers as a set of `int`, of any integers."""
+    numbers = [] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+    is_integer = [isinstance(n, Integral) and not isinstance(n, bool) for n in numbers]
+    if not numbers or not all(is_integer):
+        shown = numbers or layers
+        raise ValueError(
+            f"layers={shown!r}, expected one or more integers, such as [0, 1]; None means all"
+        )
+    return {int(number) for number in numbers}
 
 
 def lora_config(
@@ -65,14 +94,16 @@ def lora_config(
     r : int
         Rank of the adapters.
     **options
-        Any other argument of `peft.LoraConfig`, but for those that name modules.
+        Any other argument of `peft.LoraConfig`, but for those that say where adapters go.
 
     Raises
     ------
     ValueError
-        No form hits exactly the wanted targets: says what each did.
+        An option says where adapters go or trains a wanted target whole, or no form hits exactly
+        the wanted targets: says what each did.
     """
     r = positive_integer("r", r)
+    _check_options(options, wanted)
     options.setdefault("task_type", _task_type(unwrapped(model)))
     failures = []
     for form in _forms(wanted):
@@ -90,6 +121,27 @@ def lora_config(
     raise ValueError(f"no form of LoraConfig hits exactly {types}: {reasons}")
 
 
+def _check_options(options, wanted):
+    """Refuse what would move the adapters, or replace what they hang on."""
+    for name in CHOICES:
+        if name in options:
+            raise ValueError(
+                f"{name} is what the placement chooses: leave it out, or {CHOICES[name]}"
+            )
+    for target, rank in (options.get("rank_pattern") or {}).items():
+        positive_integer(f"rank_pattern[{target!r}]", rank)
+    saved = options.get("modules_to_save")
+    if isinstance(saved, str):
+        raise ValueError(f"modules_to_save={saved!r}, expected a list of names: [{saved!r}]")
+    for name in saved or []:
+        for target in wanted:
+            if f".{name}." in f".{target}.":
+                raise ValueError(
+                    f"modules_to_save={saved!r} trains {target!r} whole, which the placement gives "
+                    "adapters: leave it out of one of them"
+                )
+
+
 def difference(wanted: dict, adapted: dict) -> str:
     """In words, how the targets that a config adapts differ from the wanted ones."""
     missed = [target for target in wanted if target not in adapted]
@@ -100,20 +152,31 @@ def difference(wanted: dict, adapted: dict) -> str:
 
 
 def adapted_targets(model: nn.Module, config: LoraConfig) -> dict[str, int]:
-    """{target: adapter parameters} of what PEFT adapts, found by injection into an empty copy."""
+    """{target: adapter parameters} of what PEFT adapts, found by injection into an empty copy.
+
+    Embeddings of single tokens that are trained besides (`trainable_token_indices`) are none.
+    """
+    if not isinstance(config, PeftConfig):
+        raise TypeError(
+            f"config is {type(config).__name__}, expected a peft.LoraConfig (see "
+            "Placement.lora_config)"
+        )
+    config = copy.deepcopy(config)
+    if getattr(config, "init_lora_weights", None) in STARTS_FROM_DATA:
+        config.init_lora_weights = True  # the same adapters
     empty = skeleton(model)
     empty = empty.unload() if isinstance(empty, PeftModel) else unwrapped(empty)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft_model = get_peft_model(empty, copy.deepcopy(config), low_cpu_mem_usage=True)
+            peft_model = get_peft_model(empty, config, low_cpu_mem_usage=True)
     except ValueError as error:
         if "not found in the base model" not in str(error):
             raise
         return {}
     found = {}
     for name, layer in peft_model.get_base_model().named_modules():
-        if not isinstance(layer, BaseTunerLayer):
+        if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
             continue
         target = name.replace(".base_layer", "").replace("_orig_mod.", "")
         parameter = getattr(layer, "parameter_name", "weight")

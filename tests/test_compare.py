@@ -1,5 +1,7 @@
 """Comparisons of placements: paired intervals, and tuned learning rates."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,3 +103,87 @@ def test_tuned_takes_the_best_validation_loss_and_refuses_the_test_split():
     assert tuned(diverged).set_index("placement")["lr"]["a"] == 0.02
     with pytest.raises(ValueError, match="was run at ranks"):
         tuned(pd.concat([runs, runs.assign(r=2)]).assign(split="validation"))
+
+
+def tuning(rates, **columns):
+    """Validation runs of placement "a" at learning rates: {lr: losses by seed}."""
+    parts = [runs_of({"a": losses}, lr=lr) for lr, losses in rates.items()]
+    return pd.concat(parts, ignore_index=True).assign(split="validation", **columns)
+
+
+def test_rates_are_compared_on_the_same_seeds():
+    unfinished = tuning({0.001: [1.0, 3.0], 0.01: [1.1], 0.1: [5.0, 5.0]})
+    message = r"placement 'a' on 't' was not run with the same seeds .*\(lr=0.01 lacks 1\)"
+    with pytest.raises(ValueError, match=message):
+        tuned(unfinished)
+    assert tuned(unfinished.query("seed == 0"))["lr"].tolist() == [0.001]
+    assert tuned(unfinished.query("lr != 0.01"))["lr"].tolist() == [0.001]
+
+
+def test_rates_are_not_chosen_among_runs_that_differ_otherwise_or_have_all_diverged():
+    runs = tuning({0.001: [1.0, 2.0], 0.01: [0.5, 1.5]}, steps=10)
+    longer = runs.assign(steps=runs["steps"].where(runs["lr"] != 0.01, 20))
+    with pytest.raises(ValueError, match=r"placement 'a' on 't' differ in steps \(10, 20\)"):
+        tuned(longer)
+    with pytest.raises(ValueError, match="several runs of one learning rate and seed"):
+        tuned(pd.concat([runs, runs.assign(loss=3.0)]))
+    with pytest.raises(ValueError, match=r"diverged at every .*\(0.001, 0.01\): try lower ones"):
+        tuned(runs.assign(loss=[None] * 4))
+
+
+SETTINGS = [
+    ("model", "small", "large"),
+    ("dtype", "bfloat16", "float32"),
+    ("split", "test", "validation"),
+    ("steps", 100, 30),
+    ("batch_size", 16, 8),
+    ("max_length", 512, 64),
+]
+
+
+@pytest.mark.parametrize(("column", "one", "other"), SETTINGS)
+def test_runs_of_other_settings_are_not_compared(column, one, other):
+    runs = runs_of({"ref": [1.0, 2.0], "x": [1.1, 2.2]})
+    mixed = runs.assign(**{column: np.where(runs["placement"] == "x", one, other)})
+    message = rf"runs of task 't' differ in {column} \({min(one, other)}, {max(one, other)}\): keep"
+    with pytest.raises(ValueError, match=message):
+        versus(mixed, "ref")
+    # other tasks may be trained otherwise
+    apart = pd.concat([runs.assign(**{column: one}), runs.assign(task="u", **{column: other})])
+    assert len(versus(apart, "ref")) == 2
+
+
+def test_runs_of_several_ranks_are_not_compared():
+    runs = runs_of({"ref": [1.0, 2.0], "x": [1.1, 2.2]})
+    runs["parameters"] = [10, 20, 10, 10]
+    with pytest.raises(ValueError, match="placement 'ref' on 't' has runs with 10, 20 parameters"):
+        versus(runs, "ref")
+
+
+@pytest.mark.parametrize("column", ["device", "torch"])
+def test_a_comparison_across_devices_warns(column):
+    runs = runs_of({"ref": [1.0, 2.0], "x": [1.1, 2.2]}, **{column: ["a", "b", "a", "a"]})
+    with pytest.warns(UserWarning, match=f"several places .'t': {column} a, b.*on one of them"):
+        assert len(versus(runs, "ref")) == 1
+    known = runs.assign(**{column: ["a", None, "a", "a"]})  # as in records that lack the column
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        versus(known, "ref")
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_an_accuracy_that_was_not_measured_has_not_diverged(value):
+    runs = runs_of({"ref": [1.0, 2.0], "x": [1.1, 2.2]}).assign(accuracy=value)
+    message = "accuracy is .* on 't': it was not measured, as the task has no check or .*=False"
+    with pytest.raises(ValueError, match=message) as caught:
+        versus(runs, "ref", "accuracy")
+    assert "diverged" not in str(caught.value)
+
+
+def test_no_runs_at_all():
+    nothing = runs_of({"ref": [1.0]}).iloc[:0]
+    for ask in (tuned, lambda runs: versus(runs, "ref")):
+        with pytest.raises(ValueError, match="runs is empty"):
+            ask(nothing)
+        with pytest.raises(ValueError, match="runs lacks the columns"):
+            ask(pd.DataFrame())

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from plop_nb import experiments
-from plop_nb.experiments.isolation import shared_copy
-from plop_nb.experiments.training import own_forward
+from plop_nb.experiments.isolation import own_forward, shared_copy
 
 
 def test_names_load_when_they_are_used_and_mean_the_same_whatever_was_imported():

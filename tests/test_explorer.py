@@ -1,5 +1,6 @@
 """The explorer: what its controls choose, that its code does so, and where its errors go."""
 
+import re
 import sys
 import threading
 import time
@@ -49,7 +50,8 @@ def scores_of(model, lowest=(), seed=0):
 
 @pytest.fixture
 def scores(tiny_llama, byte_tokenizer):
-    return plop.nfn_scores(tiny_llama, TEXTS * 2, byte_tokenizer, progress=False)
+    texts = [*TEXTS, *(f"{text}, again" for text in TEXTS)]
+    return plop.nfn_scores(tiny_llama, texts, byte_tokenizer, progress=False)
 
 
 def adapted(model, text):
@@ -298,6 +300,25 @@ def test_rank_of_ones_own_is_an_option(scores):
 def test_bad_input(scores, arguments, error, message):
     with pytest.raises(error, match=message):
         plop.explore(**{"scores": scores, **arguments})
+
+
+def test_scores_without_layers_are_refused(scores):
+    with pytest.raises(ValueError, match=r"scores lacks the columns \['layer'\]"):
+        plop.explore(scores.drop(columns="layer"))
+
+
+def test_confidence_that_is_not_known_is_not_shown(scores):
+    explorer = plop.explore(scores[scores["sample"] == 0])
+    assert "nan" not in explorer.summary.value and "too few texts (1)" in explorer.summary.value
+
+
+def test_config_text_is_code_whatever_the_names(scores):
+    """A quotation mark would end the string, and run the rest."""
+    odd = scores.assign(module=scores["module"].str.replace("self_attn", 'self"+"_attn'))
+    names = {}
+    exec(plop.explore(odd, k=7).config_text, names)
+    pattern = re.compile(names["config"].target_modules)
+    assert all(pattern.fullmatch(name) for name in odd["module"])
 
 
 def test_budget_needs_shapes(scores):

@@ -83,9 +83,9 @@ def _wait_for(url, server, log):
 @pytest.fixture
 def page(tiny_llama, byte_tokenizer, tmp_path):
     """A page with the explorer of a tiny model, as one notebook cell shows it."""
-    plop.nfn_scores(tiny_llama, TEXTS * 2, byte_tokenizer, progress=False).to_pickle(
-        tmp_path / "scores.pkl"
-    )
+    plop.nfn_scores(
+        tiny_llama, [*TEXTS, *(f"{text}, again" for text in TEXTS)], byte_tokenizer, progress=False
+    ).to_pickle(tmp_path / "scores.pkl")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata["kernelspec"] = {
         "name": "python3",

@@ -1,7 +1,11 @@
 """Grids on Optuna: every run once, whatever is interrupted, killed, or shared by processes."""
 
+import ast
 import copy
+import dataclasses
+import importlib
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +17,7 @@ import optuna
 import pandas as pd
 import psutil
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
@@ -27,10 +32,11 @@ from plop_nb.experiments.grids.cells import (
     run_cells,
     study_name,
 )
+from plop_nb.experiments.grids.hashing import deep_digest
 from plop_nb.experiments.grids.storage import open_storage, quiet_optuna
 from plop_nb.placement import Placement
 from tests.tiny_models import build
-from tests.toy_task import FEW, digits, toy_task
+from tests.toy_task import FEW, digits, is_completion, toy_task
 
 
 @pytest.fixture
@@ -137,6 +143,8 @@ def test_grid_is_tidy_and_resumes(cells, count, tmp_path, kind):
     points = curves(first)
     assert len(points) == 16 and points["train_loss"].tolist() == [2.0, 1.0] * 8
     assert "curve" not in points
+    with pytest.raises(ValueError, match="runs lacks the column 'curve'"):
+        curves(pd.DataFrame())
 
 
 @pytest.mark.slow
@@ -194,6 +202,269 @@ def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, ta
     assert len({*keys, key()}) == 9
 
 
+# The check of a task
+
+CHECKS = """
+import dataclasses, functools, re
+import helpers
+
+LIMIT = 0.1
+NAMES = {"one", "two", "three", "four"}
+PATTERN = re.compile("[0-9]+")
+
+def near(text, number):
+    return abs(float(text) - number) < LIMIT and text not in NAMES
+
+def plain(text, example, most=3, *, least=1):
+    return near(text, example["number"]) and PATTERN.match(text) and text in ("a", "b")
+
+def around(limit):
+    def check(text, example):
+        return [each for each in text if len(each) < limit]
+    return check
+
+closure = around(3)
+partial = functools.partial(plain, most=4)
+shorter = lambda text, example: text[:2] == "ab"
+
+@functools.lru_cache
+def cached(text):
+    return text == "a"
+
+def uses_cached(text, example):
+    return cached(text)
+
+def uses_module(text, example):
+    return helpers.close(text) and re.match("a", text)
+
+@dataclasses.dataclass
+class Judge:
+    limit: int
+    seen: dict
+
+    def __call__(self, text, example):
+        return self.fits(text)
+
+    def fits(self, text):
+        return len(text) < self.limit
+
+judge = Judge(3, {"b": 1, "a": {"x", "y", "z"}})
+method = judge.fits
+
+def recursive(text, example):
+    return not text or recursive(text[1:], example)
+"""
+HELPERS = """
+def close(text):
+    return text == "c"
+
+def far(text):
+    return text == "d"
+"""
+NAMES_OF_CHECKS = [
+    "plain", "closure", "partial", "shorter", "uses_cached", "uses_module", "judge", "method",
+    "recursive",
+]  # fmt: skip
+
+
+def digests_of(folder, checks=CHECKS, helpers=HELPERS):
+    """{name: hash} of the checks, written to modules and loaded from there."""
+    (folder / "helpers.py").write_text(helpers)
+    (folder / "checks.py").write_text(checks)
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(sys, "dont_write_bytecode", True)
+        modules = [importlib.import_module(name) for name in ("helpers", "checks")]
+        for name in NAMES_OF_CHECKS:
+            found[name] = deep_digest(getattr(modules[1], name))
+        for module in modules:
+            del sys.modules[module.__name__]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("", "# only a comment\n\n", set()),
+        ("< LIMIT", "<= LIMIT", {"plain", "partial"}),
+        ("LIMIT = 0.1", "LIMIT = 0.2", {"plain", "partial"}),
+        ('"four"', '"five"', {"plain", "partial"}),
+        ('compile("[0-9]+")', 'compile("[0-9]*")', {"plain", "partial"}),
+        ("most=3", "most=5", {"plain", "partial"}),
+        ("least=1", "least=0", {"plain", "partial"}),
+        ("most=4", "most=6", {"partial"}),
+        ("around(3)", "around(4)", {"closure"}),
+        ("len(each) < limit", "len(each) > limit", {"closure"}),
+        ("text[:2]", "text[:3]", {"shorter"}),
+        ('return text == "a"', 'return text == "b"', {"uses_cached"}),
+        ('re.match("a", text)', 're.search("a", text)', {"uses_module"}),
+        ("Judge(3", "Judge(4", {"judge", "method"}),
+        ('"z"', '"w"', {"judge", "method"}),
+        ("len(text) < self.limit", "len(text) > self.limit", {"judge", "method"}),
+        ("text[1:]", "text[2:]", {"recursive"}),
+        ('text == "c"', 'text == "e"', {"uses_module"}),
+        ('text == "d"', 'text == "e"', set()),  # which no check reaches
+    ],
+)
+def test_a_hash_changes_with_what_a_check_does(tmp_path, old, new, changed):
+    first = digests_of(tmp_path)
+    assert (old in CHECKS) != (old in HELPERS) or not old
+    checks, helpers = (text.replace(old, new, 1) for text in (CHECKS, HELPERS))
+    other = digests_of(tmp_path, checks, helpers)
+    assert {name for name in first if first[name] != other[name]} == changed
+    assert len(set(first.values())) == len(first)
+
+
+@pytest.mark.slow
+def test_a_hash_is_the_same_in_every_process(tmp_path):
+    """Also where strings hash otherwise, and where the module is read from its compiled file."""
+    expected = digests_of(tmp_path)
+    (tmp_path / "main.py").write_text(
+        f"import checks; from plop_nb.experiments.grids.hashing import deep_digest\n"
+        f"print({{name: deep_digest(getattr(checks, name)) for name in {NAMES_OF_CHECKS}}})"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.getcwd()}
+        command = [sys.executable, str(tmp_path / "main.py")]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ast.literal_eval(found.stdout) == expected
+
+
+def test_a_hash_of_what_cannot_be_saved_is_one_too():
+    def with_lock(text, example, lock=threading.Lock()):  # noqa: B008
+        return lock
+
+    def with_tensor(values):
+        return lambda text, example: values
+
+    assert len(deep_digest(with_lock)) == len(deep_digest(str.startswith)) == 64
+    one, two = torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)
+    digests = [deep_digest(with_tensor(value)) for value in (one, one.clone(), two, two.float())]
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+    arrays = [deep_digest(np.arange(n)) for n in (2000, 2000, 2001)]
+    assert arrays[0] == arrays[1] != arrays[2]
+
+
+def test_another_check_makes_another_run(tiny_llama, tokenizer, task, placement):
+    def strict(text, example):
+        return text == example["completion"] and False
+
+    def key(check):
+        digest = grids.task_digest(dataclasses.replace(task, check=check), tokenizer)
+        return grids.run_key(tiny_llama, digest, placement, {})
+
+    assert key(task.check) == key(is_completion)
+    assert len({key(task.check), key(strict), key(None)}) == 3
+
+
+def test_a_scale_is_not_taken_for_the_default(tiny_llama, tokenizer, task, placement):
+    digest = grids.task_digest(task, tokenizer)
+
+    def key(**settings):
+        return grids.run_key(tiny_llama, digest, placement, settings)
+
+    assert key(lora_alpha=None) == key() != key(lora_alpha=1)
+    assert key(r=np.int64(8), lora_alpha=np.int64(16)) == key(r=8)
+    with pytest.raises(ValueError, match="lora_alpha=0, expected a positive number"):
+        key(lora_alpha=0)
+
+
+# What is found out before the first training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": []}, "seeds is empty: give at least one"),
+        ({"lrs": []}, "lrs is empty: give at least one"),
+        ({"lrs": {"a": 1e-3, "b": []}}, "lrs is empty: give at least one"),
+        ({"placements": {}}, "placements is empty: give at least one"),
+        ({"seeds": [0, 1, np.int64(0)]}, "seeds has .*0.* twice: its runs could not be told apart"),
+        ({"lrs": [1e-3, 0.001]}, "lrs has 0.001 twice"),
+        ({"seeds": 3}, "seeds=3, expected a list: put it in one"),
+        ({"seeds": "01"}, "seeds='01', expected a list: put it in one"),
+        ({"seeds": [0, -1]}, "seed=-1, expected an integer from 0"),
+        ({"lrs": [1e-3, "1e-2"]}, "lr='1e-2', expected a positive number"),
+        ({"lrs": [1e-3, float("nan")]}, "lr=nan, expected a positive number"),
+        ({"lrs": [1e-3, 0.0]}, "lr=0.0, expected a positive number"),
+        ({"ranks": {"a": 3, "b": 0}}, "r=0, expected an integer"),
+        ({"ranks": 16}, "ranks=16, expected a dict"),
+        ({"lora_alpha": 0}, "lora_alpha=0, expected a positive number"),
+        ({"steps": 0}, "steps=0, expected an integer"),
+        ({"lrs": pd.DataFrame({"lr": [1e-3]})}, r"lrs lacks the columns \['placement', 'task'\]"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_trains_nothing(cells, count, tmp_path, change, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        cells(storage=tmp_path / "r", **change)
+    assert not count and not (tmp_path / "r").exists()
+
+
+def test_a_placement_that_does_not_fit_is_found_before_the_first_training(cells, count, scores):
+    fits = Placement.of_types(scores, ["q_proj"])
+    other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
+    with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
+        cells(placements={"fits": fits, "other": other})
+    for nothing in (None, ["q_proj"]):
+        with pytest.raises(TypeError, match="placement is .*expected a Placement"):
+            cells(placements={"fits": fits, "nothing": nothing})
+        with pytest.raises(TypeError, match="placements is .*, expected a dict of names"):
+            cells(placements=nothing)
+    with pytest.raises(TypeError, match="placements has the name 1, expected a text"):
+        cells(placements={"fits": fits, 1: fits})
+    assert not count
+
+
+def test_a_task_that_cannot_be_trained_is_found_before_the_first_training(
+    tiny_llama, tokenizer, task, placement, count
+):
+    def start(*tasks, **options):
+        options |= {"seeds": [0], "lrs": [1e-3], "progress": False}
+        return grid(tiny_llama, tasks, tokenizer, {"a": placement}, **options)
+
+    with pytest.raises(ValueError, match="tasks is empty: give at least one"):
+        start()
+    with pytest.raises(TypeError, match="tasks=Task.*, expected a list: put it in one"):
+        grid(tiny_llama, task, tokenizer, {"a": placement}, seeds=[0], lrs=[1e-3])
+    with pytest.raises(ValueError, match="tasks has 'toy' twice"):
+        start(task, dataclasses.replace(task, test=digits(3)))
+    broken = {
+        "examples": {"test": [{"prompt": "", "completion": "x"}]},
+        "check": {"check": lambda text, example: None},
+    }
+    for name, change in broken.items():
+        with pytest.raises((TypeError, ValueError), match=f"of task '{name}'"):
+            start(task, dataclasses.replace(task, name=name, **change))
+    assert not count
+    silent = dataclasses.replace(task, name="silent", **broken["check"])
+    assert len(start(task, silent, accuracy=False)) == len(count) == 2
+
+
+def test_a_storage_that_cannot_be_written_to_is_found_before_the_first_training(
+    cells, count, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("plop_nb.experiments.grids.storage.PAUSE", 0)
+    (tmp_path / "file").write_text("mine")
+    for storage in (tmp_path / "file" / "runs", "", 5):
+        with pytest.raises(ValueError, match="storage=.*(cannot be written to|expected a file)"):
+            cells(storage=storage)
+    with pytest.raises(ValueError, match="storage is of the kind 'nosql', which is unknown"):
+        cells(storage="nosql://somewhere")
+    assert not count and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_database_that_can_only_be_read_is_found_before_the_first_run(tmp_path):
+    path = tmp_path / "runs.db"
+    run_cells([Cell("k", {"seed": 0})], one, storage=url(path))
+    runs = []
+    with pytest.raises(ValueError, match="storage .*cannot be written to .*readonly database"):
+        read_only = f"sqlite:///file:{path}?mode=ro&uri=true"
+        run_cells([Cell("l", {"seed": 1})], runs.append, storage=read_only)
+    assert not runs
+
+
 def test_the_folder_of_the_runs_is_made(cells, count, tmp_path):
     path = tmp_path / "not" / "yet" / "runs.journal"
     assert len(cells(storage=path)) == len(read_runs(path)) == 8
@@ -226,9 +497,10 @@ def test_trials_show_what_was_run(cells, count, tmp_path):
     assert study.best_trial.number == 0 and study.direction.name == "MINIMIZE"
 
 
-def test_a_learning_rate_of_zero_and_long_names(cells, count, scores, tmp_path):
+def test_a_label_of_zero_and_long_names(cells, count, scores, tmp_path):
     storage = url(tmp_path / "r.db")
-    assert len(cells(storage=storage)) == len(cells(storage=storage, lrs=[0.0, 1e-3])) == 8
+    zero = [Cell("k", {"lr": 0.0}), Cell("l", {"lr": 1e-3})]
+    assert len(run_cells(zero, one, storage=storage)) == 2
     long = {"x" * 300: Placement.of_types(scores, ["q_proj"])}
     assert len(cells(storage=storage, placements=long)) == 4
 

@@ -1,14 +1,19 @@
 """GRPO: rewards against hostile completions, sums, training that leaves the model as it was."""
 
 import copy
+import dataclasses
+import functools
 import random
+import re
 import sys
+import tempfile
 import types
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import get_peft_model
 from tokenizers.processors import TemplateProcessing
 
 from plop_nb import nfn_scores
@@ -477,6 +482,96 @@ def test_errors_say_what_would_do(base, monkeypatch):
         ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"
     ):
         grpo.warm_up(base[0], TASK, base[1])
+
+
+TRAIN_NUMBERS = [
+    *(("steps", value) for value in (0, 2.0, True)),
+    *(("prompts_per_step", value) for value in (0, -1, "2")),
+    *(("num_generations", value) for value in (0, 1, 2.0)),
+    *(("max_completion_length", value) for value in (0, -4)),
+    *(("r", value) for value in (0, 1.5)),
+    *(("lora_alpha", value) for value in (0, -1)),
+    *(("lora_dropout", value) for value in (-0.1, 1.5)),
+    *(("lr", value) for value in (0, -1, float("nan"), "1e-3")),
+    *(("beta", value) for value in (-1, float("nan"))),
+    *(("seed", value) for value in (-1, 0.5, None)),
+]
+WARM_NUMBERS = [("steps", 0), ("batch_size", 0), ("right", 2), ("lr", float("nan")), ("seed", -1)]
+
+
+@pytest.mark.parametrize(("name", "value"), TRAIN_NUMBERS)
+def test_a_number_that_makes_no_sense_is_named(base, name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}, expected")):
+        run(base, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), WARM_NUMBERS)
+def test_a_number_that_makes_no_sense_is_named_by_the_warm_up(base, name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}, expected")):
+        grpo.warm_up(base[0], TASK, base[1], **{name: value})
+
+
+def test_samples_and_accuracy_take_no_sizes_of_nothing(base):
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f"n={n}, expected"):
+            grpo.samples(base[0], TASK, base[1], n=n)
+    for ask in (grpo.samples, grpo.accuracy):
+        with pytest.raises(ValueError, match="max_completion_length=0, expected"):
+            ask(base[0], TASK, base[1], max_completion_length=0)
+        with pytest.raises(ValueError, match="task.new_tokens=0, expected"):
+            ask(base[0], dataclasses.replace(TASK, new_tokens=0), base[1])
+
+
+def test_numbers_of_numpy_are_numbers(base):
+    given = {name: np.int64(value) for name, value in SMALL.items() if name != "lr"}
+    found, _ = run(base, **given, seed=np.int64(1))
+    expected, _ = run(base, seed=1)
+    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"))
+    with torch.no_grad():  # gradients are taken all the same
+        warm = grpo.warm_up(base[0], TASK, base[1], steps=np.int64(1), batch_size=np.int64(2))
+    assert not torch.equal(warm.lm_head.weight, base[0].lm_head.weight)
+
+
+def test_what_cannot_be_trained_is_refused(base):
+    model, tokenizer = base
+    placement = on(base, "v_proj")
+    adapted = get_peft_model(copy.deepcopy(model), placement.lora_config(model))
+    with pytest.raises(TypeError, match="model is a PeftModel"):
+        grpo.train(adapted, TASK, tokenizer, placement, **SMALL)
+    with pytest.raises(TypeError, match="model is a PeftModel"):
+        grpo.warm_up(adapted, TASK, tokenizer, steps=1)
+    with pytest.raises(TypeError, match="placement is NoneType"):
+        grpo.train(model, TASK, tokenizer, None, **SMALL)
+    empty = as_task([*PROBLEMS[:2], PROBLEMS[0] | {"prompt": ""}])
+    with pytest.raises(ValueError, match="example 2 of task 'plus one', split 'train', has the pr"):
+        grpo.train(model, empty, tokenizer, placement, **SMALL)
+    with pytest.raises(ValueError, match="examples without 'answer' in its split 'train'"):
+        grpo.warm_up(model, as_task([{"prompt": "1 + 1 = "}]), tokenizer, steps=1)
+    for rewards in ([], digits):
+        with pytest.raises(ValueError, match="expected a list of one function or more"):
+            grpo.train(model, TASK, tokenizer, placement, rewards=rewards, **SMALL)
+    with pytest.raises(TypeError, match="which has no __name__"):
+        partial = [functools.partial(digits)]
+        grpo.train(model, TASK, tokenizer, placement, rewards=partial, **SMALL)
+
+
+def test_trainers_leave_files_only_where_they_are_told(base, monkeypatch, tmp_path):
+    own, given = tmp_path / "temporary", tmp_path / "given"
+    own.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
+    with pytest.raises(ValueError, match="save_strategy='steps' needs output_dir, a folder"):
+        run(base, save_strategy="steps", save_steps=1)
+    run(base, save_strategy="steps", save_steps=1, output_dir=str(given))
+    assert {path.name for path in given.iterdir()} >= {"checkpoint-1", "checkpoint-2"}
+
+    def broken(prompts, completions, **columns):
+        assert any(own.iterdir())  # the trainer's own folder
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grpo.train(base[0], TASK, base[1], on(base, "v_proj"), rewards=[broken], **SMALL)
+    grpo.warm_up(base[0], TASK, base[1], steps=1, batch_size=2)
+    assert not list(own.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ several processes."""
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import plop_nb as plop
 from plop_nb import batches
+from plop_nb.inputs import arguments
 from plop_nb.norms import norms
 from plop_nb.offload import offloaded_blocks
 from tests import bench, large_model
@@ -52,7 +54,7 @@ def test_one_norm_per_map_and_input_and_no_second_matmul(tiny_llama, byte_tokeni
     own = batches.of_texts(
         rows, range(len(rows)), batches.BatchSize(8, torch.device("cpu")), tiny_llama, None
     )
-    forwards = [batches.arguments(tiny_llama.model, batch) for _, batch in own]
+    forwards = [arguments(tiny_llama.model, batch) for _, batch in own]
 
     def trunk():
         with torch.no_grad():
@@ -296,83 +298,21 @@ def test_out_of_memory_for_good(small_memory, byte_tokenizer, size, remedy):
     assert not small_memory.model.layers[0].self_attn.q_proj._forward_hooks
 
 
-# --- interrupted runs
+# --- several threads and processes
 
 
-def interrupted(model, after, run):
-    """`run` with an interrupt at the forward after this many; how many forwards there were in
-    all."""
-    count = []
+def test_two_threads_score_one_model_at_once(tiny_llama, byte_tokenizer):
+    """Each sees the forwards of its own texts."""
+    shares = [MANY[:12], [text[:5] for text in MANY[12:24]]]
 
-    def stop(*_):
-        count.append(1)
-        if len(count) > after:
-            raise KeyboardInterrupt
+    def run(texts):
+        return plop.nfn_scores(tiny_llama, texts, byte_tokenizer, batch_size=1, progress=False)
 
-    handle = model.model.register_forward_pre_hook(stop)
-    try:
-        run()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        handle.remove()
-    return len(count)
+    expected = list(map(run, shares))
+    with ThreadPoolExecutor(2) as pool:
+        for found, alone in zip(pool.map(run, shares), expected, strict=True):
+            same(found, alone)
 
-
-@pytest.mark.parametrize("kind", ["texts", "batches"])
-def test_an_interrupted_run_goes_on(tiny_llama, byte_tokenizer, tmp_path, kind):
-    byte_tokenizer.pad_token = "!"
-    data = [
-        dict(byte_tokenizer(MANY[i : i + 8], padding=True, return_tensors="pt"))
-        for i in range(0, 32, 8)
-    ]
-    args = (MANY, byte_tokenizer) if kind == "texts" else (data,)
-    expected = plop.nfn_scores(tiny_llama, *args, progress=False)
-
-    def run():
-        return plop.nfn_scores(tiny_llama, *args, progress=False, partial=tmp_path / "run.jsonl")
-
-    assert interrupted(tiny_llama, 2, run) == 3
-    with (tmp_path / "run.jsonl").open("a") as file:
-        file.write('{"sample": 31, "key": "cut sh')  # the machine went down while it wrote
-    found = []
-    assert interrupted(tiny_llama, 9, lambda: found.append(run())) == 2
-    same(found[0], expected)
-    assert (
-        interrupted(tiny_llama, 9, lambda: found.append(run())) == 0
-    )  # a finished file needs no forward
-    same(found[1], expected)
-
-
-def test_a_partial_file_of_another_run_is_refused(tiny_llama, byte_tokenizer, tmp_path):
-    path = tmp_path / "run.jsonl"
-
-    def run(texts=MANY[:4], **options):
-        return plop.nfn_scores(
-            tiny_llama, texts, byte_tokenizer, progress=False, partial=path, **options
-        )
-
-    run()
-    with pytest.raises(
-        ValueError,
-        match="holds another run, its baseline is 'rms', here 'gaussian': delete the file",
-    ):
-        run(baseline="gaussian")
-    with pytest.raises(ValueError, match="has another text as sample 1: delete"):
-        run(MANY[4:8])
-    same(
-        run(MANY[:6]), plop.nfn_scores(tiny_llama, MANY[:6], byte_tokenizer, progress=False)
-    )  # more texts may come
-    tiny_llama.model.layers[0].mlp.up_proj.weight.data *= 1.001
-    with pytest.raises(ValueError, match="another run, its weights differ"):
-        run()
-    path.write_text('{"some": "file"}\n')
-    with pytest.raises(ValueError, match="is a file of another kind"):
-        run()
-    assert path.read_text() == '{"some": "file"}\n'
-
-
-# --- several processes
 
 SCRIPT = """
 import sys, torch, plop_nb as plop
@@ -393,8 +333,8 @@ if sys.argv[2] == "all":
 """
 
 
-def launched(tmp_path, kind):
-    (tmp_path / "script.py").write_text(SCRIPT)
+def launched(tmp_path, kind, script=SCRIPT):
+    (tmp_path / "script.py").write_text(script)
     # On a CPU `accelerate launch --cpu` starts one process, or needs MPI; this way it starts two,
     # without any GPU.
     command = [
@@ -445,33 +385,3 @@ def test_an_error_in_one_process_ends_both(tmp_path):
     done = launched(tmp_path, "bad")
     assert done.returncode != 0
     assert "module 'model.layers.3.mlp.up_proj' has NaN or infinite weights" in done.stderr
-
-
-def test_of_a_batch_cut_in_two_only_the_rest_is_run(tiny_llama, byte_tokenizer, tmp_path):
-    """An interrupt between the halves of a collator's batch: no sample counts twice."""
-    byte_tokenizer.pad_token = "!"
-    whole = dict(byte_tokenizer(MANY[:8], padding=True, return_tensors="pt"))
-    expected = plop.nfn_scores(tiny_llama, [whole], progress=False)
-    path = tmp_path / "run.jsonl"
-    half = {name: value[:4] for name, value in whole.items()}
-    plop.nfn_scores(tiny_llama, [half], progress=False, partial=path)
-    seen = []
-    handle = tiny_llama.model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    found = plop.nfn_scores(tiny_llama, [whole], progress=False, partial=path)
-    handle.remove()
-    assert seen == [4]
-    same(found, expected)
-
-
-def test_an_offloaded_split_goes_on_after_its_first_pass(tiny_llama, byte_tokenizer, tmp_path):
-    """No map has been met in this call, so no baseline is known from its forwards."""
-    folder, path = tmp_path / "weights", tmp_path / "run.jsonl"
-    offloaded_llama = disk_offload(tiny_llama, str(folder), execution_device=torch.device("cpu"))
-    texts = MANY[:3]
-    expected = plop.mean_split(offloaded_llama, texts, byte_tokenizer, progress=False)
-    first = plop.mean_split(offloaded_llama, texts, byte_tokenizer, progress=False, partial=path)
-    again = plop.mean_split(offloaded_llama, texts, byte_tokenizer, progress=False, partial=path)
-    pd.testing.assert_frame_equal(first, expected, rtol=1e-5)
-    assert again.equals(first)

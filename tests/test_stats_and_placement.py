@@ -1,7 +1,11 @@
 """Ranking, confidence, and adapters exactly on the chosen modules."""
 
+import copy
+import pickle
 import re
 import time
+import warnings
+from decimal import Decimal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import plop_nb as plop
-from plop_nb.stats import StoppingRule, confidence, lowest, per_text
+from plop_nb.stats import StoppingRule, confidence, lowest, per_text, swaps
 from tests.tiny_models import build, more_inputs
 
 
@@ -99,11 +103,11 @@ def test_joined_frames_whose_samples_have_the_same_numbers():
 
 
 def test_names_chosen_by_hand_may_be_any_iterable():
-    scores = frame([[1.0, 2.0, 3.0]] * 2, "abc")
+    scores = frame([[1.0, 2.0, 3.0], [1.1, 2.1, 3.1]], "abc")
     for types in (["c", "a"], ("c", "a"), {"c", "a"}, np.array(["c", "a"]), (t for t in "ca")):
         assert plop.Placement.of_types(scores, types).types == ["a", "c"]
     assert plop.Placement.of_modules(scores, (m for m in ["b.0"])).modules == ["b.0"]
-    for names in ([], iter([]), "a"):
+    for names in ([], iter([]), "a", None, 1):
         with pytest.raises(ValueError, match="types=.*expected a list of names"):
             plop.Placement.of_types(scores, names)
     with pytest.raises(ValueError, match="'d' is not a type in scores, choose from"):
@@ -113,7 +117,7 @@ def test_names_chosen_by_hand_may_be_any_iterable():
 def test_names_are_looked_up_in_a_set_made_once():
     """1500 modules on 16 texts: 16 seconds where the set is made for each name."""
     modules = [f"layers.{i}.up" for i in range(1500)]
-    scores = frame(np.ones((16, 1500)), modules).assign(type="up")
+    scores = frame(np.arange(1, 17)[:, None] * np.ones(1500), modules).assign(type="up")
     start = time.perf_counter()
     plop.Placement.of_modules(scores, scores["module"].unique()[:750])
     assert time.perf_counter() - start < 3
@@ -281,7 +285,8 @@ def test_placement_shows_itself(math_scores):
 
 
 def test_placement_in_html_marks_the_chosen_and_escapes_names():
-    scores = frame([[0.5, 1.0, 2.0, 4.0]] * 9, ["<script>alert(1)</script>", "v", "a&b<i>", "q"])
+    spread = np.linspace(-0.01, 0.01, 9)[:, None]
+    scores = frame(spread + [0.5, 1.0, 2.0, 4.0], ["<script>alert(1)</script>", "v", "a&b<i>", "q"])
     html = plop.place(scores, k=2)._repr_html_()
     assert "<script" not in html and "<i>" not in html
     assert html.count("&lt;script&gt;") == 2 and html.count("a&amp;b&lt;i&gt;") == 1
@@ -296,7 +301,7 @@ def test_placement_in_html_marks_the_chosen_and_escapes_names():
 
 
 def test_two_placements_on_one_page_keep_their_styles_apart():
-    scores = frame([[0.5, 1.0, 2.0]] * 9, "abc")
+    scores = frame(np.linspace(-0.01, 0.01, 9)[:, None] + [0.5, 1.0, 2.0], "abc")
     ids = [
         re.search('table id="(.*?)"', plop.place(scores, k=k)._repr_html_())[1] for k in (1, 2, 3)
     ]
@@ -545,3 +550,362 @@ def test_notes_name_what_is_wrong():
     )
     few = plop.place(frame(noise[:3] + [1, 2, 3, 4], "abcd"), k=2)
     assert few.notes == ["too few texts (3) to know how sure k=2 is: score at least 8"]
+
+
+# Modules that few texts reach
+
+
+def reached_by(counts, types, generator, texts=64):
+    """Scores around 100; each type has one module for each count, reached by so many texts."""
+    parts = []
+    for module, count in enumerate(counts):
+        who = generator.random((types, texts)).argsort(axis=1)[:, :count]
+        names = [f"t{i}" for i in range(types)]
+        part = pd.DataFrame({"type": np.repeat(names, count), "sample": who.ravel()})
+        parts.append(part.assign(module=part["type"] + f".{module}"))
+    scores = pd.concat(parts, ignore_index=True).assign(layer=0)
+    return scores.assign(nfn=100 + generator.normal(0, 1, len(scores)))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[3], [8], [20], [64], [3, 8, 20], [64, 64, 64, 3], [2] * 8],
+    ids=lambda counts: "-".join(map(str, counts)),
+)
+def test_intervals_cover_where_few_texts_reach_a_module(counts):
+    """Of 64 texts. A spread over all 64 covers 73 % for a module that 3 have reached."""
+    scores = reached_by(counts, 500, np.random.default_rng(0))
+    types = plop.by_type(scores)
+    coverage = ((types["low"] <= 100) & (100 <= types["high"])).mean()
+    assert 0.92 <= coverage <= 0.98  # sampling error 0.01
+    assert set(types["samples"]) == {max(counts)} or len(counts) > 1
+
+
+def test_module_reached_by_one_text_has_no_interval():
+    scores = frame(np.random.default_rng(0).normal([1, 2, 3], 0.1, (64, 3)), "abc")
+    scores = scores[(scores["type"] != "b") | (scores["sample"] == 5)]
+    types = plop.by_type(scores).set_index("type")
+    assert types["samples"].to_dict() == {"a": 64, "b": 1, "c": 64}
+    assert types.loc["b", ["low", "high"]].isna().all()
+    assert types.loc[["a", "c"], ["low", "high"]].notna().all(axis=None)
+    table = per_text(scores)
+    assert table["b"].count() == 1 and table["b"].mean() == types.loc["b", "nfn"]
+
+
+def test_expert_reached_by_one_text_spreads_like_the_others_of_its_type():
+    """Its own text shows no spread, yet its mean is as uncertain as any single score."""
+    scores = reached_by([1] * 4 + [20] * 4, 200, np.random.default_rng(0))
+    types = plop.by_type(scores)
+    assert ((types["low"] <= 100) & (100 <= types["high"])).mean() > 0.93
+
+
+def test_placement_on_a_type_that_one_text_reaches_is_not_sure():
+    noise = np.random.default_rng(0).normal(0, 0.1, (64, 3))
+    scores = frame(noise + [1, 2, 3], "abc")
+    placement = plop.place(scores[(scores["type"] != "a") | (scores["sample"] == 5)], k=1)
+    assert placement.types == ["a"] and np.isnan(placement.confidence)
+    assert placement.notes == [
+        "a rests on modules that few texts reach (they tell as much as 1 of 64): score more texts"
+    ]
+    assert "nan%" not in repr(placement) + placement._repr_html_()
+
+
+def test_notes_name_decisive_types_that_few_texts_reach():
+    noise = np.random.default_rng(0).normal(0, 0.1, (64, 3))
+    scores = frame(noise + [1, 1.05, 9], "abc")
+    few = scores[(scores["type"] != "b") | (scores["sample"] < 3)]
+    assert any(note.startswith("b rests on modules") for note in plop.place(few, k=1).notes)
+    far = scores[(scores["type"] != "c") | (scores["sample"] < 5)]
+    assert not any("rests on" in note for note in plop.place(far, k=1).notes)  # decides nothing
+
+
+@pytest.mark.slow
+def test_confidence_is_the_rate_at_which_it_is_right_with_experts():
+    """Experts that three of ten texts reach: where it says 90 %, about 90 % are right or more."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(300):
+        truth = dict(zip("abc", generator.uniform(0, 2, 3), strict=True))
+        scores = reached_by([5] * 4, 3, generator, texts=16)
+        scores["type"] = scores["type"].map(dict(zip(["t0", "t1", "t2"], "abc", strict=True)))
+        scores["nfn"] += scores["type"].map(truth)
+        types = lowest(scores, 1)
+        rows.append((confidence(scores, types), types == [min(truth, key=truth.get)]))
+    rows = pd.DataFrame(rows, columns=["said", "right"])
+    bins = rows.groupby(pd.cut(rows["said"], [0, 0.7, 0.9, 1]), observed=True).agg(["mean", "size"])
+    error = np.sqrt(0.25 / bins["right", "size"])
+    assert (bins["right", "mean"] > bins["said", "mean"] - 2.5 * error).all(), bins
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["experts", "copies"])
+def test_stopping_rule_errs_no_more_than_it_says_with(case):
+    """Without regard to either it is wrong in 30 % (experts) and 40 % (copies) of such runs."""
+    generator = np.random.default_rng(0)
+    wrong = []
+    for _ in range(150):
+        values = 100 + generator.normal(0, 1, (128, 12)) + np.repeat([0, 0.03, 20], 4)
+        scores = frame(values, [f"{t}.{i}" for t in "abc" for i in range(4)])
+        scores["type"] = scores["type"].str[0]
+        if case == "experts":
+            scores = scores[generator.random(len(scores)) < 0.1]
+        else:  # the first of each 8
+            scores["nfn"] = frame(values[np.arange(128) // 8 * 8], range(12))["nfn"]
+        rule, stopped = StoppingRule(0.95, 1), False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while rule.next <= 128 and not stopped:
+                seen = scores[scores["sample"] < rule.next]
+                stopped = rule.decided(seen)
+        wrong.append(stopped and lowest(seen, 1) != ["a"])
+    assert np.mean(wrong) <= 0.05
+
+
+# Copies of texts
+
+
+def test_copies_of_a_text_count_once():
+    few = frame([[1.0, 2.0], [1.3, 2.1]], "ab")
+    more = [few.assign(sample=few["sample"] + 2 * i) for i in range(8)]
+    with pytest.warns(UserWarning, match="14 of 16 samples are copies of others") as caught:
+        types = plop.by_type(pd.concat(more))
+    assert caught[0].filename == __file__  # where the call is
+    pd.testing.assert_frame_equal(types, plop.by_type(few))
+    with pytest.warns(UserWarning, match="14 of 16 samples are copies") as caught:
+        placement = plop.place(pd.concat(more), k=1)
+    assert len(caught) == 1
+    assert placement.confidence == plop.place(few, k=1).confidence < 1
+    assert placement.notes[0] == "14 of 16 texts are copies of others: each counts once"
+
+
+def test_copies_of_one_text_decide_nothing():
+    copies = frame([[1.0, 2.0, 3.0]] * 8, "abc")
+    rule = StoppingRule(0.9, 1)
+    with pytest.warns(UserWarning, match="7 of 8 samples are copies"):
+        assert not rule.decided(copies)
+    with pytest.warns(UserWarning, match="7 of 8 samples are copies"):
+        placement = plop.place(copies, k=1)
+    assert np.isnan(placement.confidence)
+    assert placement.notes[-1].startswith("too few texts (1)")
+
+
+def test_texts_that_differ_in_one_module_are_no_copies():
+    values = np.ones((9, 3))
+    values[:, 2] += np.arange(9)
+    assert plop.by_type(frame(values, "abc"))["samples"].tolist() == [9, 9, 9]  # no warning
+
+
+# Frames as they may come
+
+
+@pytest.mark.parametrize("column", ["sample", "module", "type"])
+def test_missing_names_are_refused(column):
+    scores = frame([[1.0, 2.0], [1.1, 2.1]], "ab")
+    scores[column] = scores[column].astype(object)
+    scores.loc[1, column] = None
+    with pytest.raises(ValueError, match=rf"scores holds no {column} \(NaN\) in 1 rows"):
+        plop.by_type(scores)
+
+
+def test_zero_is_no_score():
+    scores = frame([[1.0, 2.0], [0.0, 0.0]], "ab")
+    with pytest.raises(ValueError, match=r"nfn=0.0 for module 'a.0' on sample 1.*rows out \(2\)"):
+        plop.place(scores, k=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.assign(nfn=s["nfn"].astype(object)),
+        lambda s: s.assign(nfn=s["nfn"].map(str)),
+        lambda s: s.assign(nfn=[Decimal(str(x)) for x in s["nfn"]]),
+        lambda s: s.assign(nfn=s["nfn"].astype("Float64")),
+        lambda s: s.astype({"module": "category", "type": "category", "sample": "category"}),
+        lambda s: s.assign(type=pd.Categorical(s["type"], ["z", "b", "a"])),
+        lambda s: s.astype({"sample": "Int64", "layer": "Int64"}),
+        lambda s: s.convert_dtypes(),
+        lambda s: s.set_index(np.zeros(len(s), dtype=int)),
+        lambda s: s.sample(frac=1, random_state=0),
+    ],
+    ids="object strings decimal Float64 category unused Int64 converted index order".split(),
+)
+def test_other_dtypes_give_the_same(change):
+    scores = frame([[1.5, 1.0], [1.625, 1.25], [1.75, 1.125]], "ab")
+    for rank in (plop.by_type, plop.by_module, plop.by_layer):
+        found = rank(change(scores))
+        pd.testing.assert_frame_equal(found.astype(rank(scores).dtypes), rank(scores))
+    placement = plop.place(change(scores), k=1)
+    assert placement == plop.place(scores, k=1) and placement.types == ["b"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Series(["1.0", "x"]),
+        pd.Series([1.0, [2.0]], dtype=object),
+        pd.Series([1.0, None], dtype=object),
+        pd.Series([1.0, pd.NA], dtype="Float64"),
+        pd.Series([1, 2j]),
+        pd.Series([True, True]),
+        pd.Series(pd.to_datetime(["2020", "2021"])),
+    ],
+    ids="text list None NA complex bool dates".split(),
+)
+def test_what_is_no_number_is_refused(values):
+    scores = frame([[1.0, 2.0]], "ab").assign(nfn=values)
+    with pytest.raises(ValueError, match="scores holds (no numbers|nfn=nan)"):
+        plop.by_type(scores)
+
+
+def test_module_of_two_types_is_refused():
+    scores = pd.concat([frame([[1.0]], "a"), frame([[2.0]], "b").assign(module="a.0", sample=1)])
+    with pytest.raises(ValueError, match=r"module 'a.0' with the types \['a', 'b'\]"):
+        plop.by_type(scores)
+
+
+def test_names_that_a_file_made_numbers_are_refused():
+    scores = frame([[1.0, 2.0]], "ab").assign(type=[0, 2])
+    with pytest.raises(ValueError, match="the name 0 of a module or type, expected text"):
+        plop.place(scores, k=1)
+
+
+def test_column_that_is_there_twice_is_named():
+    scores = frame([[1.0, 2.0]], "ab")
+    with pytest.raises(ValueError, match="scores holds the column 'nfn' twice"):
+        plop.by_type(pd.concat([scores, scores[["nfn"]]], axis=1))
+
+
+def test_frame_whose_columns_are_called_type_is_a_frame():
+    scores = frame([[1.0, 2.0], [1.1, 2.1]], "ab")
+    named = scores.rename_axis(columns="type")
+    pd.testing.assert_frame_equal(plop.by_type(named), plop.by_type(scores))
+
+
+def test_columns_are_named_where_they_are_missing():
+    scores = frame([[1.0, 2.0]], "ab").drop(columns="layer")
+    for rank in (plop.by_layer, plop.by_module, plop.plot_heatmap):
+        with pytest.raises(ValueError, match=r"scores lacks the columns \['layer'\]"):
+            rank(scores)
+
+
+def test_confidence_and_swaps_name_a_type_that_is_none():
+    scores = frame([[1.0, 2.0], [1.1, 2.1]], ["up", "down"])
+    for ask in (confidence, swaps):
+        with pytest.raises(ValueError, match="'u' is not a type in scores, choose from"):
+            ask(scores, ["u"])
+        assert str(ask(scores, "up")) == str(ask(scores, ["up"]))
+    with pytest.raises(ValueError, match="seed=-1, expected an integer"):
+        confidence(scores, ["up"], seed=-1)
+
+
+# Placements as objects
+
+
+def test_placements_are_equal_where_adapters_go_on_the_same_modules():
+    scores = frame([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]], "abc")
+    placement, by_hand = plop.place(scores, k=2), plop.Placement.of_types(scores, ["b", "a"])
+    assert placement == by_hand and placement != plop.place(scores, k=1) and placement != "a"
+    for twin in (copy.copy(placement), copy.deepcopy(placement)):
+        assert twin == placement
+    back = pickle.loads(pickle.dumps(placement))
+    assert back == placement and repr(back) == repr(placement)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(placement)
+
+
+def sized(scores):
+    return scores.assign(in_features=4, out_features=4, experts=1)
+
+
+@pytest.mark.parametrize(
+    "parameters", ["100", float("nan"), float("inf"), True, np.array([100]), 0, -1, [100]]
+)
+def test_budget_that_is_no_number_is_refused(parameters):
+    scores = sized(frame([[1.0, 2.0, 3.0]], "abc"))
+    with pytest.raises(ValueError, match=re.escape(f"parameters={parameters!r}, expected a posit")):
+        plop.place(scores, parameters=parameters, r=2)
+
+
+def test_budget_may_be_a_float():
+    scores = sized(frame([[1.0, 2.0, 3.0]], "abc"))
+    assert plop.place(scores, parameters=3.2e1, r=2).types == ["a", "b"]
+
+
+@pytest.mark.parametrize("r", [0, -1, 2.5, True, "2"])
+def test_rank_is_checked_by_every_entry(r):
+    scores = sized(frame([[1.0, 2.0, 3.0]], "abc"))
+    message = re.escape(f"r={r!r}, expected an integer of at least 1")
+    for options in ({"k": 1}, {"parameters": 100}):
+        with pytest.raises(ValueError, match=message):
+            plop.place(scores, **options, r=r)
+    with pytest.raises(ValueError, match=message):
+        plop.explore(scores, k=1, r=r)
+
+
+def test_budget_names_a_shape_that_is_missing():
+    scores = sized(frame([[1.0, 2.0]], "ab"))
+    scores["in_features"] = [4, None]
+    with pytest.raises(ValueError, match="in_features=nan for module 'b.0'"):
+        plop.place(scores, parameters=100, r=1)
+
+
+def experts_of(stacks, count, seen):
+    """Scores of stacks of experts, of which the first ones are `seen`."""
+    names = [f"{stack}.{i}" for stack in stacks for i in range(seen)]
+    values = np.random.default_rng(0).uniform(1, 2, (9, len(names)))
+    scores = frame(values, names).assign(module=names * 9, in_features=4, out_features=4)
+    return scores.assign(type=scores["module"].str.split(".").str[0], experts=count)
+
+
+def test_one_expert_by_hand_brings_its_stack_and_says_so():
+    placement = plop.Placement.of_modules(experts_of(["up", "down"], 4, 3), ["up.1"])
+    assert placement.modules == ["up.0", "up.1", "up.2", "up.3"]
+    assert placement.notes[1] == (
+        "PEFT adapts a stack of experts as one: 2 experts that were not chosen come with those "
+        "that were, such as up.0"
+    )
+    whole = plop.Placement.of_types(experts_of(["up", "down"], 4, 3), ["up"])
+    assert whole == placement and whole.notes == ["chosen by hand"]
+
+
+def test_placement_names_experts_that_no_text_has_reached():
+    placement = plop.place(experts_of(["up"], 4, 2), k=1)
+    assert placement.modules == ["up.0", "up.1", "up.2", "up.3"]
+
+
+def test_html_escapes_notes_and_captions():
+    scores = frame(np.random.default_rng(0).normal([1, 1], 0.1, (9, 2)), ["<b>", "a&<i>"])
+    html = plop.place(scores, k=1)._repr_html_()
+    assert "ranking undecided" in html
+    assert not re.search("<b>|<i>", html)
+
+
+# Pictures
+
+
+def test_plots_name_what_they_cannot_draw():
+    scores = frame([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]], "abc")
+    placement = plop.place(scores, k=1)
+    other = frame([[1.0, 2.0, 3.0], [1.1, 2.1, 3.2]], "xyz")
+    for plot in (plop.plot_types, plop.plot_heatmap):
+        with pytest.raises(TypeError, match="placement is list, expected a Placement"):
+            plot(scores, placement=["a"])
+        with pytest.raises(ValueError, match="placement .*scores of the same model"):
+            plot(other, placement=placement)
+        with pytest.raises(ValueError, match="scores is an empty frame"):
+            plot(scores.head(0))
+        with pytest.raises(ValueError, match="nfn=nan for module 'b.0'"):
+            plot(scores.assign(nfn=scores["nfn"].where(scores["type"] != "b")))
+    with pytest.raises(ValueError, match="chosen names modules that scores lacks, such as 'no'"):
+        plop.plot_heatmap(scores, chosen="no")
+    for k in (0, "2", 1.5):
+        with pytest.raises(ValueError, match=f"k={k!r}, expected an integer of at least 1"):
+            plop.plot_types(scores, k=k)
+    plt.close("all")
+
+
+def test_axis_of_plot_types_names_the_level_as_given():
+    scores = frame([[1.0, 2.0], [1.1, 2.1]], "ab")
+    ax = plop.plot_types(scores, level=0.995, ax=plt.figure().subplots())
+    assert "99.5% interval over 2 texts" in ax.get_xlabel()
+    plt.close("all")

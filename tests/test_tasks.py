@@ -1,17 +1,21 @@
 """Tasks: splits without a prompt in common, and checkers that tell right from wrong."""
 
 import random
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from plop_nb.experiments import load_task
+from plop_nb.experiments import digit_sums, load_task
+from plop_nb.experiments.tasks.answers import ends_in, final_number, tagged_answer_is
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sums", "gsm", "syllogisms", "code"])
 def test_task_splits_are_disjoint_and_its_checker_tells_right_from_wrong(name):
     state = random.getstate()
-    task = load_task(name, train=60, validation=20, test=20)
+    options = {"run_code": True} if name == "code" else {}
+    task = load_task(name, train=60, validation=20, test=20, **options)
     assert random.getstate() == state
     splits = [task.train, task.validation, task.test]
     prompts = [e["prompt"].strip() for split in splits for e in split]
@@ -42,9 +46,9 @@ def test_task_splits_are_disjoint_and_its_checker_tells_right_from_wrong(name):
 def test_sums_take_the_first_line_alone():
     task = load_task("sums", train=1, validation=1, test=1)
     example = {"prompt": "", "completion": " -45", "entry": {"answer": "-45"}}
-    right = [" -45", "-45\n7", " -45.0"]
-    wrong = [" 45", " -45 or 7", " 7\n-45", " -4 5", " 1 -45", " −45"]
-    assert [task.check(t, example) for t in right + wrong] == [True] * 3 + [False] * 6
+    right = [" -45", "-45\n7", " -45.0", "-45."]
+    wrong = [" 45", " -45 or 7", " 7\n-45", " -4 5", " 1 -45", " −45", " -٤٥"]
+    assert [task.check(t, example) for t in right + wrong] == [True] * 4 + [False] * 7
 
 
 def test_gsm_takes_the_marked_number_else_the_last():
@@ -83,24 +87,127 @@ def test_syllogisms_take_the_first_word():
     ]
 
 
-@pytest.mark.slow
-def test_generated_code_runs_apart_and_within_limits(tmp_path):
-    example = load_task("code", train=1, validation=1, test=1).test[0]
-    check = load_task("code", train=1, validation=1, test=1).check
-    body = example["completion"]
-    assert check(body, example) and check(f"{body}\n\nassert False, 'after the function'", example)
-    mark = tmp_path / "mark"
-    for hostile in (
-        "while True: pass",
-        "import os; os._exit(0)",
-        "import sys; sys.exit(0)",
-        "x = 'a' * 2**33; return x",
-        f"open({str(mark)!r}, 'w').write('x' * 2**21)",
-        "print('True'); return None",
-        "return (",
-    ):
-        assert not check(f"    {hostile}", example), hostile
-    assert not mark.exists() or mark.stat().st_size <= 2**20
+@pytest.mark.parametrize(
+    ("text", "number"),
+    {
+        ".5": "1/2", "-.5": "-1/2", "$.50": "1/2", "3.": "3", "3.50.": "7/2", "0.1": "1/10",
+        "−5": "-5", "–5": "-5", "+5": "5", "-$5": "-5", "$-5": "-5", "x=-4": "-4", "(-4)": "-4",
+        "x = - 4": "-4", "#### - 4": "-4", "5-7": "7", "5–7": "7", "10 - 5": "5", "A-4": "4",
+        "1/3": "1/3", "10 / 4": "5/2", "3 1/2": "7/2", "-3 1/2": "-7/2", "1⁄3": "1/3",
+        r"\frac{1}{2}": "1/2", r"-\dfrac{1}{2}": "-1/2", r"3\frac{1}{2}": "7/2",
+        "1e3": "1000", "1.5E+3": "1500", "1e-3": "1/1000", "10^2": "100", "10**2": "100",
+        "10^{-2}": "1/100", "3×10^5": "300000", r"3 \times 10^5": "300000", "-2^2": "-4",
+        "$1,234.50": "2469/2", "1,234,567": "1234567", "1 000": "1000", "1\u202f000": "1000",
+        r"1{,}234": "1234", r"1,\!234": "1234", r"\$5": "5", "50%": "50", r"50\%.": "50",
+        "(4)": "4", "**7**": "7", r"\boxed{7}": "7", "#### 7 apples": "7", "007": "7",
+        "The answer is: 7.": "7", "5kg": "5", "7!": "7", "$5/hour": "5", "1...5": "5",
+        "1, 2, 3": "3", "答案是5。": "5", "答案是-.5": "-1/2", "3 * 350 = 1,050": "1050", "-0": "0",
+    }.items(),
+)  # fmt: skip
+def test_the_final_number_is_read_exactly(text, number):
+    assert final_number(text) == number
+    assert ends_in(text, number) and ends_in(text, str(Fraction(number)))
+    assert not ends_in(text, str(Fraction(number) + Fraction(1, 10**9)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1,2,3", "3,4", "12,34", "0,5", "1.234,56", "1,2345", "1.2.3", "192.168.0.1", "12:30",
+        "2024-01-02", "12/25/2020", "1'000", "1_000", "9^9^9", "1e999999", "2^1000000", "1e3.5",
+        "10/0", "0^-1", "3 4/2", "10²", "½", "3½", "٣", "1٣", "\uff15", "x2", "x^2", "x_2", "2^n",
+        "2^(3)", "√2", r"\sqrt{2}", r"2\sqrt{3}", r"2\pi", r"\frac{x}{2}", r"\frac{a+1}{2}", "a/2",
+        "±5", "5k", "$2M", "2 million", "2*3", "5*-7", "0x1F", "1" * 5000, "####", "",
+    ],
+)  # fmt: skip
+def test_a_form_that_is_not_understood_is_no_number_and_no_part_of_it_is(text):
+    """Numbers before it do not stand in for it, and it stands for none of them after a mark."""
+    assert final_number(text) == ""
+    if text not in ("", "####"):
+        assert final_number(f"8 and {text}") == final_number(f"8 #### {text} is the 9th") == ""
+
+
+def test_an_answer_that_is_no_number_cannot_be_compared_with():
+    with pytest.raises(ValueError, match="answer='x' is not a number"):
+        ends_in("7", "x")
+
+
+def test_gsm_takes_each_of_its_own_solutions_and_none_with_another_number():
+    task = load_task("gsm", train=120, validation=40, test=40)
+    for example in task.train + task.validation + task.test:
+        solution, answer = example["completion"], example["entry"]["answer"]
+        thought, _ = solution.rsplit("####", 1)
+        assert task.check(solution, example) and task.check(f"{thought}#### {answer}.0", example)
+        for wrong in (f"{answer}1", f"1{answer}", f"-1{answer}", f"{answer}.5", f"{answer},5"):
+            assert not task.check(f"{thought}#### {wrong}", example), (solution, wrong)
+
+
+def test_lists_of_numbers_are_no_sum():
+    """reasoning-gym's checker reads "4,5" as 45."""
+    check = load_task("sums", train=1, validation=1, test=1).check
+    sums = [check(text, {"entry": {"answer": "1045"}}) for text in (" 1,045", " 10,45", " 1,0,45")]
+    assert sums == [True, False, False]
+    tagged = [tagged_answer_is(f"<answer>{t}</answer>", "1045") for t in ("1,045", "10,45")]
+    assert tagged == [True, False]
+
+
+def _hub(monkeypatch, **rows):
+    """Stands in for the Hub: {name of a data set, without its owner: its rows}."""
+    import datasets
+
+    def load(source, split, name=None):
+        return datasets.Dataset.from_list(rows[source.split("/")[1]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"label": -1}, r"label=-1 in row 0 of the Hub data set 'facebook/anli'.*expected 0, 1 or"),
+        ({"label": "e"}, "label='e' in row 0 .* expected 0, 1 or 2"),
+        ({"premise": None}, "premise=None in row 0 .* expected a text"),
+    ],
+)
+def test_malformed_rows_of_anli_are_named(monkeypatch, changed, error):
+    _hub(monkeypatch, anli=[{"premise": "p", "hypothesis": "h", "label": 2} | changed])
+    with pytest.raises(ValueError, match=error):
+        load_task("anli", train=1, validation=1, test=1)
+
+
+def test_missing_columns_of_hub_data_sets_are_named(monkeypatch):
+    row = {"query": "q", "response": "The answer is: 1"}
+    _hub(monkeypatch, anli=[{"premise": "p", "label": 2}], MetaMathQA=[row], gsm8k=[{"answer": ""}])
+    error = "'facebook/anli' has no column 'hypothesis', but .'premise', 'label'."
+    with pytest.raises(ValueError, match=error):
+        load_task("anli", train=1, validation=1, test=1)
+    with pytest.raises(ValueError, match="'meta-math/MetaMathQA' has no column 'original_quest"):
+        load_task("metamath_tagged", train=1, test=1)
+
+
+@pytest.mark.parametrize(
+    "answer", ["no mark", "x #### y", "x #### 1 #### 2", "####", "1,2 #### 1,2"]
+)
+def test_solutions_of_gsm8k_without_their_number_are_named(monkeypatch, answer):
+    row = {"query": "q", "response": "The answer is: 1", "original_question": "o"}
+    _hub(monkeypatch, MetaMathQA=[row], gsm8k=[{"question": "q", "answer": answer}])
+    with pytest.raises(ValueError, match="answer=.* in row 0 .*gsm8k'.* ends with #### and"):
+        load_task("metamath", train=1, validation=1, test=1)
+
+
+def test_metamath_leaves_out_what_its_check_would_not_take(monkeypatch):
+    """A list of numbers, and a response that states another number first."""
+    responses = [
+        "The answer is: 1,2",
+        "The answer is: 1\nThe answer is: 2",
+        "#### 3\nThe answer is: 3",
+    ]
+    rows = [{"query": r, "response": r, "original_question": r} for r in responses]
+    _hub(monkeypatch, MetaMathQA=rows, gsm8k=[{"question": "q", "answer": "#### 1"}])
+    with pytest.raises(ValueError, match="train=1, but 'metamath' has only 0 more"):
+        load_task("metamath", train=1, validation=1, test=1)
+    with pytest.raises(ValueError, match="train=2, but 'metamath_tagged' has only 1 more"):
+        load_task("metamath_tagged", train=2, test=1)
 
 
 def test_hub_tasks(monkeypatch):
@@ -158,8 +265,39 @@ def test_hub_tasks(monkeypatch):
         load_task("metamath", train=30, validation=5, test=5)
 
 
-def test_bad_tasks():
-    with pytest.raises(ValueError, match="name='maths' is not a task, choose one of"):
-        load_task("maths")
-    with pytest.raises(ValueError, match="train=0, expected an integer of at least 1"):
-        load_task("sums", train=0)
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("maths", {}, "name='maths' is not a task, choose one of"),
+        (["sums"], {}, r"name=\['sums'\] is not a task, choose one of"),
+        ("sums", {"train": 0}, "train=0, expected an integer of at least 1$"),
+        ("sums", {"test": True}, "test=True, expected an integer of at least 1"),
+        ("sums", {"validation": 2.0}, "validation=2.0, expected an integer of at least 1"),
+        ("digit_sums", {"validation": False}, "validation=False, expected an integer of .*, or 0"),
+        ("digit_sums", {"validation": 0.0}, "validation=0.0, expected an integer of .*, or 0"),
+        ("sums", {"seed": -1}, r"seed=-1, expected an integer from 0 to 2\*\*32 - 1"),
+        ("code", {"seed": None}, "seed=None, expected an integer"),
+        ("sums", {"seed": 0.5}, "seed=0.5, expected an integer"),
+        ("sums", {"run_code": True}, "run_code=True, but the task 'sums' runs no code"),
+        ("code", {"run_code": "no"}, "run_code='no', expected True or False"),
+    ],
+)
+def test_bad_arguments_of_load_task_are_named(name, options, error):
+    with pytest.raises(ValueError, match=error):
+        load_task(name, **({"train": 1, "validation": 1, "test": 1} | options))
+
+
+def test_digit_sums_names_bad_seeds_and_sizes():
+    with pytest.raises(ValueError, match="seed=-1, expected an integer from 0"):
+        digit_sums(1, 1, seed=-1)
+    with pytest.raises(ValueError, match="validation=0.0, expected an integer"):
+        digit_sums(1, 1, validation=0.0)
+
+
+def test_numpy_integers_are_sizes_and_seeds():
+    plain = load_task("sums", train=100, validation=1, test=1, seed=3)
+    numpy = load_task("sums", train=np.int8(100), validation=np.int64(1), test=1, seed=np.int8(3))
+    assert numpy.train == plain.train
+    sizes = {"validation": np.int8(3), "digits": np.int8(2), "seed": np.int8(1)}
+    drawn = digit_sums(np.int8(100), np.int8(20), **sizes)
+    assert drawn.train == digit_sums(100, 20, validation=3, digits=2, seed=1).train

@@ -5,15 +5,18 @@ import copy
 import dataclasses
 import json
 import random
+import re
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 import plop_nb as plop
 from plop_nb.experiments import (
@@ -24,6 +27,7 @@ from plop_nb.experiments import (
     grid,
     load_task,
     rank_for,
+    training,
 )
 from plop_nb.experiments.evaluation import batches, encoded
 from plop_nb.placement import Placement
@@ -212,7 +216,246 @@ def test_bad_calls(tiny_llama, byte_tokenizer, tokenizer, task, placement):
         evaluate(tiny_llama, task, tokenizer)
 
 
+# What is found out before a training
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The trainings that were begun."""
+    begun, run_trainer = [], training.run_trainer
+    monkeypatch.setattr(training, "run_trainer", lambda t: begun.append(t) or run_trainer(t))
+    return begun
+
+
+NO_NUMBERS = [
+    *(("r", value) for value in (0, 2.0, "2", True)),
+    *(("lora_alpha", value) for value in (0, -1, "2", float("nan"))),
+    *(("lr", value) for value in (0, -1e-3, float("nan"), float("inf"), "1e-3", None)),
+    *(("batch_size", value) for value in (0, 2.5)),
+    *(("max_length", value) for value in (0, -3, 1, 5.0)),
+    *(("logging_steps", value) for value in (0, -1)),
+    *(("seed", value) for value in (-1, 1.5, 2**32, None)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NO_NUMBERS)
+def test_a_number_that_makes_no_sense_is_named(
+    tiny_llama, tokenizer, task, placement, trained, name, value
+):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}, expected")):
+        finetune(tiny_llama, task, tokenizer, placement, **FEW | {name: value})
+    assert not trained
+
+
+def test_numbers_of_numpy_are_numbers(tiny_llama, tokenizer, task, placement):
+    plain = {**FEW, "seed": 1, "max_length": 30, "lr": 0.5}
+    numpy_types = {"lr": np.float32, "batch_size": np.int32}
+    given = {name: numpy_types.get(name, np.int64)(value) for name, value in plain.items()}
+    expected = finetune(tiny_llama, task, tokenizer, placement, **plain)
+    found = json.loads(json.dumps(finetune(tiny_llama, task, tokenizer, placement, **given)))
+    for column in ("loss", "curve", *plain.keys() - {"logging_steps"}):
+        assert found[column] == expected[column]
+
+
+@pytest.mark.parametrize("placement", [None, ["q_proj"], "q_proj"])
+def test_what_is_no_placement_is_refused(tiny_llama, tokenizer, task, placement):
+    with pytest.raises(TypeError, match="placement is .*expected a Placement: from place"):
+        finetune(tiny_llama, task, tokenizer, placement)
+    with pytest.raises(TypeError, match="expected a Placement"):
+        rank_for(placement, tiny_llama, 100)
+
+
+@pytest.mark.parametrize("verdict", [None, 0.5, "yes", 2])
+def test_a_check_that_gives_no_verdict_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained, verdict
+):
+    odd = dataclasses.replace(task, check=lambda text, example: verdict)
+    with pytest.raises(TypeError, match=f"check of task 'toy' gives {verdict!r} for ' 201', expec"):
+        finetune(tiny_llama, odd, tokenizer, placement, **FEW)
+    with pytest.raises(TypeError, match=f"check of task 'toy' gives {verdict!r}"):
+        evaluate(tiny_llama, odd, tokenizer)
+    assert not trained
+    assert finetune(tiny_llama, odd, tokenizer, placement, **FEW, accuracy=False)["loss"] > 0
+
+
+def test_a_check_that_fails_on_nothing_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained
+):
+    first = dataclasses.replace(task, check=lambda text, example: text[0] == " ")
+    with pytest.raises(IndexError) as caught:
+        finetune(tiny_llama, first, tokenizer, placement, **FEW)
+    assert "check of task 'toy' fails on '' for {'prompt': '200 plus 1" in caught.value.__notes__[0]
+    assert not trained
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"prompt": "", "completion": "x"}, "has the prompt ''"),
+        ({"prompt": [], "completion": "x"}, r"has the prompt \[\]"),
+        ({"completion": "x"}, "has the prompt None"),
+        ({"prompt": "x", "completion": 7}, "has the completion 7, expected a text"),
+        ("x", "is 'x', expected a dict"),
+    ],
+)
+def test_an_example_that_cannot_be_read_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained, split, example, message
+):
+    where = f"example 3 of task 'toy', split '{split}', "
+    broken = dataclasses.replace(task, **{split: [*task.split(split)[:3], example]})
+    with pytest.raises((TypeError, ValueError), match=where + message):
+        finetune(tiny_llama, broken, tokenizer, placement, **FEW)
+    assert not trained
+
+
+def test_a_task_that_writes_no_tokens_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained
+):
+    mute = dataclasses.replace(task, new_tokens=0)
+    with pytest.raises(ValueError, match="task.new_tokens=0, expected an integer of at least 1"):
+        finetune(tiny_llama, mute, tokenizer, placement, **FEW)
+    with pytest.raises(TypeError, match="tokenizer is NoneType, expected the model's own"):
+        finetune(tiny_llama, task, None, placement, **FEW)
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "task has the name None, expected a text"),
+        ({"check": "equal"}, "task 'toy' has the check 'equal', expected a function"),
+        ({"train": iter(digits(9))}, "task 'toy' has an iterator as its split 'train': list it"),
+    ],
+)
+def test_a_task_of_odd_parts_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained, change, message
+):
+    with pytest.raises(TypeError, match=message):
+        finetune(tiny_llama, dataclasses.replace(task, **change), tokenizer, placement, **FEW)
+    assert not trained
+
+
+def test_a_check_that_draws_leaves_the_random_generators_where_they_were(
+    tiny_llama, tokenizer, task, placement
+):
+    random.seed(5)
+    before, drawn = random.getstate(), []
+
+    def check(text, example):
+        return drawn.append(random.random()) is None
+
+    finetune(
+        tiny_llama,
+        dataclasses.replace(task, check=check),
+        tokenizer,
+        placement,
+        **FEW | {"seed": 1},
+    )
+    assert len(drawn) > len(task.test) and random.getstate() == before
+
+
+def test_a_prompt_without_tokens_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained
+):
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    silent = {"prompt": [{"role": "user", "content": ""}], "completion": " x"}
+    with pytest.raises(ValueError, match="prompt .* gives no tokens with this tokenizer"):
+        broken = dataclasses.replace(task, test=[silent])
+        finetune(tiny_llama, broken, tokenizer, placement, **FEW)
+    assert not trained
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained, tmp_path
+):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "adapter", 5):
+        with pytest.raises(ValueError, match="out='.*' cannot be written to .*another folder"):
+            finetune(tiny_llama, task, tokenizer, placement, **FEW, out=out)
+    assert not trained and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_tokenizer_of_another_model_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained
+):
+    tokenizer.add_tokens(["one", "two", "three"])
+    tokenizer.add_special_tokens({"eos_token": "<other end>"})
+    message = "tokenizer writes the token 260, but model has embeddings for 258"
+    with pytest.raises(ValueError, match=message):
+        finetune(tiny_llama, task, tokenizer, placement, **FEW)
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny_llama, task, tokenizer, accuracy=False)
+    assert not trained
+
+
+def test_what_is_no_model_to_train_is_refused(tiny_llama, tokenizer, task, placement):
+    def message_of(model):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            finetune(model, task, tokenizer, placement, **FEW)
+        return str(caught.value)
+
+    assert "model is Linear, expected a causal" in message_of(torch.nn.Linear(2, 2))
+    assert "model is LlamaModel, expected a causal" in message_of(tiny_llama.model)
+    assert "expected a causal language model" in message_of(build("t5"))
+    within = inject_adapter_in_model(placement.lora_config(tiny_llama), copy.deepcopy(tiny_llama))
+    assert "with adapters in 'model.layers.0" in message_of(within)
+    with torch.inference_mode():
+        frozen = copy.deepcopy(tiny_llama)
+    assert "under torch.inference_mode" in message_of(frozen)
+    finetune(copy.deepcopy(frozen), task, tokenizer, placement, **FEW)  # the remedy
+
+
 # Runs
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_whatever_the_caller_has_set(
+    tiny_llama, tokenizer, task, placement, around
+):
+    expected = finetune(tiny_llama, task, tokenizer, placement, **FEW)
+    with around():
+        found = finetune(tiny_llama, task, tokenizer, placement, **FEW)
+    assert (found["loss"], found["curve"]) == (expected["loss"], expected["curve"])
+
+
+def test_the_default_dtype_changes_nothing(tiny_llama, tokenizer, task, placement):
+    expected, keep = finetune(tiny_llama, task, tokenizer, placement, **FEW), Keep()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[keep])
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert set(keep.dtypes.values()) == {torch.float32}
+    assert (found["loss"], found["curve"]) == (expected["loss"], expected["curve"])
+
+
+class Saves(TrainerCallback):
+    """Asks for a checkpoint after every step, and remembers where it went."""
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_save = True
+
+    def on_save(self, args, state, control, **_):
+        self.folder = Path(args.output_dir)
+        assert list(self.folder.iterdir())
+        if state.global_step == self.breaks_at:
+            raise KeyboardInterrupt
+
+    breaks_at = None
+
+
+@pytest.mark.parametrize("breaks_at", [None, 2])
+def test_trainers_leave_no_files(
+    tiny_llama, tokenizer, task, placement, monkeypatch, tmp_path, breaks_at
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    saves = Saves()
+    saves.breaks_at = breaks_at
+    with pytest.raises(KeyboardInterrupt) if breaks_at else contextlib.nullcontext():
+        finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[saves])
+    assert saves.folder.parent == tmp_path and not list(tmp_path.iterdir())
 
 
 class Keep(TrainerCallback):
@@ -415,6 +658,55 @@ def test_norms_callback_records_the_effective_maps_and_disturbs_nothing(
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     moved = frame.query("step == 5")["nfn"].to_numpy() - frame.query("step == 0")["nfn"].to_numpy()
     assert np.abs(moved).max() > 1e-4
+
+
+def test_a_callback_records_one_training(tiny_llama, tokenizer, task, placement):
+    norms = NormsCallback(["a probe"], tokenizer)
+    finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[norms])
+    first = norms.frame()
+    with pytest.raises(RuntimeError, match="record of another training: make a new one for each"):
+        finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[norms])
+    pd.testing.assert_frame_equal(norms.frame(), first)
+
+
+def test_the_end_is_recorded_where_a_training_stops_early(tiny_llama, tokenizer, task, placement):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 1
+
+    norms = NormsCallback((text for text in ["a probe", "another"]), tokenizer, every=2)
+    finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[norms, Stop()])
+    assert norms.frame()["step"].unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("texts", [[], "a probe", [" "], ["a", ""], ["a", 3]])
+def test_probe_texts_are_read_when_the_callback_is_made(tokenizer, texts):
+    with pytest.raises((TypeError, ValueError), match="texts"):
+        NormsCallback(texts, tokenizer)
+
+
+class Wrapped(torch.nn.parallel.DistributedDataParallel):
+    """A model as DDP holds it, without processes."""
+
+    def __init__(self, module):
+        torch.nn.Module.__init__(self)
+        self.module = module
+
+
+def test_norms_are_those_of_the_model_itself_in_ddp_and_under_checkpointing(
+    tiny_llama, tokenizer, placement
+):
+    adapted = get_peft_model(copy.deepcopy(tiny_llama), placement.lora_config(tiny_llama)).train()
+    checkpointed = copy.deepcopy(adapted)
+    checkpointed.gradient_checkpointing_enable()
+    state = TrainerState(max_steps=1)
+    expected = None
+    for model in (adapted, Wrapped(adapted), checkpointed, tiny_llama):  # adapters start at zero
+        norms = NormsCallback(["a probe text"], tokenizer)
+        norms.on_train_begin(None, state, None, model=model)
+        expected = norms.frame() if expected is None else expected
+        pd.testing.assert_frame_equal(norms.frame(), expected)
+    assert adapted.training and checkpointed.is_gradient_checkpointing
 
 
 # Placements

@@ -83,10 +83,17 @@ FIXED = {
     "longcat_flash": {"head_dim": 8, "qk_head_dim": 16},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
-    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_embds": False,
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+    },
     "longformer": {"attention_window": 4},
     "led": {"attention_window": 4},
     "pegasus_x": {"block_size": 4},
+    "big_bird": {"block_size": 4},
+    "bigbird_pegasus": {"block_size": 4},
     "esmc": {"num_key_value_heads": 4},
     "luke": {"entity_vocab_size": 100, "entity_emb_size": 16},
     "perceiver": {

@@ -1,14 +1,20 @@
 """What runs say of placements: the tuned learning rate of each, and paired comparisons."""
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
-from plop_nb.checks import coverage_level
+from plop_nb.checks import coverage_level, user_level
 from plop_nb.stats import mean_interval
 
 LOWER_IS_BETTER = {"loss": True, "accuracy": False, "reward": False}
+# What must be the same in all runs of a task: otherwise it is this that differs, not the placement
+SETTINGS = ("model", "dtype", "split", "steps", "batch_size", "max_length")
+# What changes the arithmetic a little, as another seed would
+PLACES = ("device", "torch")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,8 @@ def tuned(runs: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A row was evaluated on another split, or a placement was run at several ranks.
+        A row was evaluated on another split; a placement was run at several ranks or settings, or
+        not with the same seeds at all rates (names what is missing); or it diverged at all rates.
     """
     _check_columns(runs, ["task", "placement", "lr", "r", "seed", "split", "loss"])
     if others := set(runs["split"]) - {"validation"}:
@@ -65,16 +72,37 @@ def tuned(runs: pd.DataFrame) -> pd.DataFrame:
         )
     best = []
     for (task, placement), group in runs.groupby(["task", "placement"], sort=False):
-        if group["r"].nunique() > 1:
-            ranks = sorted(group["r"].unique())
-            raise ValueError(f"placement {placement!r} was run at ranks {ranks}: tune one rank")
+        name = f"placement {placement!r} on {task!r}"
+        _check_rates(name, group)
         # not a number: it diverged
-        losses = group["loss"].fillna(np.inf).groupby(group["lr"]).mean()
+        losses = group["loss"].astype(float).fillna(np.inf).groupby(group["lr"]).mean()
         lr = losses.idxmin()
+        if np.isinf(losses[lr]):
+            raise ValueError(
+                f"{name} diverged at every learning rate ({_listed(losses.index)}): try lower ones"
+            )
         edge = lr in (losses.index.min(), losses.index.max())
         best.append(Tuned(task, placement, lr, losses[lr], group["seed"].nunique(), edge))
     columns = list(Tuned.__dataclass_fields__)
     return pd.DataFrame([asdict(row) for row in best], columns=columns)
+
+
+def _check_rates(name: str, group: pd.DataFrame) -> None:
+    """Refuse the runs of a placement on a task whose means at two rates cannot be compared."""
+    if group["r"].nunique() > 1:
+        raise ValueError(f"{name} was run at ranks {_listed(group['r'])}: tune one rank")
+    _check_settings(name, group)
+    if group.duplicated(["lr", "seed"]).any():
+        raise ValueError(f"{name} has several runs of one learning rate and seed: keep one of each")
+    seeds, missing = set(group["seed"]), []
+    for lr, own in group.groupby("lr"):
+        if absent := seeds - set(own["seed"]):
+            missing.append(f"lr={lr:g} lacks {_listed(absent)}")
+    if missing:
+        raise ValueError(
+            f"{name} was not run with the same seeds at all learning rates ({'; '.join(missing)}): "
+            f"finish the grid by the same call, or leave these rates or seeds out"
+        )
 
 
 def versus(
@@ -103,10 +131,22 @@ def versus(
     ------
     ValueError
         An unknown `reference` or `value`, several runs for one seed, fewer than 2 seeds in common,
-        or a run whose value is not finite (it diverged).
+        a run whose value is not finite (it diverged) or missing (no accuracy was measured), or runs
+        of one task that differ in a setting: model, dtype, split, steps, batch size, max_length.
+
+    Warns
+    -----
+    UserWarning
+        Runs of one task are from several devices or versions of torch.
     """
     level = coverage_level(level)
     _check_comparable(runs, reference, value)
+    if places := _places(runs):
+        warnings.warn(
+            f"runs of one task are from several places ({'; '.join(places)}): their arithmetic "
+            f"differs, so compare small differences on one of them",
+            stacklevel=user_level(),
+        )
     rows = []
     for task, group in runs.groupby("task", sort=False):
         names = [name for name in group["placement"].unique() if name != reference]
@@ -155,22 +195,66 @@ def _check_comparable(runs: pd.DataFrame, reference: str, value: str) -> None:
     names = sorted(set(runs["placement"]))
     if reference not in names:
         raise ValueError(f"reference={reference!r} was not run, choose one of {names}")
+    for task, group in runs.groupby("task", sort=False):
+        _check_settings(f"task {task!r}", group)
+        sizes = group.groupby("placement")["parameters"].nunique()
+        for name in sizes.index[sizes > 1]:
+            found = _listed(group.loc[group["placement"] == name, "parameters"])
+            raise ValueError(
+                f"placement {name!r} on {task!r} has runs with {found} parameters: keep one rank"
+            )
     if runs.duplicated(["task", "placement", "seed"]).any():
         raise ValueError(
             "several runs of one task, placement and seed: keep one learning rate, split and rank "
             "of each"
         )
-    diverged = runs[~np.isfinite(runs[value].astype(float))]
-    if len(diverged):
-        task, name, seed, found = diverged.iloc[0][["task", "placement", "seed", value]]
+    _check_values(runs, value)
+
+
+def _check_values(runs: pd.DataFrame, value: str) -> None:
+    failed = runs[~np.isfinite(runs[value].astype(float))]
+    if failed.empty:
+        return
+    task, name, seed, found = failed.iloc[0][["task", "placement", "seed", value]]
+    about = f"{value} is {found} for placement {name!r} with seed {seed} on {task!r}"
+    if value == "accuracy":
         raise ValueError(
-            f"{value} is {found} for placement {name!r} with seed {seed} on {task!r}: where a run "
-            f"diverged, take a lower learning rate for all seeds of that placement, or leave the "
-            f"placement out"
+            f"{about}: it was not measured, as the task has no check or the run had "
+            f"accuracy=False. Compare the loss, or run it again with accuracy=True"
         )
+    raise ValueError(
+        f"{about}: where a run diverged, take a lower learning rate for all seeds of that "
+        f"placement, or leave the placement out"
+    )
+
+
+def _check_settings(name: str, runs: pd.DataFrame) -> None:
+    """Refuse runs that differ in more than their placement, learning rate and seed."""
+    for column in SETTINGS:
+        if column in runs and runs[column].nunique() > 1:
+            raise ValueError(
+                f"runs of {name} differ in {column} ({_listed(runs[column])}): keep those of one"
+            )
+
+
+def _places(runs: pd.DataFrame) -> list[str]:
+    """In words, the devices and versions of torch of tasks that were run in several."""
+    found = []
+    for task, group in runs.groupby("task", sort=False):
+        for column in PLACES:
+            if column in group and group[column].nunique() > 1:
+                found.append(f"{task!r}: {column} {_listed(group[column])}")
+    return found
+
+
+def _listed(values: Iterable) -> str:
+    """Different values, sorted, in words."""
+    return ", ".join(str(value) for value in sorted(pd.unique(pd.Series(list(values)).dropna())))
 
 
 def _check_columns(runs: pd.DataFrame, names: list[str]) -> None:
     missing = [name for name in names if name not in getattr(runs, "columns", ())]
     if missing:
         raise ValueError(f"runs lacks the columns {missing}: expected the frame that grid returns")
+    if runs.empty:
+        raise ValueError("runs is empty: expected at least one row of the frame that grid returns")

@@ -1,16 +1,17 @@
 """How good a model is at a task: its loss on completions, and the share that a checker takes."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from plop_nb.checks import positive_integer
 from plop_nb.experiments.generation import complete, padded, padding_id, prompt_ids
-from plop_nb.experiments.isolation import unchanged
-from plop_nb.experiments.tasks.task import Task
+from plop_nb.experiments.isolation import seeded, unchanged
+from plop_nb.experiments.tasks.task import Example, Task
 
 TOKENS = 2048  # of a batch whose loss is taken: bounds its logits
 UNCOUNTED = -100  # label of a token whose loss does not count
@@ -58,13 +59,16 @@ def evaluate(
     """
     check_task(task, split)
     check_end(tokenizer)
+    max_length = token_limit("max_length", max_length)
     share = None
     if accuracy and task.check is not None:
         options = {"max_length": max_length, "batch_size": batch_size}
         share = share_right(model, task, tokenizer, split, **options)
     loss = None
     if has_completions(task, split):
-        loss = _loss(model, encoded(task, split, tokenizer, max_length), padding_id(tokenizer))
+        rows = encoded(task, split, tokenizer, max_length)
+        check_vocabulary(model, rows)
+        loss = _loss(model, rows, padding_id(tokenizer))
     return {"loss": loss, "accuracy": share}
 
 
@@ -101,21 +105,57 @@ def share_right(
     if task.check is None:
         raise ValueError(f"task {task.name!r} has no check: give it one to tell right from wrong")
     examples = task.split(split)
+    if batch_size is None:
+        batch_size = 64 if model.device.type == "cpu" else 256
     texts = complete(
         model,
         [example["prompt"] for example in examples],
         tokenizer,
-        new_tokens=new_tokens or task.new_tokens,
+        new_tokens=task.new_tokens if new_tokens is None else new_tokens,
         greedy=True,
         max_length=max_length,
-        batch_size=batch_size or (64 if model.device.type == "cpu" else 256),
+        batch_size=batch_size,
     )
-    right = [task.check(text, example) for text, example in zip(texts, examples, strict=True)]
-    return float(np.mean(right))
+    pairs = zip(texts, examples, strict=True)
+    return float(np.mean([_verdict(task, text, example) for text, example in pairs]))
+
+
+def _verdict(task: Task, text: str, example: Example) -> bool:
+    """What the check of a task says of a completion; an error of its own tells of which."""
+    assert task.check is not None
+    try:
+        found = task.check(text, example)
+    except Exception as error:
+        error.add_note(f"check of task {task.name!r} fails on {text!r:.60} for {example!r:.200}")
+        raise
+    if isinstance(found, (bool, np.bool_)) or (isinstance(found, int) and found in (0, 1)):
+        return bool(found)
+    raise TypeError(
+        f"check of task {task.name!r} gives {found!r:.60} for {text!r:.60}, expected True or False"
+    )
+
+
+def try_check(task: Task, split: str) -> None:
+    """Refuse a check that fails, before anything long: ask it once of what is right, once of "".
+
+    Raises
+    ------
+    TypeError, ValueError
+        It says neither True nor False, or the task has no tokens to write for it.
+    Exception
+        What the check itself raises.
+    """
+    if task.check is None:
+        return
+    positive_integer("task.new_tokens", task.new_tokens)
+    example = task.split(split)[0]
+    with seeded():
+        for text in dict.fromkeys([example.get("completion", ""), ""]):
+            _verdict(task, text, example)
 
 
 def check_task(task: Task, *splits: str) -> None:
-    """Refuse what is no task, and a split without examples.
+    """Refuse what is no task, and splits without examples or with malformed ones.
 
     Raises
     ------
@@ -125,15 +165,71 @@ def check_task(task: Task, *splits: str) -> None:
     if not isinstance(task, Task):
         found = type(task).__name__
         raise TypeError(f"task is {found}, expected a Task, such as load_task('sums')")
+    if not isinstance(task.name, str):
+        raise TypeError(f"task has the name {task.name!r:.60}, expected a text")
+    if task.check is not None and not callable(task.check):
+        raise TypeError(f"task {task.name!r} has the check {task.check!r:.60}, expected a function")
     for split in splits:
+        if isinstance(task.split(split), Iterator):
+            raise TypeError(f"task {task.name!r} has an iterator as its split {split!r}: list it")
         if not task.split(split):
             raise ValueError(
                 f"task {task.name!r} has no example in its split {split!r}: give it at least one"
             )
+        check_examples(task, split)
+
+
+def check_examples(task: Task, split: str) -> None:
+    """Refuse examples without a prompt, or whose completion is no text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Names the task, the split and the number of the example.
+    """
+    for number, example in enumerate(task.split(split)):
+        where = f"example {number} of task {task.name!r}, split {split!r}"
+        if not isinstance(example, Mapping):
+            raise TypeError(f"{where}, is {example!r:.60}, expected a dict with 'prompt'")
+        prompt = example.get("prompt")
+        if not isinstance(prompt, (str, list, tuple)) or not prompt:
+            raise ValueError(
+                f"{where}, has the prompt {prompt!r:.60}, expected a text or chat messages: fill "
+                f"it, or leave the example out"
+            )
+        completion = example.get("completion", "")
+        if not isinstance(completion, str):
+            raise ValueError(f"{where}, has the completion {completion!r:.60}, expected a text")
+
+
+def token_limit(name: str, value: Any) -> int:
+    """The tokens that an example may have: 2 or more, one to read and one to write (ValueError)."""
+    if positive_integer(name, value) == 1:
+        raise ValueError(
+            f"{name}=1, expected an integer of at least 2: one token to read, one to write"
+        )
+    return int(value)
+
+
+def check_vocabulary(model: nn.Module, rows: Sequence[Mapping[str, list[int]]]) -> None:
+    """Refuse token ids that the model has no embedding for (ValueError)."""
+    try:
+        size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return
+    largest = max(max(row["input_ids"]) for row in rows)
+    if size is not None and largest >= size:
+        raise ValueError(
+            f"tokenizer writes the token {largest}, but model has embeddings for {size}: take "
+            f"the model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer))"
+        )
 
 
 def check_end(tokenizer: Any) -> None:
-    """Refuse a tokenizer without an end of text (ValueError)."""
+    """Refuse what is no tokenizer (TypeError), and one without an end of text (ValueError)."""
+    if not hasattr(tokenizer, "eos_token_id"):
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer is {kind}, expected the model's own, from transformers")
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "this tokenizer has no eos_token, which ends every completion: set tokenizer.eos_token"

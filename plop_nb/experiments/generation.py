@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from plop_nb.checks import positive_integer, random_seed
 from plop_nb.experiments.isolation import unchanged
 
 Prompt = str | list[dict[str, str]]
@@ -51,10 +52,21 @@ def complete(
     -------
     list of str
         In the order of `prompts`, without special tokens.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Bad input: names the argument, its value and what would do.
     """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts={prompts!r:.40} is one text, expected a list: put it in one")
+    new_tokens = positive_integer("new_tokens", new_tokens)
+    batch_size = positive_integer("batch_size", batch_size)
+    seed = random_seed("seed", seed)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     if max_length is not None:
-        ids = [row[-max_length:] for row in ids]
+        most = positive_integer("max_length", max_length)
+        ids = [row[-most:] for row in ids]
     order = list(range(len(ids)))
     if greedy:
         order.sort(key=lambda index: len(ids[index]))
@@ -96,11 +108,22 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt as TRL makes them.
 
     A chat template brings its own special tokens, and gets no others.
+
+    Raises
+    ------
+    ValueError
+        There are none.
     """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    options = {"add_generation_prompt": True, "return_dict": True}
-    return tokenizer.apply_chat_template(prompt, **options)["input_ids"]
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        options = {"add_generation_prompt": True, "return_dict": True}
+        ids = tokenizer.apply_chat_template(prompt, **options)["input_ids"]
+    if not len(ids):
+        raise ValueError(
+            f"prompt {prompt!r:.60} gives no tokens with this tokenizer: fill it, or leave it out"
+        )
+    return ids
 
 
 def ends_of(model: nn.Module, tokenizer: Any) -> list[int] | None:

@@ -8,7 +8,7 @@ whose examples have `prompt` and the columns that the rewards take.
 """
 
 import copy
-import random
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +16,10 @@ import pandas as pd
 from peft import PeftModel
 from torch import nn
 
-from plop_nb.experiments.evaluation import check_task, share_right
+from plop_nb.checks import number_between, positive_integer, positive_number
+from plop_nb.experiments.evaluation import check_examples, check_task, share_right
 from plop_nb.experiments.generation import complete
-from plop_nb.experiments.isolation import seeded, shared_copy
+from plop_nb.experiments.isolation import isolated, own_forward, shared_copy
 from plop_nb.experiments.rewards import (
     REWARDS,
     Reward,
@@ -26,11 +27,13 @@ from plop_nb.experiments.rewards import (
     approximate_format_reward,
     format_reward,
     reward_columns,
+    reward_frame,
     text,
 )
-from plop_nb.experiments.tasks.answers import CLOSE, OPEN, checker
-from plop_nb.experiments.tasks.task import Example, Task
-from plop_nb.experiments.training import import_trl, own_forward, run_trainer, trainer_settings
+from plop_nb.experiments.tasks.answers import checker
+from plop_nb.experiments.tasks.task import Task
+from plop_nb.experiments.trainers import adapters, import_trl, run_trainer, trainer_settings
+from plop_nb.experiments.warm_up import check_training, constant_rate, plain_numbers, warm_up
 from plop_nb.placement import Placement
 
 __all__ = [
@@ -48,94 +51,6 @@ __all__ = [
 
 # What `train` sets itself, for a frame of one row per step
 OWN_OPTIONS = ("learning_rate", "max_steps", "logging_steps", "logging_strategy")
-
-
-def warm_up(
-    model: nn.Module,
-    task: Task,
-    tokenizer: Any,
-    *,
-    steps: int = 30,
-    lr: float = 2e-5,
-    batch_size: int = 16,
-    right: float = 0.5,
-    seed: int = 0,
-) -> nn.Module:
-    """A copy of `model` that has seen the format: finetuned on answers, partly wrong ones.
-
-    Without it the base model never earns a reward, and GRPO has nothing to learn from.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        As `load_model` returns it; not changed.
-    task : Task
-        Its training examples have `prompt` and `answer`.
-    tokenizer : transformers tokenizer
-    steps, lr, batch_size : int, float, int
-        Optimiser steps, learning rate, problems a step.
-    right : float
-        Share of right answers, 0 to 1; the other examples have the answer of another problem.
-    seed : int
-        Same seed, same result.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        In the precision of `model`; it trains in float32.
-
-    Raises
-    ------
-    ImportError
-        TRL is not installed.
-    ValueError
-        `steps` or the learning rate is out of range, or there are no problems.
-    """
-    trl = import_trl("training")
-    from datasets import Dataset
-
-    _check_training(task, steps, lr)
-    rows = _answered(task.train, steps * batch_size, right, random.Random(seed))
-    # in bfloat16 most of such small steps round to nothing
-    warm = copy.deepcopy(model).requires_grad_(True).float()
-    options = _constant_rate(steps) | {"per_device_train_batch_size": batch_size}
-    settings = trainer_settings(trl.SFTConfig, model, lr=lr, steps=steps, seed=seed, **options)
-    with seeded(seed), own_forward(warm):
-        trainer = trl.SFTTrainer(
-            warm,
-            settings,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=copy.deepcopy(tokenizer),
-        )
-        run_trainer(trainer)
-    _take_dtypes(warm, model)
-    return warm.eval().requires_grad_(False)
-
-
-def _answered(
-    problems: Sequence[Example], count: int, right: float, draw: random.Random
-) -> list[Example]:
-    """Problems with an answer each, that of another problem where it is to be wrong."""
-    chosen = [draw.choice(problems) for _ in range(count)]
-    rows = []
-    for problem in chosen:
-        source = problem if draw.random() < right else draw.choice(problems)
-        completion = _in_the_form_of(problem["prompt"], f"{OPEN}{source['answer']}{CLOSE}")
-        rows.append({"prompt": problem["prompt"], "completion": completion})
-    return rows
-
-
-def _in_the_form_of(prompt: Any, completion: str) -> Any:
-    if isinstance(prompt, str):
-        return completion
-    return [{"role": "assistant", "content": completion}]
-
-
-def _take_dtypes(changed: nn.Module, original: nn.Module) -> None:
-    """Give every parameter and buffer of a copy the precision of the original's."""
-    for tensors in (nn.Module.parameters, nn.Module.buffers):
-        for new, old in zip(tensors(changed), tensors(original), strict=True):
-            new.data = new.data.to(old.dtype)
 
 
 def train(
@@ -206,45 +121,49 @@ def train(
     ------
     ImportError
         TRL is not installed.
-    ValueError
-        `steps` or the learning rate is out of range, there are fewer problems than
-        `prompts_per_step`, a reward function is named like another column, or `model` lacks a
-        module of the placement.
+    TypeError, ValueError
+        Bad input, such as fewer problems than `prompts_per_step`, a reward function named like
+        another column, or a placement for another model: names the argument, its value and what
+        would do.
     """
     trl = import_trl("training")
     from datasets import Dataset
 
-    _check_training(task, steps, lr, prompts_per_step)
+    steps, lr, seed = plain_numbers(steps, lr, seed)
+    r = positive_integer("r", r)
+    alpha = 2 * r if lora_alpha is None else positive_number("lora_alpha", lora_alpha)
+    dropout = number_between("lora_dropout", lora_dropout, 0, 1)
+    prompts = positive_integer("prompts_per_step", prompts_per_step)
+    check_training(model, task, tokenizer, prompts)
     reward_columns(rewards)
     _check_options(options)
-    alpha = 2 * r if lora_alpha is None else lora_alpha
-    config = placement.lora_config(model, r, lora_alpha=alpha, lora_dropout=lora_dropout)
-    sampled = prompts_per_step * num_generations
-    defaults = _constant_rate(steps) | {
-        "num_generations": num_generations,
-        "max_completion_length": max_completion_length or task.new_tokens,
-        "beta": beta,
+    config = adapters(model, placement, r=r, lora_alpha=alpha, lora_dropout=dropout)
+    sampled = prompts * _several("num_generations", num_generations)
+    given = constant_rate(steps) | {
+        "num_generations": int(num_generations),
+        "max_completion_length": _length(max_completion_length, task),
+        "beta": number_between("beta", beta, 0, math.inf),
         "per_device_train_batch_size": sampled,
         "generation_batch_size": sampled,
     }
-    settings = trainer_settings(
-        trl.GRPOConfig, model, lr=lr, steps=steps, seed=seed, **(defaults | options)
-    )
-    base = shared_copy(model)
     # seeded not only by TRL, whose older versions make the adapters first
-    with seeded(seed), own_forward(base):
-        trainer = trl.GRPOTrainer(
-            base,
-            list(rewards),
-            settings,
-            train_dataset=Dataset.from_list(task.train),
-            processing_class=copy.deepcopy(tokenizer),
-            peft_config=config,
-        )
-        trained = trainer.model
-        parameters = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-        run_trainer(trainer)
-    frame = _per_step(trainer.state.log_history, rewards).assign(
+    with isolated(seed) as folder:
+        given |= {"output_dir": folder} | options
+        settings = trainer_settings(trl.GRPOConfig, model, lr=lr, steps=steps, seed=seed, **given)
+        base = shared_copy(model)
+        with own_forward(base):
+            trainer = trl.GRPOTrainer(
+                base,
+                list(rewards),
+                settings,
+                train_dataset=Dataset.from_list(task.train),
+                processing_class=copy.deepcopy(tokenizer),
+                peft_config=config,
+            )
+            trained = trainer.model
+            parameters = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+            run_trainer(trainer)
+    frame = reward_frame(trainer.state.log_history, rewards).assign(
         placement=name or "+".join(placement.types),
         types="+".join(sorted(placement.types)),
         r=r,
@@ -255,26 +174,17 @@ def train(
     return frame, trained.eval()
 
 
-def _constant_rate(steps: int) -> dict[str, Any]:
-    """A constant rate after a tenth of the steps; the first step of a warm-up has rate 0."""
-    return {
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": min(steps - 1, max(1, steps // 10)),
-        "logging_steps": 1,
-    }
+def _several(name: str, value: int) -> int:
+    if positive_integer(name, value) == 1:
+        raise ValueError(f"{name}=1, expected at least 2: GRPO compares the answers to a prompt")
+    return int(value)
 
 
-def _check_training(task: Task, steps: int, lr: float, prompts: int = 1) -> None:
-    check_task(task)
-    if steps < 1 or lr <= 0:
-        raise ValueError(
-            f"steps={steps!r}, lr={lr!r}: expected at least one step and a positive learning rate"
-        )
-    if len(task.train) < prompts:
-        raise ValueError(
-            f"the training split of task {task.name!r} has {len(task.train)}, expected at least "
-            f"the {prompts} of one step: give more, or take fewer a step"
-        )
+def _length(given: int | None, task: Task) -> int:
+    """How many tokens a completion may have: as given, or as the task says."""
+    if given is not None:
+        return positive_integer("max_completion_length", given)
+    return positive_integer("task.new_tokens", task.new_tokens)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -283,22 +193,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name} cannot be an option: lr and steps set it, for a frame of one row per step"
             )
-
-
-def _per_step(history: list[dict], rewards: Sequence[Reward]) -> pd.DataFrame:
-    """The trainer's log, one row a step, in the columns of `train`."""
-    logged = pd.DataFrame([entry for entry in history if "reward" in entry])
-    names = {"step": "step", "reward": "reward"}
-    for reward, column in zip(rewards, reward_columns(rewards), strict=True):
-        names[f"rewards/{reward.__name__}/mean"] = column
-    names |= {
-        "reward_std": "reward_std",
-        "kl": "kl",
-        "completions/mean_length": "completion_length",
-        "step_time": "seconds",
-    }
-    present = [name for name in names if name in logged]
-    return logged[present].rename(columns=names)
+    if options.get("save_strategy", "no") != "no" and "output_dir" not in options:
+        raise ValueError(
+            f"save_strategy={options['save_strategy']!r} needs output_dir, a folder for the "
+            f"checkpoints: the trainer's own is removed afterwards"
+        )
 
 
 def samples(
@@ -345,7 +244,8 @@ def samples(
         The split is empty, or a reward function is named like another column.
     """
     check_task(task)
-    problems = task.split(split)[:n]
+    problems = task.split(split)[: positive_integer("n", n)]
+    check_examples(task, split)
     names = reward_columns(rewards)
     if not problems:
         raise ValueError(
@@ -353,7 +253,7 @@ def samples(
             f"one"
         )
     prompts = [problem["prompt"] for problem in problems]
-    tokens = max_completion_length or task.new_tokens
+    tokens = _length(max_completion_length, task)
     found = complete(model, prompts, tokenizer, new_tokens=tokens, greedy=greedy, seed=seed)
     columns = {}
     for key in problems[0]:
@@ -394,4 +294,6 @@ def accuracy(
     ValueError
         The split is empty, or the task has no check.
     """
-    return share_right(model, task, tokenizer, split, new_tokens=max_completion_length)
+    check_task(task)
+    tokens = _length(max_completion_length, task)
+    return share_right(model, task, tokenizer, split, new_tokens=tokens)

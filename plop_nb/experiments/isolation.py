@@ -2,13 +2,48 @@
 
 import copy
 import random
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import set_seed
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model that no adapters can be trained on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no causal language model of transformers, has adapters already, or was made under
+        `torch.inference_mode`: says what would do.
+    """
+    if isinstance(model, PeftModel):
+        raise TypeError("model is a PeftModel, expected one without adapters: pass model.unload()")
+    kind = type(model).__name__
+    config, generate = getattr(model, "config", None), getattr(model, "generate", None)
+    if config is None or not callable(generate) or getattr(config, "is_encoder_decoder", False):
+        raise TypeError(
+            f"model is {kind}, expected a causal language model of transformers, such as "
+            f"load_model() returns"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            raise TypeError(
+                f"model is a {kind} with adapters in {name!r}, expected one without: take them "
+                f"out, or load it anew"
+            )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "model was made under torch.inference_mode, and no gradient passes through it: load "
+            "it outside, or pass copy.deepcopy(model)"
+        )
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
@@ -57,3 +92,37 @@ def seeded(seed: int | None = None) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[str]:
+    """Where a trainer runs: seeded, and with gradients and float32 whatever the caller has set.
+
+    Everything is put back, and the folder that it gives, to write to, is removed.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="plop_nb_", ignore_cleanup_errors=True) as folder,
+            seeded(seed),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
+            yield folder
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Puts the `forward` of a model back: TRL's runs one model alone, and copies would share it."""
+    own = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        if own is not None:
+            model.forward = own

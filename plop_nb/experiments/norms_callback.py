@@ -1,14 +1,17 @@
 """Feature norms while a trainer runs."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
+from plop_nb.batches import encode
 from plop_nb.checks import positive_integer
 from plop_nb.experiments.isolation import seeded
 from plop_nb.recording import record_norms
@@ -21,11 +24,12 @@ MEASURES = ("input_norm", "feature_norm", "nfn")
 class NormsCallback(TrainerCallback):
     """Records feature norms and NFN of the effective maps `W + BA` while a trainer runs.
 
-    Merges the adapters into a float32 copy of the model, so the training does not notice.
+    Merges the adapters into a float32 copy of the model, so the training does not notice. A
+    callback records one training; it also takes a model without adapters, or in DDP.
 
     Parameters
     ----------
-    texts : list of str
+    texts : iterable of str
         Fixed probe texts.
     tokenizer : transformers tokenizer
     every : int
@@ -33,12 +37,19 @@ class NormsCallback(TrainerCallback):
 
     Raises
     ------
-    ValueError
-        `every` is not a positive integer.
+    TypeError, ValueError
+        `texts` are none, or blank; or `every` is not a positive integer.
+    RuntimeError
+        When a second training begins with it.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Any, every: int = 10) -> None:
-        self._texts = texts
+    def __init__(self, texts: Iterable[str], tokenizer: Any, every: int = 10) -> None:
+        if isinstance(texts, str):
+            raise TypeError(f"texts={texts!r:.40} is one text, expected a list: put it in one")
+        self._texts = list(texts)  # read again at every record
+        if not self._texts:
+            raise ValueError("texts is empty: give at least one to measure on")
+        encode(self._texts, tokenizer, max_length=256)  # refuses blank ones
         self._tokenizer = tokenizer
         self._every = positive_integer("every", every)
         self._rows: list[pd.DataFrame] = []
@@ -47,13 +58,24 @@ class NormsCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
         """Record the start."""
+        if self._rows:
+            raise RuntimeError(
+                "this NormsCallback holds the record of another training: make a new one for each"
+            )
         self._record(state.global_step, model)
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
-        """Record every few steps, and the last."""
-        if state.global_step % self._every == 0 or state.global_step >= state.max_steps:
+        """Record every few steps."""
+        if state.global_step % self._every == 0:
+            self._record(state.global_step, model)
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
+        """Record the end, also where it comes early."""
+        if self._rows[-1]["step"].iloc[0] != state.global_step:
             self._record(state.global_step, model)
 
     def frame(self) -> pd.DataFrame:
@@ -76,7 +98,9 @@ class NormsCallback(TrainerCallback):
 
     def _record(self, step: int, model: nn.Module) -> None:
         with seeded(), torch.no_grad():
-            merged = copy.deepcopy(model).float().merge_and_unload()
+            merged = copy.deepcopy(extract_model_from_parallel(model)).float()
+            if isinstance(merged, PeftModel):
+                merged = merged.merge_and_unload()
             # a trainer's patch, which runs the model that it was made for
             vars(merged).pop("forward", None)
             with record_norms(merged) as record:

@@ -6,6 +6,8 @@ A completion is what the model adds to a prompt: a string, or TRL's list with on
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pandas as pd
+
 from plop_nb.experiments.tasks.answers import CLOSE, OPEN, tagged_answer, tagged_answer_is
 
 Completion = str | list[dict[str, Any]]
@@ -97,11 +99,17 @@ def reward_columns(rewards: Sequence[Reward]) -> list[str]:
 
     Raises
     ------
-    ValueError
-        One of them is named as another column is.
+    TypeError, ValueError
+        There is none, or one has no name, or is named as another column is.
     """
+    if callable(rewards) or not rewards:
+        raise ValueError(f"rewards={rewards!r:.60}, expected a list of one function or more")
     names: list[str] = []
     for reward in rewards:
+        if not hasattr(reward, "__name__"):
+            raise TypeError(
+                f"a reward function is {reward!r:.60}, which has no __name__: write it as a def"
+            )
         name = reward.__name__.removesuffix("_reward")
         if name in COLUMNS or name in names:
             raise ValueError(
@@ -109,6 +117,22 @@ def reward_columns(rewards: Sequence[Reward]) -> list[str]:
             )
         names.append(name)
     return names
+
+
+def reward_frame(history: Sequence[dict], rewards: Sequence[Reward]) -> pd.DataFrame:
+    """The log of TRL's trainer, one row a step, in the columns of `grpo.train`."""
+    logged = pd.DataFrame([entry for entry in history if "reward" in entry])
+    names = {"step": "step", "reward": "reward"}
+    for reward, column in zip(rewards, reward_columns(rewards), strict=True):
+        names[f"rewards/{reward.__name__}/mean"] = column
+    names |= {
+        "reward_std": "reward_std",
+        "kl": "kl",
+        "completions/mean_length": "completion_length",
+        "step_time": "seconds",
+    }
+    present = [name for name in names if name in logged]
+    return logged[present].rename(columns=names)
 
 
 def _share_of_tags(text: str) -> float:

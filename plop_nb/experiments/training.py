@@ -1,13 +1,6 @@
-"""Does a placement pay? One run of finetuning with TRL and PEFT, and what all trainers share."""
+"""Does a placement pay? One run of finetuning with TRL and PEFT."""
 
-import gc
-import sys
-import tempfile
-import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,19 +8,41 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
-from plop_nb.checks import missing_extra, positive_integer
+from plop_nb.checks import (
+    positive_integer,
+    positive_number,
+    random_seed,
+    writable_folder,
+)
 from plop_nb.experiments.evaluation import (
     check_end,
     check_task,
+    check_vocabulary,
     encoded,
     evaluate,
     has_completions,
+    token_limit,
+    try_check,
 )
 from plop_nb.experiments.generation import padding_id
-from plop_nb.experiments.isolation import seeded, shared_copy
+from plop_nb.experiments.isolation import (
+    check_trainable,
+    isolated,
+    own_forward,
+    shared_copy,
+)
 from plop_nb.experiments.tasks.task import Task
+from plop_nb.experiments.trainers import (
+    adapters,
+    device_name,
+    dtype_name,
+    import_trl,
+    model_name,
+    run_trainer,
+    trainer_settings,
+)
 from plop_nb.placement import Placement
 
 FINAL_SPLITS = ("test", "validation")
@@ -51,15 +66,13 @@ def rank_for(placement: Placement, model: nn.Module, parameters: int) -> int:
 
     Raises
     ------
-    ValueError
-        `parameters` is not positive.
+    TypeError, ValueError
+        `placement` is none, or `parameters` is not positive.
     """
-    if not parameters > 0:
-        raise ValueError(
-            f"parameters={parameters!r}, expected a positive number, such as 2_400_000"
-        )
-    of_rank_1 = placement.check(model, placement.lora_config(model, r=1))["trainable"].sum()
-    return max(1, round(parameters / int(of_rank_1)))
+    budget = positive_number("parameters", parameters, ", such as 2_400_000")
+    config = adapters(model, placement, r=1)
+    of_rank_1 = placement.check(model, config)["trainable"].sum()
+    return max(1, round(budget / int(of_rank_1)))
 
 
 def finetune(
@@ -119,7 +132,7 @@ def finetune(
     callbacks : iterable of transformers.TrainerCallback
         Such as `NormsCallback`.
     out : str or Path, optional
-        Folder for the trained adapter, as PEFT saves it.
+        Folder for the trained adapter, as PEFT saves it; made before the training.
     progress : bool
         Show the trainer's progress bar.
 
@@ -141,32 +154,45 @@ def finetune(
         Bad input: names the argument, its value and what would do.
     """
     trl = import_trl("finetuning")
-    check_run(model, task, tokenizer, final)
-    steps = positive_integer("steps", steps, ": evaluate gives the loss of an untrained model")
-    lora_alpha = 2 * r if lora_alpha is None else lora_alpha
-    config = placement.lora_config(model, r=r, lora_alpha=lora_alpha)
-    with seeded(seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
+    given = plain_numbers(
+        {
+            "r": r,
+            "lora_alpha": lora_alpha,
+            "lr": lr,
+            "steps": steps,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "seed": seed,
+            "logging_steps": logging_steps,
+        }
+    )
+    scale = given["lora_alpha"] or 2 * given["r"]
+    # whatever can fail is tried before the training
+    rows = check_run(model, task, tokenizer, final, accuracy=accuracy, max_length=max_length)
+    config = adapters(model, placement, r=given["r"], lora_alpha=scale)
+    if out is not None:
+        writable_folder("out", out)
+    with isolated(given["seed"]) as folder:
         base = shared_copy(model)
         lora = get_peft_model(base, config)
         parameters = lora.get_nb_trainable_parameters()[0]
         settings = trainer_settings(
             trl.SFTConfig,
             model,
-            lr=lr,
-            steps=steps,
-            seed=seed,
+            lr=given["lr"],
+            steps=given["steps"],
+            seed=given["seed"],
+            output_dir=folder,
             lr_scheduler_type="linear",
-            warmup_steps=round(0.1 * steps),
-            per_device_train_batch_size=batch_size,
-            max_length=max_length,
-            logging_steps=logging_steps,
+            warmup_steps=round(0.1 * given["steps"]),
+            per_device_train_batch_size=given["batch_size"],
+            max_length=given["max_length"],
+            logging_steps=given["logging_steps"],
             logging_nan_inf_filter=False,
             packing=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             disable_tqdm=not progress,
         )
-        rows = encoded(task, "train", tokenizer, max_length)
         with own_forward(base):
             trainer = _supervised(trl, lora, rows, tokenizer, settings, list(callbacks))
             cost = run_trainer(trainer)
@@ -179,14 +205,14 @@ def finetune(
         "dtype": dtype_name(model),
         "types": "+".join(placement.types),
         "modules": _adapted_count(lora),
-        "r": r,
-        "lora_alpha": lora_alpha,
+        "r": given["r"],
+        "lora_alpha": scale,
         "parameters": parameters,
-        "lr": lr,
-        "steps": steps,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "seed": seed,
+        "lr": given["lr"],
+        "steps": given["steps"],
+        "batch_size": given["batch_size"],
+        "max_length": given["max_length"],
+        "seed": given["seed"],
         "split": final,
         "loss": found["loss"],
         "accuracy": found["accuracy"],
@@ -196,6 +222,32 @@ def finetune(
         "torch": torch.__version__,
         "curve": _curve(trainer),
     }
+
+
+def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `finetune`, the numbers among them checked, and numpy's made Python's.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, its value and what would do.
+    """
+    untrained = ": evaluate gives the loss of an untrained model"
+    plain = dict(settings)
+    for name in ("r", "batch_size", "logging_steps"):
+        if name in plain:
+            plain[name] = positive_integer(name, plain[name])
+    if "steps" in plain:
+        plain["steps"] = positive_integer("steps", plain["steps"], untrained)
+    if "lr" in plain:
+        plain["lr"] = positive_number("lr", plain["lr"], ", such as 1e-3")
+    if plain.get("lora_alpha") is not None:
+        plain["lora_alpha"] = positive_number("lora_alpha", plain["lora_alpha"], ": 2 r by default")
+    if "max_length" in plain:
+        plain["max_length"] = token_limit("max_length", plain["max_length"])
+    if "seed" in plain:
+        plain["seed"] = random_seed("seed", plain["seed"])
+    return plain
 
 
 def _adapted_count(lora: PeftModel) -> int:
@@ -209,16 +261,32 @@ def _curve(trainer: Trainer) -> list[list[float]]:
     return [[entry["step"], entry["loss"]] for entry in logged]
 
 
-def check_run(model: nn.Module, task: Task, tokenizer: Any, final: str) -> None:
+def check_run(
+    model: nn.Module,
+    task: Task,
+    tokenizer: Any,
+    final: str,
+    *,
+    accuracy: bool = True,
+    max_length: int = 512,
+) -> list[dict[str, list[int]]]:
     """Refuse a task, a split to evaluate on, or a model that cannot be finetuned.
+
+    Returns
+    -------
+    list of dict
+        Token ids and labels of the training split, as in `evaluation.encoded`.
 
     Raises
     ------
     TypeError, ValueError
         Names the argument, its value and what would do.
+    Exception
+        What the task's check raises of an example.
     """
     if final not in FINAL_SPLITS:
         raise ValueError(f"split {final!r} is unknown, choose one of {FINAL_SPLITS}")
+    check_trainable(model)
     check_task(task, "train", final)
     check_end(tokenizer)
     for split in ("train", final):
@@ -227,61 +295,11 @@ def check_run(model: nn.Module, task: Task, tokenizer: Any, final: str) -> None:
                 f"task {task.name!r} has examples without 'completion' in its split {split!r}, "
                 f"which finetuning needs: add it, or train with grpo.train"
             )
-    if isinstance(model, PeftModel):
-        raise TypeError("model is a PeftModel, expected one without adapters: pass model.unload()")
-
-
-def import_trl(what: str) -> ModuleType:
-    """TRL, which is an extra.
-
-    Raises
-    ------
-    ImportError
-        It is not installed; says what needs it and how to install it.
-    """
-    try:
-        import trl
-    except ImportError as error:
-        raise missing_extra(what, "TRL", "finetune") from error
-    return trl
-
-
-def trainer_settings(
-    kind: type, model: nn.Module, *, lr: float, steps: int, seed: int, **options: Any
-) -> Any:
-    """An SFTConfig or GRPOConfig of TRL's: nothing that blurs a comparison or writes files.
-
-    Parameters
-    ----------
-    kind : type
-        `trl.SFTConfig` or `trl.GRPOConfig`.
-    model : torch.nn.Module
-        What is trained, or what it shares its weights with: says the device.
-    lr, steps, seed
-        As in `finetune`.
-    **options
-        Further arguments of `kind`, which may also take the place of those set here.
-
-    Returns
-    -------
-    trl.SFTConfig or trl.GRPOConfig
-    """
-    on_cpu = model.device.type == "cpu"
-    shared = {
-        "learning_rate": lr,
-        "max_steps": steps,
-        "seed": seed,
-        "bf16": False,
-        "fp16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": on_cpu,
-        "dataloader_pin_memory": not on_cpu,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "output_dir": tempfile.gettempdir(),
-    }
-    return kind(**(shared | options))
+    if accuracy:
+        try_check(task, final)
+    rows = encoded(task, "train", tokenizer, max_length)
+    check_vocabulary(model, rows + encoded(task, final, tokenizer, max_length))
+    return rows
 
 
 def _supervised(
@@ -303,77 +321,3 @@ def _supervised(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-
-
-@contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
-    """Puts the `forward` of a model back: TRL's runs one model alone, and copies would share it."""
-    own = vars(model).get("forward")
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        if own is not None:
-            model.forward = own
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a training took.
-
-    Attributes
-    ----------
-    seconds : float
-    peak_memory : int
-        Bytes: on CUDA the most allocated while training, else the most this process ever held.
-    """
-
-    seconds: float
-    peak_memory: int
-
-
-def run_trainer(trainer: Trainer) -> Cost:
-    """Train, quietly, and say what it took."""
-    trainer.remove_callback(PrinterCallback)
-    device = trainer.model.device
-    on_cuda = device.type == "cuda"
-    if on_cuda:
-        gc.collect()  # what the run before has left
-        torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
-    trainer.train()
-    if on_cuda:
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) if on_cuda else _most_held()
-    return Cost(seconds, peak)
-
-
-def _most_held() -> int:
-    """Bytes that this process has held at most."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def model_name(model: nn.Module) -> str:
-    """The model's Hub id, or the last part of its folder: the same on every machine."""
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def device_name(model: nn.Module) -> str:
-    """The name of the model's GPU, or the kind of its device."""
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_name(model.device)
-    return model.device.type
-
-
-def dtype_name(model: nn.Module) -> str:
-    """The model's dtype without its module, such as "bfloat16"."""
-    return str(model.dtype).removeprefix("torch.")

@@ -1,9 +1,7 @@
 """Grids of finetuning runs: every task with every placement, learning rate and seed."""
 
-import hashlib
 import inspect
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
-from plop_nb.experiments.evaluation import encoded, has_completions
-from plop_nb.experiments.grids.cells import Cell, Row, digest, finished_rows, run_cells
-from plop_nb.experiments.tasks.task import SPLITS, Task
-from plop_nb.experiments.training import check_run, dtype_name, finetune, model_name
+from plop_nb.experiments.grids.cells import Cell, Row, finished_rows, run_cells
+from plop_nb.experiments.grids.keys import run_key, task_digest
+from plop_nb.experiments.tasks.task import Task
+from plop_nb.experiments.trainers import adapters
+from plop_nb.experiments.training import check_run, finetune, plain_numbers
+from plop_nb.fingerprint import fingerprint
 from plop_nb.placement import Placement
 
-# Arguments of finetune that do not change a result, or are in its key by their content.
-NOT_SETTINGS = ("model", "tokenizer", "task", "placement", "callbacks", "out", "progress")
 OF_SINGLE_RUNS = ("callbacks", "out", "r", "lr", "seed")
 FIRST_COLUMNS = ("task", "placement")
 
@@ -31,8 +28,9 @@ class Run:
     """What a cell of a grid needs to be run."""
 
     task: Task
+    name: str  # of the placement
     placement: Placement
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # arguments of `finetune`
 
 
 def grid(
@@ -98,20 +96,24 @@ def grid(
             raise ValueError(
                 f"{name} cannot be an option of a whole grid: see ranks, lrs and seeds, or finetune"
             )
-    tasks = list(tasks)
-    for task in tasks:
-        check_run(model, task, tokenizer, options.get("final", "test"))
-    digests = {id(task): task_digest(task, tokenizer) for task in tasks}
-    fingerprint = weights_fingerprint(model)
+    tasks, seeds = _each_once("tasks", tasks), _each_once("seeds", seeds)
+    _check_placements(placements)
     rates = _rates_by_name(lrs)
-    cells = []
-    for task, name, seed in itertools.product(tasks, placements, list(seeds)):
+    runs = []
+    for task, name, seed in itertools.product(tasks, placements, seeds):
         rank = {} if ranks is None else {"r": _entry(ranks, task, name, "ranks")}
-        for lr in rates if isinstance(rates, list) else _entry(rates, task, name, "lrs"):
-            settings = {**options, **rank, "lr": lr, "seed": seed}
-            key = run_key(model, digests[id(task)], placements[name], settings, fingerprint)
-            run = Run(task, placements[name], settings)
-            cells.append(Cell(key, _labels(task, name, settings), run))
+        own = rates if isinstance(rates, list) else _entry(rates, task, name, "lrs")
+        for lr in _each_once("lrs", own):
+            settings = plain_numbers({**options, **rank, "lr": lr, "seed": seed})
+            runs.append(Run(task, name, placements[name], settings))
+    _check_runs(model, tasks, tokenizer, runs)
+    digests = {id(task): task_digest(task, tokenizer) for task in tasks}
+    weights = fingerprint(model)
+    cells = []
+    for run in runs:
+        digest = digests[id(run.task)]
+        key = run_key(model, digest, run.placement, run.settings, weights)
+        cells.append(Cell(key, _labels(run), run))
 
     def train(run: Run) -> Row:
         return finetune(model, run.task, tokenizer, run.placement, **run.settings)
@@ -150,87 +152,74 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         The columns of `runs` but `curve`, with `step` and `train_loss` (nats per token, a mean
         since the step before).
+
+    Raises
+    ------
+    ValueError
+        `runs` has no column `curve`.
     """
+    if "curve" not in runs:
+        raise ValueError("runs lacks the column 'curve': expected the frame that grid returns")
     rows = runs.explode("curve", ignore_index=True)
     rows = rows.dropna(subset="curve").reset_index(drop=True)
     points = pd.DataFrame(rows["curve"].tolist(), columns=["step", "train_loss"])
     return pd.concat([rows.drop(columns="curve"), points], axis=1)
 
 
-def run_key(
-    model: nn.Module,
-    digest_of_task: str,
-    placement: Placement,
-    settings: Mapping[str, Any],
-    fingerprint: str | None = None,
-) -> str:
-    """A hash of what determines a run's result.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    digest_of_task : str
-        From `task_digest`.
-    placement : Placement
-    settings : dict
-        Arguments of `finetune`; its defaults stand for the others.
-    fingerprint : str, optional
-        From `weights_fingerprint`, where it is known already.
-
-    Raises
-    ------
-    TypeError
-        `finetune` has no such argument.
-    """
-    arguments = inspect.signature(finetune).parameters
-    for name in settings:
-        if name not in arguments:
-            raise TypeError(f"{name!r} is not an argument of finetune")
-    content = {}
-    for name, argument in arguments.items():
-        if name not in NOT_SETTINGS:
-            content[name] = settings.get(name, argument.default)
-    content["lora_alpha"] = content["lora_alpha"] or 2 * content["r"]
-    content |= {
-        "model": model_name(model),
-        "weights": fingerprint or weights_fingerprint(model),
-        "dtype": dtype_name(model),
-        "task": digest_of_task,
-        "modules": sorted(placement.modules),
-    }
-    return digest(dict(sorted(content.items())))
+def _each_once(argument: str, values: Any) -> list[Any]:
+    """The tasks, seeds or learning rates as a list: one at least, and none twice."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{argument}={values!r:.60}, expected a list: put it in one")
+    values = list(values)
+    if not values:
+        raise ValueError(f"{argument} is empty: give at least one")
+    told_by = [value.name if isinstance(value, Task) else value for value in values]
+    for number, one in enumerate(told_by):
+        if one in told_by[:number]:
+            raise ValueError(
+                f"{argument} has {one!r} twice: its runs could not be told apart, so give each once"
+            )
+    return values
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of the first numbers of every parameter: tells checkpoints of one name apart."""
-    first = []
-    for parameter in model.parameters():
-        if not parameter.is_meta:
-            first.append(parameter.detach().flatten()[:8].float().to(model.device))
-    return hashlib.sha256(torch.cat(first).cpu().numpy().tobytes()).hexdigest()
+def _check_placements(placements: Any) -> None:
+    if not isinstance(placements, Mapping):
+        kind = type(placements).__name__
+        raise TypeError(f"placements is {kind}, expected a dict of names and placements")
+    if not placements:
+        raise ValueError("placements is empty: give at least one")
+    for name in placements:
+        if not isinstance(name, str):
+            raise TypeError(f"placements has the name {name!r}, expected a text")
 
 
-def task_digest(task: Task, tokenizer: Any) -> str:
-    """A hash of a task's examples and of their tokens, but not of the code of its check."""
-    content = {}
-    for split in SPLITS:
-        examples = task.split(split)
-        if examples:
-            tokens = encoded(task, split, tokenizer) if has_completions(task, split) else None
-            content[split] = (examples, tokens)
-    about = [task.name, task.new_tokens, task.check is None, content]
-    return hashlib.sha256(json.dumps(about, default=repr).encode()).hexdigest()
+def _check_runs(model: nn.Module, tasks: list[Task], tokenizer: Any, runs: list[Run]) -> None:
+    """Try whatever can fail of any run before the first is trained."""
+    shared = runs[0].settings
+    options = {name: shared[name] for name in ("accuracy", "max_length") if name in shared}
+    for task in tasks:
+        check_run(model, task, tokenizer, shared.get("final", "test"), **options)
+    for run in {(run.name, run.settings.get("r")): run for run in runs}.values():
+        adapters(model, run.placement, r=run.settings.get("r", _default("r")))
 
 
-def _labels(task: Task, name: str, settings: Mapping[str, Any]) -> dict[str, str | int | float]:
-    r = settings.get("r", inspect.signature(finetune).parameters["r"].default)
-    lr, seed = float(settings["lr"]), int(settings["seed"])
-    return {"task": task.name, "placement": name, "lr": lr, "seed": seed, "r": int(r)}
+def _default(name: str) -> Any:
+    return inspect.signature(finetune).parameters[name].default
+
+
+def _labels(run: Run) -> dict[str, str | int | float]:
+    settings = {"r": _default("r"), **run.settings}
+    labels = {name: settings[name] for name in ("lr", "seed", "r")}
+    return {"task": run.task.name, "placement": run.name, **labels, "lr": float(settings["lr"])}
 
 
 def _rates_by_name(lrs: Any) -> list[float] | dict[Any, list[float]]:
-    """Learning rates for all as a list, or those of each placement."""
+    """Learning rates for all as a list, or those of each placement; ValueError for other frames."""
     if isinstance(lrs, pd.DataFrame):
+        if missing := {"task", "placement", "lr"} - set(lrs.columns):
+            raise ValueError(
+                f"lrs lacks the columns {sorted(missing)}: expected the frame that tuned returns"
+            )
         lrs = lrs.set_index(["task", "placement"])["lr"].to_dict()
     if isinstance(lrs, Mapping):
         return {name: _as_list(own) for name, own in lrs.items()}
@@ -243,6 +232,8 @@ def _as_list(lrs: Any) -> list[float]:
 
 def _entry(table: Mapping[Any, Any], task: Task, name: str, argument: str) -> Any:
     """What a table says of a task and a placement."""
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{argument}={table!r:.60}, expected a dict of names of placements")
     found = table.get((task.name, name), table.get(name))
     if found is None:
         raise ValueError(

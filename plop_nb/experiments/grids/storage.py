@@ -59,14 +59,18 @@ def open_storage(storage: str | Path | None, *, write: bool = True) -> Any:
     Raises
     ------
     ValueError
-        The file is of another kind, or is only to be read and does not exist; or the database
-        cannot be opened.
+        The file is of another kind, or is only to be read and does not exist, or cannot be written
+        to; or the database cannot be opened.
     """
     from optuna.storages import InMemoryStorage, JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     if storage is None:
         return InMemoryStorage()
+    if not isinstance(storage, (str, Path)) or not str(storage):
+        raise ValueError(
+            f"storage={storage!r}, expected a file, or a database such as 'sqlite:///runs.db'"
+        )
     if not write:
         _check_existence(storage)
     if _is_url(storage):
@@ -74,8 +78,7 @@ def open_storage(storage: str | Path | None, *, write: bool = True) -> Any:
     path = Path(storage)
     _check_journal(path)
     if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _end_last_line(path)
+        _make_ready(path)
     # a lock by a symbolic link would need a file system, and on Windows rights, for these
     return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
 
@@ -104,11 +107,17 @@ def _open_database(url: str, attempts: int = ATTEMPTS) -> Any:
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
 
     connect = _connect_sqlite if url.startswith("sqlite") else RDBStorage
     try:
         return connect(url)
+    except ArgumentError as error:
+        kind = url.partition("://")[0]
+        raise ValueError(
+            f"storage is of the kind {kind!r}, which is unknown ({error}): name a file, or a "
+            f"database such as 'sqlite:///runs.db'"
+        ) from error
     except DBAPIError as error:
         if attempts == 1:
             shown = make_url(url).render_as_string()  # without its password
@@ -158,6 +167,17 @@ def _check_journal(path: Path) -> None:
 def _begins_as_journal(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(JOURNAL_START)) in (b"", JOURNAL_START)
+
+
+def _make_ready(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+        _end_last_line(path)
+    except OSError as error:
+        raise ValueError(
+            f"storage={str(path)!r} cannot be written to ({error}): name another file"
+        ) from error
 
 
 def _end_last_line(path: Path) -> None:

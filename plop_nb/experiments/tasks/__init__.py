@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from plop_nb.checks import positive_integer
+from plop_nb.checks import natural_number, positive_integer, random_seed
 from plop_nb.experiments.tasks.code import code
 from plop_nb.experiments.tasks.gym import digit_sums, gsm, sums, syllogisms
 from plop_nb.experiments.tasks.hub import anli, metamath, metamath_tagged
@@ -16,7 +17,7 @@ __all__ = ["SPLITS", "Task", "digit_sums", "load_task"]
 class Loader:
     """What makes a task, and the sizes of its splits where none are asked for."""
 
-    load: Callable[[dict[str, int], int], Task]
+    load: Callable[..., Task]  # of sizes and seed
     train: int = 2000
     validation: int = 256
     test: int = 256
@@ -45,6 +46,7 @@ def load_task(
     validation: int | None = None,
     test: int | None = None,
     seed: int = 0,
+    run_code: bool = False,
 ) -> Task:
     """A task by name, the same for the same arguments.
 
@@ -62,16 +64,24 @@ def load_task(
         How many examples: 2000, 256 and 256 by default, 100, 0 and 50 for "digit_sums", 2000, 0
         and 200 for "metamath_tagged"; for "code" at most 100, 24 and 40.
     seed : int
-        Which.
+        Which: 0 to 2**32 - 1.
+    run_code : bool
+        For "code": check completions, which runs the code that a model has written on this
+        machine. Without it the task has no `check`: losses can be taken, accuracies cannot. Code
+        runs in a process of its own, with limits on its time and memory; where bubblewrap
+        (`bwrap`) is installed and works it has no network, and sees none of your files. Without
+        bubblewrap that stops accidents, not malice: `plop_nb.experiments.tasks.apart.apart` says
+        what is held.
 
     Raises
     ------
     ValueError
-        An unknown name, a size below 1, too few examples, or a data set that is not here.
+        An unknown name, a size below 1, a seed out of range, too few examples, `run_code` for a
+        task that runs none, or a data set that is not here or has other columns.
     ImportError
         A package that the task needs is not installed.
     """
-    if name not in LOADERS:
+    if not isinstance(name, str) or name not in LOADERS:
         raise ValueError(
             f"name={name!r} is not a task, choose one of {tuple(LOADERS)}, or make a Task of your "
             f"own"
@@ -81,11 +91,14 @@ def load_task(
     sizes = {}
     for split, size in asked.items():
         default = getattr(loader, split)
-        sizes[split] = default if size is None else _size(split, size, default == 0)
-    return loader.load(sizes, seed)
+        check = natural_number if default == 0 else positive_integer
+        sizes[split] = default if size is None else check(split, size)
+    return loader.load(sizes, random_seed("seed", seed), **_options(name, run_code))
 
 
-def _size(split: str, size: int, may_be_empty: bool) -> int:
-    if may_be_empty and size == 0:
-        return 0
-    return positive_integer(split, size)
+def _options(name: str, run_code: bool) -> dict[str, Any]:
+    if not isinstance(run_code, bool):
+        raise ValueError(f"run_code={run_code!r}, expected True or False")
+    if run_code and name != "code":
+        raise ValueError(f"run_code=True, but the task {name!r} runs no code: leave it out")
+    return {"run_code": True} if run_code else {}

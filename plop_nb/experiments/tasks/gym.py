@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plop_nb.checks import positive_integer
-from plop_nb.experiments.tasks.answers import checker, ends_in, solves
+from plop_nb.checks import natural_number, positive_integer, random_seed
+from plop_nb.experiments.tasks.answers import PLAIN_NUMBER, checker, ends_in, solves
 from plop_nb.experiments.tasks.task import Drawn, Example, Sizes, Task, by_prompt, deal
 from plop_nb.texts import STRIDE, reasoning_gym
 
@@ -29,7 +29,7 @@ class Kind:
 def sums(sizes: Sizes, seed: int) -> Task:
     """Sums of two or three numbers below 100, answered in the first line."""
     options = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2}
-    kind = Kind("chain_sum", _answer, _judged("chain_sum", _first_line), 8, options)
+    kind = Kind("chain_sum", _answer, _judged("chain_sum", _number_of_first_line), 8, options)
     return _generated("sums", kind, sizes, seed)
 
 
@@ -66,7 +66,7 @@ def digit_sums(
     terms, digits : int
         Of each sum.
     seed : int
-        Which, and how they are divided.
+        Which, and how they are divided: 0 to 2**32 - 1.
 
     Returns
     -------
@@ -80,13 +80,14 @@ def digit_sums(
     ImportError
         reasoning-gym is not installed.
     """
-    asked = {"train": train, "test": test, "terms": terms, "digits": digits}
-    for name, value in asked.items():
-        positive_integer(name, value)
-    if validation != 0:
-        positive_integer("validation", validation, ", or 0")
-    sizes = {"test": test, "validation": validation, "train": train}
-    candidates = _digit_sums(TRIES * sum(sizes.values()), terms, digits, seed)
+    sizes = {
+        "test": positive_integer("test", test),
+        "validation": natural_number("validation", validation),
+        "train": positive_integer("train", train),
+    }
+    terms, digits = positive_integer("terms", terms), positive_integer("digits", digits)
+    draws = TRIES * sum(sizes.values())
+    candidates = _digit_sums(draws, terms, digits, random_seed("seed", seed))
     splits = deal(candidates, sizes, f"digit_sums of terms={terms}, digits={digits}")
     return Task("digit_sums", **splits, check=solves, new_tokens=16)
 
@@ -139,8 +140,10 @@ def _thought(entry: dict) -> str:
     return entry["metadata"]["answer_cot"]
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n")[0].strip()
+def _number_of_first_line(text: str) -> str:
+    line = text.strip().split("\n")[0].strip()
+    # the checker reads "4,5" as 45, and the digits of any script
+    return line if PLAIN_NUMBER.fullmatch(line.removesuffix(".")) else ""
 
 
 def _first_word(text: str) -> str:

@@ -1,12 +1,12 @@
 """Tasks from data sets of the Hub: ANLI, and MetaMathQA with plain and with tagged answers."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from plop_nb.experiments.tasks.answers import (
     INSTRUCTION,
-    NUMBER,
     PLAIN_NUMBER,
     ends_in,
     final_number,
@@ -18,6 +18,36 @@ ENTAILMENT = ("entailment", "neutral", "contradiction")
 ANLI_SPLITS = {"train": "train_r3", "validation": "dev_r3", "test": "test_r3"}
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of a Hub data set, which says what is wrong with it."""
+
+    source: str
+    number: int  # after shuffling
+    cells: Mapping[str, Any]
+
+    def cell(self, column: str) -> Any:
+        if column not in self.cells:
+            raise ValueError(
+                f"the Hub data set {self.source!r} has no column {column!r}, but "
+                f"{tuple(self.cells)}: make a Task of your own from these"
+            )
+        return self.cells[column]
+
+    def text(self, column: str) -> str:
+        value = self.cell(column)
+        if not isinstance(value, str):
+            raise self.error(column, value, "a text")
+        return value
+
+    def error(self, column: str, value: Any, expected: str) -> ValueError:
+        """What to raise for a cell that is not as expected."""
+        return ValueError(
+            f"{column}={value!r} in row {self.number} of the Hub data set {self.source!r} "
+            f"(shuffled), expected {expected}: leave such rows out, in a Task of your own"
+        )
+
+
 def anli(sizes: Sizes, seed: int) -> Task:
     """The third round of ANLI: entailment, neutral or contradiction."""
     sources = {}
@@ -27,10 +57,13 @@ def anli(sizes: Sizes, seed: int) -> Task:
     return Task("anli", **deal(sources, sizes, "anli"), check=_first_word_is, new_tokens=6)
 
 
-def _anli_example(row: Mapping[str, Any]) -> Drawn:
+def _anli_example(row: Row) -> Drawn:
+    premise, hypothesis, label = row.text("premise"), row.text("hypothesis"), row.cell("label")
+    if not isinstance(label, int) or label not in range(3):  # -1 stands for no label
+        raise row.error("label", label, f"0, 1 or 2 ({', '.join(ENTAILMENT)})")
     question = "Entailment, neutral or contradiction?"
-    prompt = f"{row['premise']}\nHypothesis: {row['hypothesis']}\n{question}\nAnswer:"
-    return by_prompt({"prompt": prompt, "completion": f" {ENTAILMENT[row['label']]}"})
+    prompt = f"{premise}\nHypothesis: {hypothesis}\n{question}\nAnswer:"
+    return by_prompt({"prompt": prompt, "completion": f" {ENTAILMENT[label]}"})
 
 
 def _first_word_is(text: str, example: Example) -> bool:
@@ -51,18 +84,22 @@ def metamath(sizes: Sizes, seed: int) -> Task:
 
 def _metamath_candidates(seed: int) -> Iterator[Drawn]:
     for row, answer in _metamath_rows(seed):
-        if not NUMBER.fullmatch(answer):  # formulas and fractions could not be checked
-            continue
-        source = row["original_question"]
-        example = _question(row["query"], row["response"]) | {"source": source}
+        response = row.text("response")
+        if not PLAIN_NUMBER.fullmatch(answer) or not ends_in(response, answer):
+            continue  # formulas and fractions, and what no check of numbers would take
+        source = row.text("original_question")
+        example = _question(row.text("query"), response) | {"source": source}
         identities = frozenset({example["prompt"].strip(), source.strip()})
         yield Drawn(example, identities)
 
 
-def _gsm8k_example(row: Mapping[str, Any]) -> Drawn:
-    thought, answer = re.sub(r"<<.*?>>", "", row["answer"]).split("####")
+def _gsm8k_example(row: Row) -> Drawn:
+    solution = row.text("answer")
+    thought, mark, answer = re.sub(r"<<.*?>>", "", solution).partition("####")
+    if not mark or not PLAIN_NUMBER.fullmatch(answer.strip()):
+        raise row.error("answer", solution, "a text that ends with #### and a number")
     solution = f"{thought.strip()}\nThe answer is: {answer.strip()}"
-    return by_prompt(_question(row["question"], solution))
+    return by_prompt(_question(row.text("question"), solution))
 
 
 def _question(question: str, answer: str) -> Example:
@@ -70,7 +107,7 @@ def _question(question: str, answer: str) -> Example:
 
 
 def _same_final_number(text: str, example: Example) -> bool:
-    return ends_in(text, final_number(example["completion"]))
+    return final_number(text) == final_number(example["completion"]) != ""
 
 
 def metamath_tagged(sizes: Sizes, seed: int) -> Task:
@@ -85,20 +122,20 @@ def metamath_tagged(sizes: Sizes, seed: int) -> Task:
 def _tagged_candidates(seed: int) -> Iterator[Drawn]:
     for row, answer in _metamath_rows(seed):
         if PLAIN_NUMBER.fullmatch(answer):
-            message = {"role": "user", "content": f"{row['query']}\n\n{INSTRUCTION}"}
+            message = {"role": "user", "content": f"{row.text('query')}\n\n{INSTRUCTION}"}
             # The checker of chain_sum compares numbers; that of gsm_symbolic ignores signs and
             # what follows a comma.
             example = {"prompt": [message], "answer": answer, "task": "chain_sum"}
-            yield Drawn(example, frozenset({row["original_question"]}))
+            yield Drawn(example, frozenset({row.text("original_question")}))
 
 
-def _metamath_rows(seed: int) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _metamath_rows(seed: int) -> Iterator[tuple[Row, str]]:
     """The rows of MetaMathQA in random order, each with its final answer."""
     for row in shuffled("meta-math/MetaMathQA", seed, split="train"):
-        yield row, row["response"].rsplit("The answer is: ", 1)[-1].strip()
+        yield row, row.text("response").rsplit("The answer is: ", 1)[-1].strip()
 
 
-def shuffled(source: str, seed: int, **options: Any) -> Iterable[Mapping[str, Any]]:
+def shuffled(source: str, seed: int, **options: Any) -> Iterator[Row]:
     """The rows of a Hub data set in random order.
 
     Raises
@@ -109,9 +146,11 @@ def shuffled(source: str, seed: int, **options: Any) -> Iterable[Mapping[str, An
     import datasets
 
     try:
-        return datasets.load_dataset(source, **options).shuffle(seed=seed)
+        rows = datasets.load_dataset(source, **options).shuffle(seed=seed)
     except Exception as error:  # many kinds: no network, no such split
         raise ValueError(
             f"this task needs the Hub data set {source!r}, which could not be loaded "
             f"({type(error).__name__}: {error})"
         ) from error
+    for number, cells in enumerate(rows):
+        yield Row(source, number, cells)
