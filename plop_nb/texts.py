@@ -3,15 +3,17 @@
 import csv
 import json
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-from plop_nb.checks import missing_extra, positive_integer
+from plop_nb.checks import missing_extra, positive_integer, random_seed
 
 DOMAINS = ("math", "code", "logic", "history")
 TASKS = {"math": "gsm_symbolic", "logic": "syllogism"}  # reasoning-gym's names
+STRINGS = ("string", "large_string", "string_view")  # types of a column of texts
 STRIDE = 1_000_003  # reasoning-gym draws item i from seed + i: keeps the items of two seeds apart
 
 
@@ -35,10 +37,11 @@ def load_texts(
     n : int
         How many.
     seed : int
-        Which: the same seed gives the same texts, and a larger `n` continues a smaller one.
+        Which: the same seed gives the same texts, and a larger `n` continues a smaller one. With
+        `streaming=True` they are the first ones of the shuffled stream.
     column, split, **options
         For Hub data sets: the column of texts (needed where there are several; blank ones are left
-        out), the split, and further arguments of `datasets.load_dataset` (`name="main"`, ...).
+        out), one split, and further arguments of `datasets.load_dataset` (`name="main"`, ...).
 
     Returns
     -------
@@ -47,8 +50,8 @@ def load_texts(
     Raises
     ------
     ValueError
-        An unknown domain or column, fewer than `n` texts, or a domain given what is for Hub data
-        sets.
+        An unknown domain or column, several splits, fewer than `n` texts, or a domain given what is
+        for Hub data sets.
     TypeError
         `source` is no string.
     ImportError
@@ -59,26 +62,25 @@ def load_texts(
     >>> len(load_texts("history", n=5))
     5
     """
-    n = positive_integer("n", n)
+    n, seed = positive_integer("n", n), random_seed("seed", seed)
     if not isinstance(source, str):
         raise TypeError(
             f"source is {type(source).__name__}, expected one of {DOMAINS} or a Hub data set id"
         )
+    if not source.strip():
+        raise ValueError(f"source={source!r}, expected one of {DOMAINS} or a Hub data set id")
     if source in DOMAINS:
         _check_unused(source, column, split, options)
     if source in TASKS:
         return _generated(TASKS[source], n, seed)
-    if source == "code":
-        texts = _human_eval()
-    elif source == "history":
-        texts = _history()
-    else:
-        texts = _hub(source, column, split, options)
-    texts = list(dict.fromkeys(texts))
+    streams, found = bool(options.get("streaming")), _found(source, seed, column, split, options)
+    texts = _different(found, most=n if streams else None)
     if n > len(texts):
         raise ValueError(
             f"n={n}, but {source!r} has {len(texts)} different texts: ask for at most that many"
         )
+    if streams:  # which came shuffled
+        return texts
     return random.Random(seed).sample(texts, len(texts))[:n]
 
 
@@ -102,23 +104,27 @@ def read_texts(path: str | Path, column: str | None = None) -> list[str]:
     OSError
         The file cannot be read.
     ValueError
-        Another ending, no texts, a line that gives none or has too many or too few cells (names the
-        line), or a `column` of a `.txt` file.
+        Another ending or encoding, no texts, a line that gives none or has too many or too few
+        cells (names the line), a header that names a column twice, a quote without its end, or a
+        `column` of a `.txt` file.
     """
     path = Path(path)
-    if path.suffix not in READERS:
+    ending = path.suffix.lower()
+    if ending not in READERS:
         raise ValueError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(READERS)}")
-    if column is not None and path.suffix == ".txt":
+    if column is not None and ending == ".txt":
         raise ValueError(
             f"column={column!r}, but {path} has no columns, "
             "each of its lines is a text: leave it out"
         )
-    read, texts = READERS[path.suffix], []
+    read, texts = READERS[ending], []
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             for number, row in read(file):
                 texts.append(_text(number, row, column or "text"))
-        except (ValueError, csv.Error) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     if not texts:
         raise ValueError(f"{path} holds no texts: write one on each line")
@@ -160,24 +166,50 @@ def _objects(file: TextIO) -> Iterator[tuple[int, Any]]:
     for number, line in _lines(file):
         try:
             yield number, json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # which long numbers and deep lists give
+            reason = getattr(error, "msg", error)
             raise ValueError(
-                f"line {number} is not JSON ({error.msg}): each line is a string or an object"
+                f"line {number} is not JSON ({reason}): each line is a string or an object"
             ) from error
 
 
 def _records(file: TextIO) -> Iterator[tuple[int, dict]]:
     """Line number and cells of the records of a `.csv` file."""
-    reader = csv.DictReader(file)
-    for row in reader:
-        # csv puts surplus cells under the key None, and None where cells are lacking.
-        if None in row or None in row.values():
-            count = "more" if None in row else "fewer"
+    names: list[str] = []
+    for number, cells in _cells(file):
+        if not names:
+            names = _header(cells)
+            continue
+        if len(cells) != len(names):
+            count = "more" if len(cells) > len(names) else "fewer"
             raise ValueError(
-                f"line {reader.line_num} has {count} cells than the header: "
+                f"line {number} has {count} cells than the header: "
                 'correct it (a text that holds a comma goes between "quotes")'
             )
-        yield reader.line_num, row
+        yield number, dict(zip(names, cells, strict=True))
+
+
+def _cells(file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line, and cells, of the records that are not blank."""
+    reader, before = csv.reader(file, strict=True), 0
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+            before = reader.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f"{error}, in the record that begins on line {before + 1}: correct it "
+            '(a text that holds a quote goes between "quotes", and each quote in it is doubled)'
+        ) from error
+
+
+def _header(names: list[str]) -> list[str]:
+    """The names of the columns, which are all different, but for blank ones."""
+    doubled = [name for name, count in Counter(names).items() if name and count > 1]
+    if doubled:
+        raise ValueError(f"the header names {doubled[0]!r} more than once: rename the others")
+    return names
 
 
 READERS = {".txt": _lines, ".jsonl": _objects, ".csv": _records}
@@ -192,10 +224,42 @@ def _text(number: int, row: Any, column: str) -> str:
         raise ValueError(
             f"line {number} holds {text!r:.40}, expected a text: correct it, or leave it out"
         )
+    if "\0" in text:
+        raise ValueError(
+            f"line {number} holds a NUL character ({text!r:.40}): save the file as UTF-8, or take "
+            "the character out"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"line {number} holds {text[error.start]!r}, half of a pair of surrogates, which no "
+            "tokenizer takes: correct it, or leave it out"
+        ) from error
     return text
 
 
 # Domains
+
+
+def _found(source: str, seed: int, column: str | None, split: str, options: dict) -> Iterable[str]:
+    """All texts of a domain or a Hub data set; of a stream, shuffled, as they are asked for."""
+    if source == "code":
+        return _human_eval()
+    if source == "history":
+        return _history()
+    data = _hub(source, split, options)
+    return _column(source, data.shuffle(seed) if options.get("streaming") else data, column)
+
+
+def _different(texts: Iterable[str], most: int | None) -> list[str]:
+    """The first `most` different texts, or all of them; no more are read than that."""
+    found: dict[str, None] = {}  # keeps the order
+    for text in texts:
+        found[text] = None
+        if len(found) == most:
+            break
+    return list(found)
 
 
 def _check_unused(source: str, column: str | None, split: str, options: dict) -> None:
@@ -254,8 +318,8 @@ def _history() -> list[str]:
     return [json.loads(line)["question"] for line in lines]
 
 
-def _hub(source: str, column: str | None, split: str, options: dict) -> list[str]:
-    """The texts in a column of a data set, without blank ones."""
+def _hub(source: str, split: str, options: dict) -> Any:
+    """One split of a data set."""
     import datasets
 
     try:
@@ -265,14 +329,37 @@ def _hub(source: str, column: str | None, split: str, options: dict) -> list[str
             f"source={source!r} is none of {DOMAINS}, and no data set could be loaded by that name "
             f"({type(error).__name__}: {error}). Any list of strings does as texts."
         ) from error
-    columns = []
-    for name, feature in data.features.items():
-        if getattr(feature, "dtype", None) in ("string", "large_string"):
-            columns.append(name)
+    if not isinstance(data, (datasets.Dataset, datasets.IterableDataset)):
+        found = f" {list(data)}" if isinstance(data, dict) else ""
+        raise ValueError(
+            f"split={split!r} gives several splits of {source!r}{found}: name one of them, or join "
+            "them, as in split='train+test'"
+        )
+    return data
+
+
+def _column(source: str, data: Any, column: str | None) -> Iterator[str]:
+    """The texts in a column of a data set, without blank ones, whatever it shows them as."""
+    data = data.with_format(None)
+    columns = _text_columns(data)
     if column is None and len(columns) == 1:
         column = columns[0]
     if column not in columns:
         raise ValueError(
             f"column={column!r}, choose one of the text columns of {source!r}: {columns}"
         )
-    return [text for text in data[column] if text and text.strip()]
+    for row in data.select_columns(column):
+        if row[column] and row[column].strip():
+            yield row[column]
+
+
+def _text_columns(data: Any) -> list[str]:
+    """Names of the columns that hold strings; a stream without a schema is asked for a row."""
+    if data.features is None:
+        row: dict[str, Any] = next(iter(data), {})
+        return [name for name, value in row.items() if value is None or isinstance(value, str)]
+    found = []
+    for name, feature in data.features.items():
+        if getattr(feature, "dtype", None) in STRINGS:
+            found.append(name)
+    return found

@@ -1,5 +1,6 @@
 """python -m plop_nb: what it prints, writes and answers to mistakes."""
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 from peft import LoraConfig
 
 import plop_nb as plop
+from plop_nb import __main__ as command_line
 from plop_nb.__main__ import main
 from plop_nb.texts import read_texts
 from tests.conftest import TEXTS
@@ -180,6 +182,150 @@ def test_model_that_is_not_to_be_had(folder, monkeypatch, capsys):
     assert "plop_nb: cannot load 'no/such-model'" in error and error.count("\n") == 1
 
 
+# What is written, and what is left alone
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Whatever is wrong has to be found before a model is loaded."""
+    monkeypatch.setattr(command_line, "load_model", lambda _: pytest.fail("loaded the model"))
+
+
+@pytest.mark.parametrize("held", ["model", "other model", "adapter"])
+def test_a_folder_that_a_result_would_break(folder, capsys, no_work, held):
+    """With an adapter_config.json in its folder, a model would no longer load."""
+    (folder / "other model").mkdir()
+    (folder / "other model" / "config.json").write_text('{"architectures": ["Any"]}')
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"trained")
+    before = contents(folder)
+    assert main(command(folder, "--out", str(folder / held))) == 1
+    says = f"{held} holds a {'trained adapter' if held == 'adapter' else 'model'}, which the "
+    assert says in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("config", ['{"name": "a project"}', "[]", "{"])
+def test_a_folder_with_another_config_is_written(folder, config):
+    (folder / "out").mkdir()
+    (folder / "out" / "config.json").write_text(config)
+    for _ in range(2):  # a result of before is no obstacle
+        assert main(command(folder, "--out", str(folder / "out"))) == 0
+    assert (folder / "out" / "config.json").read_text() == config
+
+
+def test_obstacles_are_found_before_the_work(folder, capsys, no_work):
+    (folder / "link").symlink_to("nowhere")
+    (folder / "out" / "scores.csv").mkdir(parents=True)
+    for out, obstacle in {
+        "link": "link",
+        "texts.txt": "texts.txt",
+        "out": "out/scores.csv",
+    }.items():
+        assert main(command(folder, "--out", str(folder / out))) == 1
+        assert f"cannot be written, because {folder / obstacle} " in capsys.readouterr().err
+
+
+def test_a_missing_package_is_found_before_the_work(folder, monkeypatch, capsys, no_work):
+    def no_package(*_, **__):
+        raise ImportError("Missing optional dependency 'pyarrow'")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", no_package)
+    assert main(command(folder, "--out", str(folder / "out"), "--format", "parquet")) == 1
+    assert "Missing optional dependency 'pyarrow'" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_a_result_that_cannot_be_written_leaves_the_one_before(folder, monkeypatch, capsys):
+    out = folder / "out"
+    assert main(command(folder, "--out", str(out))) == 0
+    before = contents(out)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command_line.Figure, "savefig", full)
+    assert main(command(folder, "--n", "2", "--out", str(out))) == 1
+    assert capsys.readouterr().err.endswith("plop_nb: [Errno 28] No space left on device\n")
+    assert contents(out) == before and sorted(out.iterdir()) == sorted(before)
+
+
+class Broken(io.StringIO):
+    """A standard output whose reader has gone."""
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_that_has_gone_does_not_lose_the_files(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Broken())
+    assert main(command(folder, "--out", str(folder / "out"))) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("plop_nb: the result cannot be printed ([Errno 32] Broken pipe); the ")
+    assert len(list((folder / "out").iterdir())) == 3
+    assert main(command(folder)) == 1
+    assert capsys.readouterr().err.endswith("cannot be printed ([Errno 32] Broken pipe)\n")
+
+
+def test_a_closed_output_is_found_before_the_work(folder, monkeypatch, capsys, no_work):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(command(folder)) == 1
+    assert "standard output is closed, so the result would be lost" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["> /dev/full", "| true", ">&-"])
+def test_a_process_without_an_output_ends_quietly(folder, output):
+    line = shlex.join([sys.executable, "-m", "plop_nb", *command(folder, "--out", "out")])
+    done = subprocess.run(
+        ["bash", "-c", f"{line} {output}; exit ${{PIPESTATUS[0]}}"],
+        cwd=folder,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == (0 if output == ">&-" else 1)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert len(list((folder / "out").iterdir())) == 3
+
+
+def test_an_interrupt_is_no_traceback(folder, monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "load_model", interrupt)
+    try:
+        assert main(command(folder, "--out", str(folder / "out"))) == 130
+    except KeyboardInterrupt:  # which would end the tests
+        pytest.fail("the interrupt went through")
+    assert capsys.readouterr().err == "plop_nb: interrupted\n"
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--n", "--k", "--parameters", "--r", "--lora-alpha"])
+@pytest.mark.parametrize("value", ["many", "0", "8.5"])
+def test_what_is_no_number_is_named(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["model", option, value])
+    says = f"argument {option}: '{value}', expected an integer of at least 1\n"
+    assert capsys.readouterr().err.endswith(says)
+
+
+def test_blank_names(folder, monkeypatch, capsys):
+    """As unset variables of a shell give them."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        main(command(folder, "--out", ""))
+    assert "argument --out: '' is blank, expected a folder" in capsys.readouterr().err
+    assert main(["", *command(folder)[1:]]) == 1
+    assert "plop_nb: name='' is blank" in capsys.readouterr().err
+
+
 def test_folder_that_may_not_be_written(folder, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda *_: False)  # as root every folder may be
     assert main(command(folder, "--out", str(folder / "out"))) == 1
@@ -195,6 +341,8 @@ def test_folder_that_may_not_be_written(folder, monkeypatch, capsys):
         ("a.txt", "one\n\n two, \u2028 still two\r\n"),
         ("b.jsonl", '"one"\n\n{"text": " two, \\u2028 still two", "label": 3}'),
         ("c.csv", '\ufefflabel,text\n1,one\n2," two, \u2028 still two"\n'),
+        ("d.csv", '\n\ntext,,\none,,\n\n" two, \u2028 still two",,\n'),
+        ("E.CSV", 'text\none\n" two, \u2028 still two"'),
     ],
 )
 def test_texts_of_a_file(tmp_path, name, content):
@@ -213,7 +361,20 @@ def test_column_of_a_file(tmp_path):
     ("name", "content", "says"),
     [
         ("a.txt", b"\n \n", "a.txt holds no texts"),
-        ("a.txt", b"caf\xe9", "a.txt: 'utf-8' codec can't decode"),
+        ("a.txt", b"", "a.txt holds no texts"),
+        ("a.csv", b"text\n", "a.csv holds no texts"),
+        ("a.txt", "caf\xe9".encode("latin-1"), "a.txt is not UTF-8 .*save it as UTF-8"),
+        ("a.csv", "text\ncaf\xe9".encode("latin-1"), "a.csv is not UTF-8 .*save it as UTF-8"),
+        ("a.jsonl", '"one"'.encode("utf-16"), "a.jsonl is not UTF-8 .*save it as UTF-8"),
+        ("a.txt", "one".encode("utf-16-le"), "line 1 holds a NUL .*save the file as UTF-8"),
+        ("a.csv", b"text\none\0two\n", "a.csv: line 2 holds a NUL character"),
+        ("a.jsonl", b'"one"\n"one\\u0000two"', "a.jsonl: line 2 holds a NUL character"),
+        ("a.jsonl", b'"one\\ud800two"', r"line 1 holds '\\ud800', half of a pair of surrogates"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl: line 1 is not JSON .maximum recursion"),
+        ("a.jsonl", b"1" * 5000, "a.jsonl: line 1 is not JSON .Exceeds the limit"),
+        ("a.csv", b'text\none\n"two\nthree\n', "end of data, in the record that begins on line 3"),
+        ("a.csv", b'text\n"one" more\n', "expected after '\"', in the record .* on line 2"),
+        ("a.csv", b"text,id,text\none,1,two\n", "the header names 'text' more than once"),
         ("a.json", b"[]", "ends in '.json', expected one of .txt, .jsonl, .csv"),
         ("a.jsonl", b'"one"\n\n{"text": "two"', "a.jsonl: line 3 is not JSON"),
         (

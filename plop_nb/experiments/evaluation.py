@@ -103,7 +103,10 @@ def share_right(
     """
     check_task(task, split)
     if task.check is None:
-        raise ValueError(f"task {task.name!r} has no check: give it one to tell right from wrong")
+        raise ValueError(
+            f"task {task.name!r} has no check: give it one to tell right from wrong "
+            "(load_task('code', run_code=True) runs what the model writes)"
+        )
     examples = task.split(split)
     if batch_size is None:
         batch_size = 64 if model.device.type == "cpu" else 256
