@@ -235,13 +235,15 @@ assert MODEL or (alone == 1).all(axis=None)
 alone
 
 # %% [markdown]
-# How much of a text does it take? Take one text's first tokens only:
+# How much of a text does it take? Take one text's first tokens only. Texts that are cut this short are often the
+# same, and `by_type` would count such copies once, so the means are taken by hand:
 
 # %%
 rows = []
 for domain, table in pool.items():
     for length in (1, 2, 4, 8, 16, 32):
-        found = per_text(plop.nfn_scores(model, texts[domain], tokenizer, max_length=length))
+        scores = plop.nfn_scores(model, texts[domain], tokenizer, max_length=length)
+        found = scores.groupby(["sample", "type"])["nfn"].mean().unstack()
         same = [set(row.nsmallest(K).index) == set(lowest(table, K)) for _, row in found.iterrows()]
         rows.append({"domain": domain, "tokens": length, "agrees": np.mean(same)})
 tokens_needed = pd.DataFrame(rows)
@@ -435,7 +437,8 @@ masks = {"all tokens": [f | True for f in first], "without the first": [~f for f
 parts = []
 for kind, counted in masks.items():
     batches = [{**e, "score_mask": m.long()} for e, m in zip(encoded, counted)]
-    parts.append(plop.by_type(plop.nfn_scores(model, batches)).assign(kind=kind))
+    scores = plop.nfn_scores(model, batches)
+    parts.append(scores.groupby("type", as_index=False)["nfn"].mean().assign(kind=kind))
 tokens = pd.concat(parts, ignore_index=True)
 
 # %%

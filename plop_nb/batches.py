@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from plop_nb.checks import positive_integer
+from plop_nb.checks import positive_integer, user_level
 from plop_nb.inputs import Batch, padded_to_multiple, takes_mask
 from plop_nb.maps import trunk_of
 from plop_nb.padding import is_batch_first
@@ -126,20 +126,29 @@ def _begun_once(rows, texts, tokenizer, max_length):
     Chat templates write one into the text, and the tokenizer puts another before it.
     """
     token = getattr(tokenizer, "bos_token_id", None)
-    doubled = []
+    found = 0
     for i, row in enumerate(rows):
-        if token is not None and row["input_ids"][:2].tolist() == [token, token]:
-            doubled.append(i)
-    for i in doubled:
+        ids = row["input_ids"].tolist()
+        if token is None or ids[:2] != [token, token]:
+            continue
+        own = tokenizer(texts[i], add_special_tokens=False)["input_ids"]
+        if _leading(token, own) == _leading(token, ids):  # the tokenizer has added none
+            continue
         whole = tokenizer(texts[i], truncation=True, max_length=max_length + 1)
         rows[i] = {name: torch.tensor(values)[1:] for name, values in whole.items()}
-    if doubled:
+        found += 1
+    if found:
         warnings.warn(
-            f"{len(doubled)} texts begin with {tokenizer.bos_token!r}, as chat templates write it: "
-            "the tokenizer's own is left out, so that there is one",
-            stacklevel=2,
+            f"{found} of {len(texts)} texts begin with {tokenizer.bos_token!r} already, as chat "
+            "templates write it: the one that the tokenizer adds is left out",
+            stacklevel=user_level(),
         )
     return rows
+
+
+def _leading(token, ids):
+    """How many times a token stands at the beginning."""
+    return next((i for i, other in enumerate(ids) if other != token), len(ids))
 
 
 def of_texts(
@@ -237,9 +246,9 @@ def unambiguous(trunk: nn.Module, positions: list[int], batch: Batch) -> list[Nu
 
     In such a square, (batch, length) and (length, batch) look alike.
     """
-    batch = padded_to_multiple(trunk, batch)
     samples = count(batch)
-    lengths = [v.shape[1] for v in batch.values() if isinstance(v, torch.Tensor) and v.ndim == 2]
+    padded = padded_to_multiple(trunk, batch)
+    lengths = [v.shape[1] for v in padded.values() if isinstance(v, torch.Tensor) and v.ndim >= 2]
     if samples not in lengths or samples == 1 or is_batch_first(trunk) or not _can_be_cut(batch):
         return [(positions, batch)]
     rows = list(range(samples))

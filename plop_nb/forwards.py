@@ -1,13 +1,10 @@
 """Running batches through a model: as hooks need it, and in halves where memory is short."""
 
-import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -17,22 +14,20 @@ from plop_nb import batches, inputs
 from plop_nb.batches import Batch, BatchSize, Numbered
 from plop_nb.offload import interleaved, is_offloaded
 from plop_nb.recording import Record
-from plop_nb.wrappers import unwrapped
 
 # Tokens that visit an offloaded block before it goes away: 512 MB of hidden states in bfloat16 at
 # width 4096.
 WINDOW = 2**16
-_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # of the models being evaluated
-_GUARD = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no compiled code, in which hooks never fire; put back afterwards.
 
-    One thread at a time: another one waits, as it would put back modes in the middle of this run.
+    One thread at a time: modes are the model's, and what is compiled is the process's. Others wait.
     """
-    with _lock_of(model):
+    with _ONE_AT_A_TIME:
         modes = {m: m.training for m in model.modules()}
         try:
             model.eval()
@@ -41,11 +36,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes.items():
                 module.training = training
-
-
-def _lock_of(model):
-    with _GUARD:
-        return _LOCKS.setdefault(unwrapped(model), threading.RLock())
 
 
 def forward_all(
@@ -107,10 +97,10 @@ def _window(trunk, waiting, source, tokens):
     window = []
     while tokens > 0:
         if not waiting:
-            for positions, batch in itertools.islice(source, 1):
-                waiting.extend(batches.unambiguous(trunk, positions, batch))
-        if not waiting:
-            break
+            item = next(source, None)
+            if item is None:
+                break
+            waiting.extend(batches.unambiguous(trunk, *item))
         window.append(waiting.popleft())
         tokens -= batches.tokens(window[-1][1])
     return window

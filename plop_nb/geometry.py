@@ -16,7 +16,7 @@ from plop_nb import batches
 from plop_nb.maps import SCORED, LinearMap, linear_maps
 from plop_nb.norms import baseline_gain
 from plop_nb.offload import loaded
-from plop_nb.recording import Observation
+from plop_nb.recording import Observation, summary
 from plop_nb.scoring import Observed, observe, with_shapes
 from plop_nb.sources import elements
 
@@ -68,7 +68,7 @@ def mean_split(
     Warns
     -----
     UserWarning
-        Stacks of experts are left out: names them.
+        Some linear maps are left out, such as experts: names them, with the reason.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def mean_split(
         distribute=distribute,
     )
     seen = run(_direction, partial=partial, measure="directions", adds_up=True)
-    _warn_of_stacks(seen)
+    _warn_of_missing(seen)
     means = _means(seen)
     along = _Along(model, means)
     second = None if partial is None else f"{partial}.centred"
@@ -144,7 +144,7 @@ def mean_inputs(
         adds_up=True,
         distribute=distribute,
     )
-    _warn_of_stacks(seen)
+    _warn_of_missing(seen)
     return _means(seen)
 
 
@@ -189,7 +189,7 @@ def nfn_without(
         measure=f"removed {_digest(unit_directions)}",
         distribute=distribute,
     )
-    _warn_of_stacks(seen)
+    _warn_of_missing(seen)
     named = seen.frame[seen.frame["module"].isin(directions)].reset_index(drop=True)
     return with_shapes(named, model)
 
@@ -304,12 +304,12 @@ def _reusable(data):
     return list(batches.peek(elements(data))[1])
 
 
-def _warn_of_stacks(seen):
-    if seen.stacks:
-        warnings.warn(
-            f"stacks of experts are left out: {', '.join(seen.stacks[:3])} ({len(seen.stacks)})",
-            stacklevel=3,
-        )
+def _warn_of_missing(seen):
+    stacks = set(seen.stacks)
+    unseen = {name: why for name, why in seen.unseen.items() if name not in stacks}
+    unseen |= dict.fromkeys(stacks, "experts, which are left out")
+    if unseen:
+        warnings.warn(f"linear maps without a result: {summary(unseen)}", stacklevel=3)
 
 
 def _digest(directions):

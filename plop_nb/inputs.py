@@ -134,7 +134,9 @@ def _length_multiple(config):
     if model_type == "reformer":
         kinds = set(config.attn_layers)
         return math.lcm(*(getattr(config, f"{kind}_attn_chunk_length") for kind in kinds))
-    sizes = getattr(config, PADS_ITSELF.get(model_type, "none"), 1)
+    if model_type not in PADS_ITSELF:
+        return 1
+    sizes = getattr(config, PADS_ITSELF[model_type])
     return max(sizes) if isinstance(sizes, (list, tuple)) else sizes
 
 

@@ -12,7 +12,7 @@ BASELINES = ("rms", "gaussian")
 DRAWS = 256  # noise directions of the Gaussian baseline, per module
 # Entries held in float32 at a time: what fits a core's cache, and a GPU's slack.
 CHUNK = {"cpu": 2**17, "cuda": 2**24}
-LEAST = 1e-16  # a norm: squares of what is smaller lose digits in float32, and then vanish
+LEAST = 1e-18  # a norm: squares of what is smaller lose digits in float32, and then vanish
 
 
 def baseline_gain(weight: torch.Tensor, baseline: str = "rms", seed: int = 0) -> torch.Tensor:

@@ -5,9 +5,11 @@ layouts. Where a layout could mean two things, the answer is None: such a map ge
 wrong one would look like any other.
 """
 
+import inspect
 import re
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +45,8 @@ class Tokens:
         Raises
         ------
         ValueError
-            A mask says who may look at whom, but not who is padding, and neither does `score_mask`.
+            A mask says who may look at whom, but not who is padding, and neither does `score_mask`;
+            `score_mask` has another shape; or there is no tensor among the arguments.
         """
         if score_mask is None:
             _check_mask("attention_mask", given)
@@ -55,10 +58,28 @@ class Tokens:
         images = None if given.get("pixel_values") is None else VISION
         if mask is None:  # no text: every map reads the images, or whatever there is
             images = None if images is None else EVERY
-            mask = _ones(next(v for v in given.values() if isinstance(v, torch.Tensor)))
+            mask = _ones(_first_tensor(given))
         if score_mask is not None:
-            mask = mask * score_mask.to(mask)
-        return cls(mask, decoder_mask, images)
+            reads_same = decoder_mask is not None and _decoder_reads_the_text(given)
+            mask = _without(mask, score_mask)
+            decoder_mask = _without(decoder_mask, score_mask) if reads_same else decoder_mask
+        tokens = cls(mask, decoder_mask, images)
+        tokens.note_encoder_output(given.get("encoder_outputs"))
+        return tokens
+
+    def note_encoder_output(self, out: Any) -> None:
+        """Remember what the encoder returned: a tensor, or an output whose first entry is one."""
+        if out is not None and not isinstance(out, torch.Tensor):
+            out = out[0]
+        is_tensor = isinstance(out, torch.Tensor)
+        self.encoder_output = weakref.ref(out) if is_tensor else None
+
+    def is_encoder_output(self, z: torch.Tensor) -> bool:
+        """Whether `z` is the encoder's output, or a view of it."""
+        output = None if self.encoder_output is None else self.encoder_output()
+        if output is None:
+            return False
+        return output.untyped_storage().data_ptr() == z.untyped_storage().data_ptr()
 
     def among(self, tokens: int) -> torch.Tensor | None:
         """The mask, encoder's or decoder's, with so many tokens in all; None where they differ."""
@@ -92,9 +113,9 @@ class Padding:
         self.encoder = _encoder_of(trunk)
         self._in_encoder = set() if self.encoder is None else set(self.encoder.modules())
         self._batch_first = is_batch_first(trunk)
-        # Names of maps, by what a batch that is not square has shown.
-        self._time_major: set[str] = set()  # (length, batch, features)
-        self._batch_major: set[str] = set()  # (batch, length, features)
+        # Name of a map -> whether it reads (length, batch, features), as a batch has shown that is
+        # not square.
+        self._by_time: dict[str, bool] = {}
         self._prompt = _own_prompt(trunk)
 
     def mask(self, tokens: Tokens, linear_map: LinearMap, z: torch.Tensor) -> torch.Tensor | None:
@@ -105,8 +126,7 @@ class Padding:
         if reads_patches and TOWER.search(linear_map.name):
             return _unpadded(lead, z)
         if tokens.decoder_mask is not None and linear_map.module not in self._in_encoder:
-            output = tokens.encoder_output
-            if output is None or output() is not z:  # else it is cross-attention
+            if not tokens.is_encoder_output(z):  # else it is cross-attention
                 found = self._fitted(tokens, tokens.decoder_mask, linear_map, lead)
         if found is None:
             found = self._fitted(tokens, tokens.mask, linear_map, lead)
@@ -114,26 +134,21 @@ class Padding:
 
     def by_sample(self, linear_map: LinearMap, x: torch.Tensor) -> torch.Tensor:
         """`x`, (batch, length, ...) or (length, batch, ...), with the batch first."""
-        return x.transpose(0, 1) if linear_map.name in self._time_major else x
+        return x.transpose(0, 1) if self._by_time.get(linear_map.name) else x
 
     def _fitted(self, tokens, mask, linear_map, lead):
         batch, length = mask.shape
-        if len(lead) >= 2 and lead[:2] in ((batch, length), (length, batch)):
-            if not self._settled(linear_map.name, (batch, length), lead):
-                return None
-            if linear_map.name in self._time_major:
+        by_sample, by_time = lead[:2] == (batch, length), lead[:2] == (length, batch)
+        if (by_sample or by_time) and not self._batch_first and lead[:2] != (1, 1):
+            if by_sample != by_time:
+                self._by_time[linear_map.name] = by_time
+            if linear_map.name not in self._by_time:
+                return None  # a square batch alone does not tell
+            if self._by_time[linear_map.name]:
                 lead = (batch, length, *lead[2:])
         if self._prompt and lead == (batch, self._prompt + length):
             mask = tokens.after_prompt(mask, self._prompt)
         return tokens.laid_out(mask, lead)
-
-    def _settled(self, name, shape, lead):
-        """Whether it is known which comes first; a square batch alone does not tell."""
-        if shape[0] != shape[1]:
-            known = self._batch_major if lead[:2] == shape else self._time_major
-            known.add(name)
-        known = self._batch_major | self._time_major
-        return self._batch_first or shape == (1, 1) or name in known
 
     def _reads_patches(self, tokens, linear_map, lead):
         if tokens.reads_images is None or len(lead) < 2 or lead[0] != len(tokens.mask):
@@ -148,7 +163,7 @@ def _unpadded(lead, z):
 
 def is_batch_first(trunk: nn.Module) -> bool:
     """Whether all maps are known to read (batch, length): the tested types of transformers."""
-    if not type(trunk).__module__.startswith("transformers."):
+    if not any(c.__module__.startswith("transformers.models.") for c in type(trunk).__mro__):
         return False
     for module in trunk.modules():
         if isinstance(module, PreTrainedModel) and module.config.model_type in TIME_MAJOR:
@@ -182,16 +197,56 @@ def _mask(given, name, inputs):
     return None if tokens is None else torch.ones(tokens.shape[:2], device=tokens.device)
 
 
+def named_arguments(signature: inspect.Signature, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a forward by their names; `forward(*args, **kwargs)` has none for them."""
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    first = next(iter(signature.parameters.values()), None)
+    is_unnamed = first is not None and first.kind == first.VAR_POSITIONAL
+    if is_unnamed and args and isinstance(args[0], torch.Tensor):
+        is_ids = args[0].ndim == 2 and not args[0].is_floating_point()
+        bound["input_ids" if is_ids else "inputs"] = args[0]
+    return {**bound, **kwargs}
+
+
+def _first_tensor(given):
+    for value in given.values():
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return value
+    raise ValueError(
+        f"no tensor among the arguments of a forward ({', '.join(given) or 'none'}): record_norms "
+        "reads the samples from tensors that the model is called with"
+    )
+
+
+def _without(mask, score_mask):
+    """The mask without the tokens that are not to count."""
+    if getattr(score_mask, "shape", None) != mask.shape:
+        shape = tuple(getattr(score_mask, "shape", ()))
+        raise ValueError(
+            f"score_mask is {type(score_mask).__name__} of shape {shape}, expected a tensor of "
+            f"shape {tuple(mask.shape)}, the texts and tokens of the batch"
+        )
+    return mask * score_mask.to(mask)
+
+
+def _decoder_reads_the_text(given):
+    """Whether an encoder-decoder model is given the same tokens twice."""
+    ids, decoder_ids = given.get("input_ids"), given.get("decoder_input_ids")
+    both = isinstance(ids, torch.Tensor) and isinstance(decoder_ids, torch.Tensor)
+    return both and torch.equal(ids, decoder_ids)
+
+
 def _check_mask(name, given):
     """Refuse a mask that does not tell who is padding: (batch, 1, length, length), or a dict."""
     mask = given.get(name)
-    if mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 2):
-        return
+    if mask is None or (isinstance(mask, torch.Tensor) and (mask.ndim == 2 or len(mask) == 1)):
+        return  # a single text needs no padding
     shape = getattr(mask, "shape", None)
     found = f"{type(mask).__name__}" if shape is None else f"of shape {tuple(shape)}"
     raise ValueError(
-        f"{name} is {found}, which does not tell who is padding: pass the mask (batch, length), or "
-        "give a score_mask (batch, length) beside it"
+        f"{name} is {found}, which does not tell who is padding: pass the mask (batch, length); or "
+        "say so in a score_mask (batch, length), in the batch or as `record.score_mask` before "
+        "each forward"
     )
 
 
@@ -209,4 +264,6 @@ def _own_prompt(trunk):
 def _encoder_of(trunk):
     """The encoder of an encoder-decoder model, or None."""
     is_pair = getattr(getattr(trunk, "config", None), "is_encoder_decoder", False)
-    return getattr(trunk, "encoder", None) if is_pair else None
+    if not is_pair:
+        return None
+    return getattr(trunk, "encoder", None) or getattr(trunk, "text_encoder", None)

@@ -2,7 +2,6 @@
 
 import inspect
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,7 @@ from plop_nb.experts import Routing, projections
 from plop_nb.maps import SCORED, linear_maps, trunk_of
 from plop_nb.norms import Baselines, norms, token_statistics
 from plop_nb.offload import loaded
-from plop_nb.padding import Padding, Tokens
+from plop_nb.padding import Padding, Tokens, named_arguments
 from plop_nb.tally import (
     Forward,
     Observation,
@@ -27,8 +26,6 @@ from plop_nb.tally import (
     add_totals,
     check_finite,
 )
-
-VAR_POSITIONAL = inspect.Parameter.VAR_POSITIONAL
 
 
 @contextmanager
@@ -43,8 +40,8 @@ def record_norms(
     """Record the norms and NFN of every scored linear map while the context is open.
 
     Works around any code that runs forwards of `model` or of its trunk: scoring, evaluation, a
-    training loop. Hooks are removed on every way out; the model is not changed. Forwards that run
-    in other threads, or that end in an error, do not count.
+    training loop. Hooks are removed on every way out; the model is not changed. Forwards that end
+    in an error do not count; those of all threads do.
 
     Parameters
     ----------
@@ -60,8 +57,8 @@ def record_norms(
         `observer(map, z, Wz, mask)` is called for every map that is scored (but for single experts
         of a stack) in every forward: `map` is a `maps.LinearMap`, `z` (batch, visits, in_features)
         and `Wz` (batch, visits, out_features, without bias) are in the model's dtype or float32,
-        `mask` (batch, visits) is positive at real tokens and may be on another device; a token
-        with ||z|| = 0 does not count. It may return an `Observation`.
+        `mask` (batch, visits) is 1 at the tokens that count, else 0. It may return an
+        `Observation`.
 
     Yields
     ------
@@ -97,6 +94,8 @@ class Record:
         How many were met.
     score_mask : torch.Tensor or None
         (batch, length), set before a forward: which real tokens of it count.
+    thread : int or None
+        Set to a thread's `threading.get_ident()`, only the forwards of that thread count.
     """
 
     def __init__(
@@ -110,10 +109,10 @@ class Record:
     ) -> None:
         self.samples = 0
         self.score_mask: torch.Tensor | None = None
+        self.thread: int | None = None
         self._trunk = trunk_of(model)
         self._signature = inspect.signature(self._trunk.forward)
-        self._thread = threading.get_ident()
-        self._others = 0  # forwards in other threads
+        self._numbering = threading.Lock()
         self._maps = [m for m in linear_maps(model) if m.status == SCORED]
         # A bad weight is refused here.
         self._baselines = Baselines(self._maps, baseline, seed, frozen=frozen)
@@ -125,9 +124,6 @@ class Record:
         self._batches: list[Sums] = []
         self._totals: dict[int, torch.Tensor] = {}  # of the batches that are kept for good
         self._pending: list[Sums] = []  # those since the last `keep`
-        self._seen: set[int] = set()  # indices of maps
-        # Index of a map -> input shape whose padding cannot be told: it gets no score at all.
-        self._unclear: dict[int, tuple] = {}
 
     def frame(self, first: int = 0) -> pd.DataFrame:
         """The record so far, one row per sample and module.
@@ -150,15 +146,13 @@ class Record:
         ValueError
             Nothing was recorded, or a score is not finite (names the module and the sample).
         """
-        maps, without = self.maps(), list(self._unclear)
+        maps, without = self.maps(), list(self._unclear())
         batches = [batch for batch in self._through() if batch.first >= first]
         parts = [batch.frame(maps, without) for batch in batches]
         if not sum(map(len, parts)):
             why = ""
             if self.samples:
                 why = f"; of {len(self._maps)} linear maps, {summary(self.unseen())}"
-            elif self._others:
-                why = f", and in the same thread ({self._others} ran in others)"
             raise ValueError(
                 f"nothing was recorded: run a forward inside `with record_norms(model)`{why}"
             )
@@ -215,23 +209,25 @@ class Record:
 
     def unclear(self) -> set[str]:
         """Names of maps whose padding could not be told, ever: nothing of them counts."""
-        return {self._maps[index].name for index in self._unclear}
+        return {self._maps[index].name for index in self._unclear()}
 
     def unseen(self) -> dict[str, str]:
         """{module name: reason} for scored maps without a measurement so far."""
-        counts, zero = self._counts(), self._baselines.zero()
+        unclear, counts, zero = self._unclear(), self._counts(), self._baselines.zero()
+        seen = set().union(*(batch.seen for batch in self._through()))
         reasons = {}
         for index, linear_map in enumerate(self._maps):
-            if index in zero:
-                reasons[linear_map.name] = "all-zero weight"
-            elif index in self._unclear:
-                shape = self._unclear[index]
-                reasons[linear_map.name] = f"padding unknown for input shape {shape}"
-            elif index not in self._seen:
+            if index in unclear:
+                reasons[linear_map.name] = f"padding unknown for input shape {unclear[index]}"
+            elif counts[index]:
+                continue
+            elif index in zero:
+                reasons[linear_map.name] = "all-zero weight, or too small for float32"
+            elif index not in seen:
                 reasons[linear_map.name] = "never fired"
-            elif counts[index] == 0 and linear_map.expert is not None:
+            elif linear_map.expert is not None:
                 reasons[linear_map.name] = "experts that got no token"
-            elif counts[index] == 0:
+            else:
                 reasons[linear_map.name] = "zero, or too small for float32, on every token"
         return reasons
 
@@ -263,8 +259,14 @@ class Record:
 
     def _through(self):
         """The forwards that have come to their end."""
-        forward = self._forward.get()
-        return [b for b in self._batches if forward is None or b is not forward.batch]
+        return [batch for batch in self._batches if batch.is_through]
+
+    def _unclear(self):
+        """Index of a map -> input shape whose padding could not be told in some forward."""
+        found = {}
+        for batch in self._through():
+            found.update(batch.unclear)
+        return found
 
     def _counts(self):
         """How many real tokens of every map have counted so far."""
@@ -279,27 +281,18 @@ class Record:
     @torch.no_grad()
     def _start_batch(self, _, args, kwargs):
         """Before a forward of the trunk: note who is padding, and open a new batch of samples."""
-        if threading.get_ident() != self._thread:
-            self._others += 1
+        if self.thread not in (None, threading.get_ident()):
             return
         self._abandon()
         score_mask, self.score_mask = self.score_mask, None
-        tokens = Tokens.of_call(self._named(args, kwargs), score_mask)
+        tokens = Tokens.of_call(named_arguments(self._signature, args, kwargs), score_mask)
         self._baselines.new_forward()
-        batch = Sums(self.samples, tokens.mask.sum(1))
+        with self._numbering:
+            batch = Sums(self.samples, tokens.mask.sum(1))
+            self._batches.append(batch)
+            self._pending.append(batch)
+            self.samples += len(tokens.mask)
         self._forward.set(Forward(tokens, batch))
-        self._batches.append(batch)
-        self._pending.append(batch)
-        self.samples += len(tokens.mask)
-
-    def _named(self, args, kwargs):
-        """The arguments of a forward by their names; `forward(*args, **kwargs)` has none."""
-        bound = self._signature.bind_partial(*args, **kwargs).arguments
-        unnamed = next(iter(self._signature.parameters.values())).kind is VAR_POSITIONAL
-        if unnamed and args and isinstance(args[0], torch.Tensor):
-            is_ids = args[0].ndim == 2 and not args[0].is_floating_point()
-            bound["input_ids" if is_ids else "inputs"] = args[0]
-        return {**bound, **kwargs}
 
     @torch.no_grad()
     def _end_batch(self, *_):
@@ -307,6 +300,7 @@ class Record:
         forward = self._forward.get()
         if forward is not None:
             forward.settle()
+            forward.batch.is_through = True
             self._forward.set(None)
 
     def _abandon(self):
@@ -320,11 +314,8 @@ class Record:
 
     def _note_encoder_output(self, _, args, out):
         forward = self._forward.get()
-        if forward is None:  # the encoder called by itself
-            return
-        first = out if isinstance(out, torch.Tensor) else out[0]
-        is_tensor = isinstance(first, torch.Tensor)
-        forward.tokens.encoder_output = weakref.ref(first) if is_tensor else None
+        if forward is not None:  # else the encoder is called by itself
+            forward.tokens.note_encoder_output(out)
 
     @torch.no_grad()
     def _measure(self, index, _, args, kwargs, out):
@@ -336,7 +327,7 @@ class Record:
         z = args[0] if args else next(iter(kwargs.values()))
         mask = self._padding.mask(forward.tokens, linear_map, z)
         if mask is None:
-            self._unclear[index] = tuple(z.shape)
+            forward.batch.unclear[index] = tuple(z.shape)
             return
         bias = self._baselines.bias(index)
         by_sample, samples = partial(self._padding.by_sample, linear_map), len(mask)
@@ -348,12 +339,13 @@ class Record:
             features = out if bias is None else out.float() - bias.float()
             z = by_sample(z).reshape(samples, -1, z.shape[-1])
             features = by_sample(features).reshape(samples, -1, out.shape[-1])
-            seen = observer(linear_map, z, features, mask) or Observation()
+            counted = token_statistics(mask.to(gain.device), input_norm, feature_norm, gain)[0]
+            seen = observer(linear_map, z, features, counted) or Observation()
             visit = seen.instead_of(visit)
             if seen.total is not None:
                 add_totals(forward.batch.totals, {index: seen.total})
         forward.visits.append(visit)
-        self._seen.add(index)
+        forward.batch.seen.add(index)
 
     @torch.no_grad()
     def _measure_experts(self, indices, experts, args, kwargs, _):
@@ -365,7 +357,8 @@ class Record:
         hidden = routing.hidden
         mask = forward.tokens.among(len(hidden) // routing.copies)
         if mask is None:
-            self._unclear.update(dict.fromkeys(indices.values(), tuple(hidden.shape)))
+            shape = tuple(hidden.shape)
+            forward.batch.unclear.update(dict.fromkeys(indices.values(), shape))
             return
         samples = len(mask)
         owner = torch.arange(samples, device=hidden.device).repeat_interleave(mask.shape[1])
@@ -383,7 +376,7 @@ class Record:
                     sums = values.new_zeros(len(values), samples)
                     found[index] = sums.index_add_(1, owner[who], values)
         forward.batch.sums.append((list(found), torch.stack(list(found.values()), 1)))
-        self._seen.update(found)
+        forward.batch.seen.update(found)
 
 
 def summary(unseen: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ and gathers what the hooks have recorded, and what an observer has added to it.
 """
 
 import os
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -205,6 +206,7 @@ def observe(
     with opened(partial, process) as held:
         try:
             with evaluating(model), torch.no_grad(), recording as record:
+                record.thread = threading.get_ident()  # others may be using the model
                 run = _Run(record, source, columns)
                 if partial is not None:
                     settings |= _identity(model)
@@ -312,10 +314,10 @@ class _Run:
         if self._finished is not None:
             frames.append(self._finished.frame(self._source.taken))
         if self._samples:
+            self._check_tokens()
             frame = self._positioned(self._record.frame())
             first = ["sample", "module", "type", "layer", "tokens"]
             frames.append(frame[[*first, *self._columns]])
-            self._check_tokens()
         frames = [frame for frame in frames if len(frame)]
         if len(frames) == 1:
             return frames[0]

@@ -57,6 +57,10 @@ class Sums:
     real: torch.Tensor  # (batch,) real tokens of each sample
     sums: list = field(default_factory=list)  # (indices of maps, statistics (5, maps, batch))
     totals: dict = field(default_factory=dict)  # {index: what the observer wants added up}
+    seen: set[int] = field(default_factory=set)  # maps that fired
+    # Index of a map -> input shape whose padding cannot be told: it gets no score at all.
+    unclear: dict[int, tuple] = field(default_factory=dict)
+    is_through: bool = False  # the forward has come to its end
     _fetched: np.ndarray | None = None
 
     def statistics(self, maps: int) -> np.ndarray:
@@ -103,12 +107,16 @@ class Forward:
     visits: list[Visit] = field(default_factory=list)
     blocks: dict = field(default_factory=dict)  # (shape, device) -> (block of norms, rows used)
     last_input: weakref.ref | None = None
+    last_version: int | None = None  # of that tensor, which may be changed in place
     last_norm: torch.Tensor | None = None
 
     def input_norm(self, z: torch.Tensor) -> torch.Tensor:
         """||z|| per token; computed once for maps that read the same tensor (query, key, value)."""
-        if self.last_input is None or self.last_input() is not z:
+        version = None if z.is_inference() else z._version  # such tensors do not count changes
+        is_last = self.last_input is not None and self.last_input() is z
+        if not is_last or version is None or version != self.last_version:
             self.last_input, self.last_norm = weakref.ref(z), self.in_block(norms(z))
+            self.last_version = version
         return self.last_norm
 
     def in_block(self, norm: torch.Tensor) -> torch.Tensor:

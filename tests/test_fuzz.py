@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import plop_nb as plop
 from plop_nb.batches import MIXES_PADDING
@@ -17,6 +18,11 @@ from tests.tiny_models import CANNOT_BUILD, build, model_types
 
 ROUNDS = 6
 SHORTEST = {"funnel": 4, "prophetnet": 3}  # tokens that these can read at all
+# Encoder-decoder types whose encoder reads sound or images.
+NO_TEXT = set(
+    """pix2struct pp_formulanet speech-encoder-decoder speech_to_text speecht5
+    vision-encoder-decoder voxtral_realtime whisper""".split()
+)
 # Besides those that are time-major or have experts: layouts, positions and masks of many kinds
 # (not reformer, which hashes at random).
 OTHERS = """albert bart bert bigbird big_bird bloom codegen cpmant deberta deberta-v2 distilbert
@@ -93,6 +99,36 @@ def test_batches_of_all_shapes_score_as_their_texts_one_by_one(model_type):
         same(scored(model, texts, tokenizer=Numbers(), batch_size=size), alone)
         if not own_batches:
             same(scored(model, list(collated(rows, draw))), alone)
+
+
+def padded(rows):
+    """Ids and mask of the rows, padded on the right."""
+    tensors = [torch.tensor(row) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+    return ids, mask
+
+
+def encoder_decoders():
+    """Types with an encoder that reads text and a decoder that reads another."""
+    pairs = [name for name, (head, _) in model_types().items() if head == "seq2seq"]
+    return sorted(set(pairs) - set(CANNOT_BUILD) - NO_TEXT - MIXES_PADDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", encoder_decoders())
+@pytest.mark.parametrize("lengths", [([8, 3, 5], [4, 8, 6]), ([3, 2, 4, 4], [4, 4, 1, 3])])
+def test_encoder_and_decoder_have_a_padding_of_their_own(model_type, lengths):
+    model, draw = build(model_type), random.Random(0)
+    texts, answers = ([[draw.randint(5, 60) for _ in range(n)] for n in part] for part in lengths)
+    (ids, mask), (decoder_ids, decoder_mask) = padded(texts), padded(answers)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    batch |= {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
+    alone = []
+    for text, answer in zip(texts, answers, strict=True):
+        ids, decoder_ids = torch.tensor([text]), torch.tensor([answer])
+        alone.append({"input_ids": ids, "decoder_input_ids": decoder_ids})
+    same(scored(model, [batch]), scored(model, alone))
 
 
 def test_enough_is_fuzzed():

@@ -103,7 +103,7 @@ class NormsCallback(TrainerCallback):
                 merged = merged.merge_and_unload()
             # a trainer's patch, which runs the model that it was made for
             vars(merged).pop("forward", None)
-            with record_norms(merged) as record:
+            with record_norms(merged, frozen=True) as record:
                 nfn_scores(merged, self._texts, self._tokenizer, progress=False, distribute=False)
         values = record.frame()
         means = {name: type_means(values.assign(nfn=values[name])) for name in MEASURES}
