@@ -101,7 +101,7 @@ class Finished:
         if is_first:
             _warn_of_damage(held, has_totals)
         mine = [each for each in held if each.is_own]
-        self._own = mine[0] if mine else Held(own, head, {}, 0, length=0, ends=True)
+        self._own = mine[0] if mine else Held(own, head, {}, 0, length=0, size=0, ends=True)
         if not mine:
             self._begin()
 
@@ -194,6 +194,7 @@ class Finished:
         """Make the file, with its first line."""
         try:
             self._path.touch()
+            self._own.size = self._path.stat().st_size
         except OSError as error:
             raise _unwritable(self._path, error) from error
         self._append([self._own.head])
@@ -206,6 +207,7 @@ class Finished:
         length = self._own.length
         try:
             with self._path.open("r+b") as file:
+                self._check_alone(file)
                 file.truncate(length)
                 file.seek(length)
                 file.write(content)
@@ -213,7 +215,16 @@ class Finished:
             with suppress(OSError):
                 os.truncate(self._path, length)
             raise _unwritable(self._path, error) from error
-        self._own.length, self._own.ends = length + len(content), True
+        self._own.length = self._own.size = length + len(content)
+        self._own.ends = True
+
+    def _check_alone(self, file):
+        """Refuse to cut what another run has added, where the disk knows no locks."""
+        if file.seek(0, os.SEEK_END) != self._own.size:
+            raise ValueError(
+                f"partial={str(self._path)!r} was written by another run meanwhile: name a file of "
+                "its own for each"
+            )
 
     def _write_totals(self, totals):
         """After the lines that they cover: lines beyond are run again."""
@@ -264,7 +275,7 @@ def _as_line(content):
 
 def _warn_of_damage(held, has_totals):
     for each in held:
-        damaged = each.damaged + (each.damaged_totals if has_totals else 0)
+        damaged = each.damaged + (has_totals and each.has_damaged_totals)
         if damaged:
             warnings.warn(
                 f"partial={str(each.path)!r} has {damaged} entries that are damaged: they are left "
@@ -276,8 +287,8 @@ def _warn_of_damage(held, has_totals):
 def _unwritable(path, error):
     why = getattr(error, "strerror", None) or error
     message = (
-        f"partial: {str(path)!r} cannot be written to ({why}); what was finished before is kept: "
-        "make room, or free the file, and call again"
+        f"partial: {str(path)!r} cannot be written to ({why}); what it holds is kept: make room, "
+        "or free the file, and call again"
     )
     return OSError(getattr(error, "errno", None) or errno.EIO, message)
 

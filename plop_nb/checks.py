@@ -37,14 +37,14 @@ def missing_extra(what: str, package: str, extra: str) -> ImportError:
 
 def positive_number(name: str, value: Any, also: str = "") -> int | float:
     """`value` as a plain number, numpy's too: finite and above 0; ValueError otherwise."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < math.inf:
+    if not _is_real(value) or not 0 < value < math.inf:
         raise ValueError(f"{name}={value!r}, expected a positive number{also}")
     return int(value) if isinstance(value, Integral) else float(value)
 
 
 def number_between(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a `float`, from `low` to `high`; ValueError otherwise."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+    if not _is_real(value) or not low <= value <= high:
         raise ValueError(f"{name}={value!r}, expected a number from {low:g} to {high:g}")
     return float(value)
 
@@ -59,6 +59,8 @@ def random_seed(name: str, value: Any) -> int:
 
 def writable_folder(name: str, path: Any) -> Path:
     """A folder that is made where there is none, and can be written to; ValueError otherwise."""
+    if path == "":
+        raise ValueError(f"{name}='' names no folder: name one, such as '.' for this one")
     try:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,3 +84,14 @@ def natural_number(name: str, value: Any) -> int:
     """`value` as an `int`, numpy's too: 0 or above; ValueError otherwise."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     return 0 if is_integer and value == 0 else positive_integer(name, value, ", or 0")
+
+
+def yes_or_no(name: str, value: Any) -> bool:
+    """`value` as a `bool`; ValueError for what is neither True nor False, such as "no"."""
+    if value not in (True, False):
+        raise ValueError(f"{name}={value!r}, expected True or False")
+    return bool(value)
+
+
+def _is_real(value):
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -205,7 +205,8 @@ class Explorer(widgets.VBox):
         by = GROUPS[self.statistic.value]
         if by == "type":
             return place(scores, parameters=budget, r=r)
-        lit = scores[by].isin(affordable(scores, budget, r, by))
+        grouped = scores.dropna(subset=by)  # a projector is in no layer
+        lit = scores[by].isin(affordable(grouped, budget, r, by))
         return Placement.of_modules(scores, scores.loc[lit, "module"].unique())
 
     def _form(self, placement: Placement, chosen: pd.DataFrame) -> dict[str, Any]:

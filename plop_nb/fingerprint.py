@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from functools import cache
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,16 @@ from torch import nn
 PERIOD = 2**15  # words in one sum: their products fit a core's cache
 SUMS = {"cpu": 1}  # at a time
 ACCELERATOR_SUMS = 2**7  # 32 MB of products
+FEW = 2**10  # numbers of an array among a module's attributes
 # Attributes and settings that leave every number of a forward as it is.
-WITHOUT_EFFECT = {
-    "_model_name_or_path",
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "gradient_checkpointing",
-    "hf_device_map",
-    "max_seq_len_cached",
-    "torch_dtype",
-    "training",
-    "transformers_version",
-    "use_cache",
-    "warnings_issued",
-}
+WITHOUT_EFFECT = set(
+    """_model_name_or_path _name_or_path name_or_path architectures bos_token_id dtype
+    eos_token_id forward gradient_checkpointing hf_device_map id2label label2id
+    max_seq_len_cached output_attentions output_hidden_states pad_token_id problem_type
+    return_dict torch_dtype training transformers_version use_cache warnings_issued""".split()
+)
+# What forwards of some models write down: big_bird, funnel, reformer, rwkv.
+WITHOUT_EFFECT |= set("attention_type layers_are_rescaled num_buckets pooling_mult seq_len".split())
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -131,17 +127,26 @@ def _attributes(module):
     plain = {}
     if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
         plain["adapters"] = [module.active_adapters, module.disable_adapters]
-    for name, value in sorted(vars(module).items()):
-        is_private = name.startswith("_")
-        # None is what a state is before the first forward.
-        if is_private or value is None or name in WITHOUT_EFFECT or _has_moving_rope(module):
-            continue
-        try:
-            json.dumps(value, sort_keys=True)
-        except (TypeError, ValueError):
-            continue
-        plain[name] = value
+    attributes = {} if _has_moving_rope(module) else vars(module)
+    for name, value in sorted(attributes.items()):
+        if not name.startswith("_") and name not in WITHOUT_EFFECT:
+            plain[name] = _plain(value)
     return plain
+
+
+def _plain(value):
+    """A value in the form of JSON; what has none there by its class."""
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and math.prod(value.shape) <= FEW:
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _has_moving_rope(module):
@@ -169,5 +174,4 @@ def _with_effect(settings):
 
 
 def _update(digest, content):
-    text = json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__)
-    digest.update(text.encode())
+    digest.update(json.dumps(_plain(content), sort_keys=True).encode())

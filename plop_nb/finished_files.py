@@ -1,7 +1,7 @@
 """The files of finished samples: which belong together, who may write, what they hold.
 
-One process writes to PATH; of several (`accelerate launch`) the first to PATH.0, the next to
-PATH.1, ... All of these are read, by however many processes go on from there.
+One process writes to PATH; of several (`accelerate launch`) the first to PATH.process0, the next to
+PATH.process1, ... All of these are read, by however many processes go on from there.
 
 The first line of a file tells which run it is (its settings, and the baseline of every module);
 each further line is a sample. What an observer adds up over all samples stands in a second file
@@ -34,10 +34,11 @@ class Held:
     samples: dict[int, dict]
     damaged: int  # lines that cannot be read
     length: int  # bytes up to the end of the last whole line
+    size: int  # bytes in all
     ends: bool  # whether that line has its line break
     totals: dict[str, torch.Tensor] = field(default_factory=dict)
     covered: set[int] = field(default_factory=set)  # the samples in the totals
-    damaged_totals: int = 0  # 1 where they cannot be read
+    has_damaged_totals: bool = False
     is_own: bool = False  # whether this process writes to it
 
     @property
@@ -80,7 +81,7 @@ def opened(path: str | os.PathLike | None, process: Process) -> Iterator[list[He
 
 def own_path(path: str | os.PathLike, process: Process) -> Path:
     """The file that a process writes to."""
-    return Path(path) if process.number == 1 else Path(f"{path}.{process.rank}")
+    return Path(path) if process.number == 1 else Path(f"{path}.process{process.rank}")
 
 
 def totals_path(path: Path) -> Path:
@@ -131,7 +132,7 @@ def _family(path):
     """The files of a run that exist, whichever processes have written them."""
     numbered = []
     for each in Path(path).parent.iterdir():
-        name, _, number = each.name.rpartition(".")
+        name, _, number = each.name.rpartition(".process")
         if name == Path(path).name and number.isdecimal():
             numbered.append((int(number), each))
     files = [Path(path), *(each for _, each in sorted(numbered))]
@@ -140,7 +141,8 @@ def _family(path):
 
 def _read(path):
     """What a file holds; None where that is nothing, or the beginning of a first line."""
-    *lines, tail = path.read_bytes().split(b"\n")
+    content = path.read_bytes()
+    *lines, tail = content.split(b"\n")
     length = sum(len(line) + 1 for line in lines)
     ends = _parsed(tail) is None
     if not ends:  # a whole line, and only its line break is missing
@@ -149,17 +151,17 @@ def _read(path):
     if not lines and (not tail or tail.startswith(BEGINNING)):
         return None
     head = _parsed(lines[0]) if lines else None
-    if head is None or not isinstance(head.get("settings"), dict) or "id" not in head:
+    if head is None or not _is_head(head):
         raise ValueError(f"partial={str(path)!r} is a file of another kind: name a new file")
     samples = {}
     damaged = 0
-    for content in lines[1:]:
-        line = _parsed(content)
+    for one in lines[1:]:
+        line = _parsed(one)
         if _is_sample(line, head["settings"]):
             samples[line["sample"]] = line
-        elif content.strip():
+        elif one.strip():
             damaged += 1
-    held = Held(path, head, samples, damaged, length, ends)
+    held = Held(path, head, samples, damaged, length, len(content), ends)
     _read_totals(held)
     return held
 
@@ -173,12 +175,22 @@ def _parsed(line):
     return content if isinstance(content, dict) else None
 
 
+def _is_head(line):
+    """Whether a line tells which run it is."""
+    settings, gains = line.get("settings"), line.get("gains")
+    if not isinstance(settings, dict) or not isinstance(gains, list) or "id" not in line:
+        return False
+    return len(gains) == len(settings.get("modules", ()))
+
+
 def _is_sample(line, settings):
     """Whether a line holds all that belongs to a sample."""
     try:
-        sizes = {len(line[name]) for name in ("map", "tokens", *settings["columns"])}
-        whole = max(line["map"]) < len(settings["modules"]) and isinstance(line["unclear"], list)
-        return whole and len(sizes) == 1 and isinstance(line["sample"], int) and "key" in line
+        columns = [line[name] for name in ("map", "tokens", *settings["columns"])]
+        numbers = all(isinstance(value, (int, float)) for column in columns for value in column)
+        known = min(line["map"]) >= 0 and max(line["map"]) < len(settings["modules"])
+        alike = len(set(map(len, columns))) == 1 and isinstance(line["unclear"], list)
+        return numbers and known and alike and isinstance(line["sample"], int) and "key" in line
     except (KeyError, TypeError, ValueError):
         return False
 
@@ -196,4 +208,4 @@ def _read_totals(held):
                 held.totals = {name: file.get_tensor(name) for name in file.keys()}
                 held.covered = covered
     except (SafetensorError, KeyError, TypeError, ValueError):
-        held.damaged_totals = 1
+        held.has_damaged_totals = True

@@ -125,8 +125,13 @@ def with_targets(scores: pd.DataFrame) -> pd.DataFrame:
                 f"scores holds {name}={row[name]} for module {row['module']!r}, expected the shape "
                 "that nfn_scores returns"
             )
+    return scores.assign(target=_targets(scores))
+
+
+def _targets(scores):
+    """What PEFT adapts of each row's module."""
     stacks = scores["module"].str.replace(r"\.\d+$", "", regex=True)
-    return scores.assign(target=scores["module"].where(scores["experts"] == 1, stacks))
+    return scores["module"].where(scores["experts"] == 1, stacks)
 
 
 def adapted_modules(chosen: pd.DataFrame) -> list[str]:
@@ -138,8 +143,9 @@ def adapted_modules(chosen: pd.DataFrame) -> list[str]:
     chosen = chosen.drop_duplicates("module")
     if "experts" not in chosen or (chosen["experts"] == 1).all():
         return chosen["module"].tolist()
+    stacks = pd.DataFrame({"target": _targets(chosen), "experts": chosen["experts"]})
     names = []
-    for target, experts in with_targets(chosen)[["target", "experts"]].drop_duplicates().values:
+    for target, experts in stacks.drop_duplicates().itertuples(index=False):
         numbers = range(int(experts))
         names += [target] if experts == 1 else [f"{target}.{number}" for number in numbers]
     return names

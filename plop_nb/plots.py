@@ -173,7 +173,7 @@ def _modules_of(
     if placement is not None:
         _check_placement(placement)
         chosen = placement.modules
-    names = {chosen} if isinstance(chosen, str) else set(chosen or [])
+    names = {chosen} if isinstance(chosen, str) else set([] if chosen is None else chosen)
     if names and not names & set(scores["module"]):
         what = "chosen" if placement is None else "placement"
         raise ValueError(

@@ -1,6 +1,7 @@
 """The processes that score together: which one this is, and what all of them have found."""
 
 import os
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,25 @@ def gathered(result: Any, process: Process) -> list:
     Raises
     ------
     Exception
-        The first that any process has called it with: none of them waits for ever.
+        The one that this process has called it with, else the first of the others (or its text):
+        none of them waits for ever.
     """
-    results = [result] if process.number == 1 else gather_object([result])
+    results = [result] if process.number == 1 else gather_object([_as_sent(result, process)])
+    results[process.rank if process.number > 1 else 0] = result
+    if isinstance(result, Exception):
+        raise result
     for each in results:
         if isinstance(each, Exception):
             raise each
     return results
+
+
+def _as_sent(result, process):
+    """An error that cannot be sent to other processes as its text."""
+    if not isinstance(result, Exception):
+        return result
+    try:
+        pickle.loads(pickle.dumps(result))
+    except Exception:
+        return RuntimeError(f"process {process.rank}: {type(result).__name__}: {result}")
+    return result

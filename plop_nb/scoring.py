@@ -90,7 +90,7 @@ def nfn_scores(
     partial : str or Path, optional
         A file that keeps finished samples. The same call after an interrupt goes on from there,
         also with more or fewer texts at its end, or on another number of processes (whose files
-        are PATH.0, PATH.1, ...). Any other call with this file is refused: other weights, adapters
+        are PATH.process0, ...). Any other call with this file is refused: other weights, adapters
         or settings, other texts, a second run at the same time (which PATH.lock tells).
     distribute : bool
         Under `accelerate launch`, share the samples over the processes and give all of them the
@@ -341,7 +341,7 @@ def _identity(model):
     inner = unwrapped(model)
     config = getattr(inner, "config", None)
     return {
-        "model": f"{type(inner).__name__} {getattr(config, '_name_or_path', '')}",
+        "model": type(inner).__name__,
         "dtype": str(getattr(inner, "dtype", None)),
         "attention": getattr(config, "_attn_implementation", None),
         "weights": fingerprint(trunk_of(model)),

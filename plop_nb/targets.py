@@ -4,7 +4,7 @@ import copy
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -35,7 +35,7 @@ CHOICES = {
     "layer_replication": "score and place the replicated model",
 }
 # Starts of adapters that are made from data, or need more than the empty copy has.
-STARTS_FROM_DATA = ("corda", "eva", "loftq", "lora_ga")
+STARTS_FROM_DATA = ("corda", "loftq")
 
 
 def wanted_targets(
@@ -128,7 +128,10 @@ def _check_options(options, wanted):
             raise ValueError(
                 f"{name} is what the placement chooses: leave it out, or {CHOICES[name]}"
             )
-    for target, rank in (options.get("rank_pattern") or {}).items():
+    ranks = options.get("rank_pattern") or {}
+    if not isinstance(ranks, Mapping):
+        raise ValueError(f"rank_pattern={ranks!r}, expected a dict {{name: rank}}")
+    for target, rank in ranks.items():
         positive_integer(f"rank_pattern[{target!r}]", rank)
     saved = options.get("modules_to_save")
     if isinstance(saved, str):
@@ -165,7 +168,8 @@ def adapted_targets(model: nn.Module, config: LoraConfig) -> dict[str, int]:
     if getattr(config, "init_lora_weights", None) in STARTS_FROM_DATA:
         config.init_lora_weights = True  # the same adapters
     empty = skeleton(model)
-    empty = empty.unload() if isinstance(empty, PeftModel) else unwrapped(empty)
+    has_layers = isinstance(empty, PeftModel) and hasattr(empty.base_model, "unload")
+    empty = empty.unload() if has_layers else unwrapped(empty)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

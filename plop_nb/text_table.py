@@ -34,7 +34,7 @@ def text_table(scores: "pd.DataFrame | TextTable", by: str = "type") -> TextTabl
     reach (an expert) has a mean of its own error, which `values` and `support` carry: the error of
     a mean of n values is their spread over sqrt(n), so a module reached by m of n texts has its
     deviations widened by sqrt(n (n - 1) / (m (m - 1))). One reached by a single text is taken to
-    spread like the others of its group.
+    spread like the others of its group, and independently of them.
 
     Parameters
     ----------
@@ -54,16 +54,27 @@ def text_table(scores: "pd.DataFrame | TextTable", by: str = "type") -> TextTabl
         return TextTable(scores, scores.count(), scores.count())
     scores = _checked(scores, by)
     found = scores.pivot(index="sample", columns="module", values="nfn")
-    again = pd.Series([row.tobytes() for row in found.to_numpy()]).duplicated().to_numpy()
+    again = _copies(scores, found)
     if again.any():
         warnings.warn(
             f"{again.sum()} of {len(found)} samples are copies of others (the same score in every "
-            "module): each text counts once",
+            "module, and as many tokens): each text counts once",
             stacklevel=user_level(),
         )
     owners = scores.drop_duplicates("module").set_index("module", drop=False)[by]
     groups = owners[found.columns].to_numpy()
     return _grouped(found[~again], groups, by, copies=int(again.sum()))
+
+
+def _copies(scores, found):
+    """Which texts are copies of an earlier one; of a single module that cannot be told."""
+    if found.shape[1] < 2:
+        return np.zeros(len(found), dtype=bool)
+    tables = [found]
+    if "tokens" in scores:
+        tables.append(scores.pivot(index="sample", columns="module", values="tokens"))
+    rows = np.concatenate([table.to_numpy(dtype=float) for table in tables], axis=1)
+    return pd.Series([row.tobytes() for row in rows]).duplicated().to_numpy()
 
 
 def _is_table(scores, by):
@@ -88,7 +99,7 @@ def _grouped(found, groups, by, copies):
         values=values.rename_axis(columns=by),
         reached=_by_group(found.notna(), groups, "any").sum(),
         # The spread of few texts comes out too small at times: the usual one is the least.
-        support=_support(found, groups, np.maximum(errors, usual / texts)),
+        support=_support(found, groups, np.maximum(errors, usual / texts).where(texts > 1, 0.0)),
         modules=pd.Series(groups).value_counts()[values.columns],
         copies=copies,
     )
@@ -139,6 +150,8 @@ def _checked(scores, by):
     check_columns(scores, by)
     plain = pd.DataFrame({name: _plain(scores, name) for name in {"sample", "module", "type", by}})
     plain["nfn"] = _numbers(scores["nfn"])
+    if "tokens" in scores:
+        plain["tokens"] = scores["tokens"].to_numpy()
     bad = plain[~np.isfinite(plain["nfn"]) | (plain["nfn"] <= 0)]
     if len(bad):
         row = bad.iloc[0]

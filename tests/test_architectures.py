@@ -31,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 import plop_nb as plop
 from plop_nb.batches import MIXES_PADDING
 from plop_nb.experts import is_expert_stack
+from plop_nb.fingerprint import fingerprint
 from plop_nb.forwards import forward
 from plop_nb.inputs import READS_LEFT
 from plop_nb.maps import SCORED, trunk_of
@@ -162,7 +163,9 @@ def test_every_model_type(model_type):
     table = plop.module_table(model).set_index("module")
     assert any(map(is_expert_stack, model.modules())) == (model_type in EXPERTS)
     assert is_time_major(model, inputs_of(model, model_type, rows())) == (model_type in TIME_MAJOR)
+    before = fingerprint(trunk_of(model))
     scores = quietly(model, [inputs_of(model, model_type, rows())])
+    assert fingerprint(trunk_of(model)) == before  # so that a second run goes on from a file
     assert (scores["nfn"] > 0).all() and np.isfinite(scores["nfn"]).all()
     assert set(table.loc[scores["module"].unique(), "status"]) == {SCORED}
     TALLY["maps"] += len(table)

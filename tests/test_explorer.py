@@ -369,3 +369,13 @@ def test_plots_draw_on_the_current_axes_or_make_their_own(scores):
         assert plop.plot_types(scores, ax=given) is given
     finally:
         plt.close("all")
+
+
+def test_modules_outside_of_layers_are_no_obstacle_to_choosing_layers(scores):
+    names = scores["module"].unique()
+    outside = scores[scores["module"] == names[0]]
+    outside = outside.assign(module="projector", type="projector", layer=pd.NA)
+    explorer = plop.explore(pd.concat([scores, outside], ignore_index=True), k=7, r=2)
+    explorer.statistic.value = "layers"
+    assert explorer.placement is not None
+    assert "projector" not in explorer.placement.modules

@@ -155,3 +155,41 @@ def test_a_long_text_leaves_the_fingerprint_as_it_is(tiny_llama, kind):
         model(input_ids=torch.arange(40)[None])
     assert not torch.equal(model.model.rotary_emb.inv_freq, frequencies)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    "number", [5, np.float32(5), torch.tensor(5.0)], ids=["int", "numpy", "torch"]
+)
+def test_a_scaling_counts_whatever_number_it_is(tiny_llama, number):
+    model = adapted(tiny_llama)
+    before = fingerprint_of_trunk(model)
+    model.base_model.model.model.layers[0].mlp.up_proj.scaling["default"] = number
+    assert fingerprint_of_trunk(model) != before
+
+
+def test_a_function_among_the_attributes_counts_by_its_name(tiny_llama):
+    mlp = tiny_llama.model.layers[0].mlp
+    mlp.gate = torch.relu
+    before = fingerprint_of_trunk(tiny_llama)
+    mlp.gate = torch.tanh
+    assert fingerprint_of_trunk(tiny_llama) != before
+    mlp.gate = torch.relu
+    assert fingerprint_of_trunk(tiny_llama) == before
+
+
+SETTINGS = {
+    "pad_token_id": 3,
+    "eos_token_id": 3,
+    "id2label": {0: "no", 1: "yes"},
+    "output_hidden_states": True,
+    "gradient_checkpointing": True,
+    "_name_or_path": "elsewhere",
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_without_effect_change_nothing(tiny_llama, name):
+    before = fingerprint_of_trunk(tiny_llama)
+    setattr(tiny_llama.config, name, SETTINGS[name])
+    tiny_llama.model.name_or_path = "elsewhere"
+    assert fingerprint_of_trunk(tiny_llama) == before

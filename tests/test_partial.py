@@ -20,6 +20,7 @@ from torch import nn
 
 import plop_nb as plop
 from plop_nb import checkpoint, finished_files, scoring
+from plop_nb import processes as processes_of
 from plop_nb.checkpoint import key
 from plop_nb.finished_files import opened
 from plop_nb.geometry import mean_inputs
@@ -493,7 +494,7 @@ def test_a_file_reached_by_a_link_is_locked_too(run, path):
 def test_a_copy_beside_the_file_takes_nothing_from_it(run, tiny_llama, path):
     """As of a copy made by hand, under the name of a process's file."""
     expected = run()
-    path.with_name("run.jsonl.0").write_bytes(path.read_bytes())
+    path.with_name("run.jsonl.process0").write_bytes(path.read_bytes())
     assert forwards(tiny_llama, lambda: same(run(), expected)) == 0
     assert len(path.read_text().splitlines()) == 5
 
@@ -590,7 +591,7 @@ def test_any_number_of_processes_goes_on(byte_tokenizer, path, processes, kind):
     assert [scored(2, data[:3]), scored(3, data[:5]), scored(1, data)] == [3, 2, 2]
     assert [scored(2, data[:2]), scored(3, data)] == [0, 0]
     names = {file.name for file in path.parent.iterdir() if file.suffix != ".lock"}
-    assert names == {"run.jsonl", "run.jsonl.0", "run.jsonl.1", "run.jsonl.2"}
+    assert names == {"run.jsonl", "run.jsonl.process0", "run.jsonl.process1", "run.jsonl.process2"}
 
 
 def test_sums_of_any_number_of_processes_are_added_once(byte_tokenizer, path, processes):
@@ -638,7 +639,7 @@ def test_samples_that_two_files_add_up_count_once(tiny_llama, byte_tokenizer, pa
     mean_inputs(tiny_llama, MANY[:3], byte_tokenizer, **options, partial=path)
     mean_inputs(tiny_llama, MANY[:4], byte_tokenizer, **options, partial=other)
     for suffix in ("", ".totals"):
-        other.with_name(f"other.jsonl{suffix}").rename(f"{path}.0{suffix}")
+        other.with_name(f"other.jsonl{suffix}").rename(f"{path}.process0{suffix}")
     for _ in range(2):
         found = mean_inputs(tiny_llama, MANY[:5], byte_tokenizer, **options, partial=path)
         for name, mean in expected.items():
@@ -668,11 +669,11 @@ def test_files_on_disks_that_only_one_process_can_read_count(byte_tokenizer, tmp
 def test_an_error_of_one_process_is_raised_in_all(byte_tokenizer, path, processes):
     """Also one before any forward: none of them waits for the others."""
     several = processes(2)
-    path.with_name("run.jsonl.1").mkdir()
+    path.with_name("run.jsonl.process1").mkdir()
     errors = []
 
     def run(model):
-        with pytest.raises(ValueError, match="run.jsonl.1' is a folder") as caught:
+        with pytest.raises(ValueError, match="run.jsonl.process1' is a folder") as caught:
             plop.nfn_scores(model, MANY[:3], byte_tokenizer, progress=False, partial=path)
         errors.append(caught.value)
 
@@ -726,3 +727,90 @@ def test_two_processes_go_on_from_one_and_one_from_two(tmp_path):
 
     assert forwards(model, again) == 0
     check(*found)
+
+
+# --- found by a second reader
+
+
+def test_two_runs_on_a_disk_without_locks_lose_nothing(run, path, monkeypatch):
+    monkeypatch.setattr(finished_files.FileLock, "acquire", lock_that_fails)
+    run(MANY[:2])
+    other = path.read_bytes()
+
+    def append(*_):
+        with path.open("ab") as file:
+            file.write(b'{"sample": 99}\n')
+
+    monkeypatch.setattr(checkpoint, "key", with_side_effect(checkpoint.key, append))
+    with pytest.raises(ValueError, match="was written by another run meanwhile"):
+        run(MANY[:3])
+    assert path.read_bytes().startswith(other + b'{"sample": 99}\n')
+
+
+def lock_that_fails(*_, **__):
+    raise OSError(errno.ENOLCK, "no locks available")
+
+
+def with_side_effect(function, effect):
+    def called(*given):
+        effect()
+        return function(*given)
+
+    return called
+
+
+@pytest.mark.parametrize("name", ["run.jsonl.1", "run.jsonl.2024", "run.jsonl.backup"])
+def test_files_of_like_names_are_no_matter(run, path, name):
+    expected = run()
+    path.with_name(name).write_text("my notes")
+    same(run(), expected)
+    assert path.with_name(name).read_text() == "my notes"
+
+
+@pytest.mark.parametrize(("column", "value"), [("nfn", None), ("map", -1), ("tokens", "7")])
+def test_damaged_numbers_in_a_line_cost_its_sample(run, tiny_llama, path, column, value):
+    expected = run()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2][column][0] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.warns(UserWarning, match="has 1 entries that are damaged"):
+        same(run(), expected)
+
+
+def test_a_first_line_without_its_baselines_is_of_another_kind(run, path):
+    run()
+    lines = path.read_text().splitlines()
+    head = json.loads(lines[0])
+    del head["gains"]
+    path.write_text("\n".join([json.dumps(head), *lines[1:]]) + "\n")
+    with pytest.raises(ValueError, match="a file of another kind"):
+        run()
+
+
+def test_sums_of_a_file_that_was_deleted_do_not_count(tiny_llama, byte_tokenizer, path):
+    def summed(texts):
+        options = {"progress": False, "partial": path}
+        return mean_inputs(tiny_llama, texts, byte_tokenizer, **options)
+
+    expected = mean_inputs(tiny_llama, MANY[:2], byte_tokenizer, progress=False)
+    summed(MANY[:4])
+    path.unlink()  # and not what lies beside it
+    for name, mean in summed(MANY[:2]).items():
+        torch.testing.assert_close(mean, expected[name])
+
+
+class BadRow(Exception):
+    """Its pickle cannot be read: it takes two arguments, and hands on one."""
+
+    def __init__(self, row, why):
+        super().__init__(f"{row}: {why}")
+
+
+def test_errors_that_cannot_be_sent_are_raised_where_they_are_and_told_elsewhere(monkeypatch):
+    sent = []
+    monkeypatch.setattr(processes_of, "gather_object", lambda found: sent.extend(found) or found)
+    with pytest.raises(BadRow, match="17: no text"):
+        processes_of.gathered(BadRow(17, "no text"), Process(0, 2))
+    again = pickle.loads(pickle.dumps(sent[0]))
+    assert isinstance(again, RuntimeError)
+    assert str(again) == "process 0: BadRow: 17: no text"

@@ -909,3 +909,41 @@ def test_axis_of_plot_types_names_the_level_as_given():
     ax = plop.plot_types(scores, level=0.995, ax=plt.figure().subplots())
     assert "99.5% interval over 2 texts" in ax.get_xlabel()
     plt.close("all")
+
+
+def test_rounded_scores_and_other_lengths_are_no_copies(recwarn):
+    rounded = frame(np.random.default_rng(0).normal(1, 0.1, (200, 1)).round(2), ["a"])
+    assert plop.by_type(rounded)["samples"].tolist() == [200]
+    same = frame(np.full((4, 2), 1.5), ["a", "b"]).assign(tokens=lambda t: t["sample"] + 1)
+    assert plop.by_type(same)["samples"].tolist() == [4, 4]
+    assert not recwarn.list
+
+
+@pytest.mark.slow
+def test_intervals_cover_where_most_modules_are_reached_by_a_single_text():
+    """Each of 16 texts, which differ much from each other, reaches one of 60 experts."""
+    generator, covered = np.random.default_rng(0), []
+    for _ in range(500):
+        effects = generator.normal(0, 1, 16)
+        experts = generator.integers(60, size=16)
+        rows = []
+        for sample, (effect, expert) in enumerate(zip(effects, experts, strict=True)):
+            nfn = 100 + effect + generator.normal(0, 0.3)
+            rows.append({"sample": sample, "module": f"e.{expert}", "type": "e", "nfn": nfn})
+            rows.append({"sample": sample, "module": "a", "type": "a", "nfn": 50 + sample / 100})
+        low, high = plop.by_type(pd.DataFrame(rows)).set_index("type").loc["e", ["low", "high"]]
+        if np.isfinite(low):  # else no expert has two texts, and no spread is known
+            covered.append(low <= 100 <= high)
+    assert len(covered) > 400
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+def test_a_type_chosen_by_hand_needs_no_shapes():
+    scores = frame(np.random.default_rng(0).normal(1, 0.1, (8, 2)), ["a", "b"]).assign(experts=1)
+    assert plop.Placement.of_types(scores, ["a"]).types == ["a"]
+
+
+def test_heatmap_takes_any_list_of_modules():
+    scores = frame(np.random.default_rng(0).normal(1, 0.1, (8, 2)), ["a", "b"]).assign(layer=0)
+    figure = plop.plot_heatmap(scores, chosen=scores["module"][:2])
+    assert figure is not None

@@ -154,3 +154,9 @@ def test_one_expert_by_hand_is_checked_as_its_stack():
     placement = plop.Placement.of_modules(scores, [f"{name}.2"])
     assert placement.modules == [f"{name}.{i}" for i in range(4)]
     assert adapted_targets(model, placement.lora_config(model, r=2)).keys() == {name}
+
+
+def test_a_pattern_of_ranks_that_is_no_dict_is_named(tiny_llama):
+    placement = placement_of(tiny_llama, ["v_proj"])
+    with pytest.raises(ValueError, match=r"rank_pattern=\[1\], expected a dict"):
+        placement.lora_config(tiny_llama, rank_pattern=[1])
