@@ -82,14 +82,11 @@ def forward(trunk: nn.Module, batch: Batch, record: Record | None = None) -> Non
 
 def _score_mask(batch, arguments):
     """Which tokens count, where the trunk itself is not told: by both masks of the batch."""
-    masks = [batch.get("score_mask")]
-    if "attention_mask" not in arguments:
-        masks.append(batch.get("attention_mask"))
-    found = None
-    for mask in masks:
-        if mask is not None:
-            found = mask if found is None else found * mask.to(found)
-    return found
+    found, mask = batch.get("score_mask"), batch.get("attention_mask")
+    reads_text = "input_ids" in arguments or "inputs_embeds" in arguments
+    if "attention_mask" in arguments or mask is None or not reads_text:
+        return found
+    return mask if found is None else found * mask.to(found)
 
 
 def _window(trunk, waiting, source, tokens):
