@@ -100,7 +100,8 @@ def checksums(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The numbers of any tensor as they are stored: uint8, 1-D, where possible a view."""
     flat = _dense(tensor).resolve_conj().resolve_neg().reshape(-1)
-    return flat.contiguous().view(torch.uint8)
+    # A single number may have any stride, and be contiguous all the same.
+    return flat.contiguous().as_strided(flat.shape, (1,)).view(torch.uint8)
 
 
 def _dense(tensor):

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import plop_nb as plop
-from plop_nb.fingerprint import checksums, fingerprint
+from plop_nb.fingerprint import as_bytes, checksums, fingerprint
 from plop_nb.wrappers import trunk_of
 from tests.test_architectures import inputs_of, rows
 from tests.tiny_models import build
@@ -193,3 +193,7 @@ def test_settings_without_effect_change_nothing(tiny_llama, name):
     setattr(tiny_llama.config, name, SETTINGS[name])
     tiny_llama.model.name_or_path = "elsewhere"
     assert fingerprint_of_trunk(tiny_llama) == before
+
+
+def test_a_single_number_of_a_larger_tensor_has_its_bytes():
+    assert as_bytes(torch.ones(2)[::2]).tolist() == as_bytes(torch.ones(1)).tolist()
