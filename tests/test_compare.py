@@ -153,6 +153,18 @@ def test_runs_of_other_settings_are_not_compared(column, one, other):
     assert len(versus(apart, "ref")) == 2
 
 
+def test_runs_of_other_scales_are_not_compared():
+    """What the adapters add is scaled by lora_alpha / r."""
+    runs = runs_of({"ref": [1.0, 2.0], "x": [1.1, 2.2]}).assign(r=[2, 2, 4, 4])
+    message = r"differ in lora_alpha / r \(1.0, 2.0\): keep those of one"
+    with pytest.raises(ValueError, match=message):
+        versus(runs.assign(lora_alpha=4), "ref")
+    assert len(versus(runs.assign(lora_alpha=[4, 4, 8, 8]), "ref")) == 1
+    assert len(versus(runs.assign(lora_alpha=0.3 * runs["r"]), "ref")) == 1
+    with pytest.raises(ValueError, match=message):
+        tuned(tuning({0.001: [1.0, 2.0], 0.01: [0.5, 1.5]}, lora_alpha=[1, 1, 2, 2]))
+
+
 def test_runs_of_several_ranks_are_not_compared():
     runs = runs_of({"ref": [1.0, 2.0], "x": [1.1, 2.2]})
     runs["parameters"] = [10, 20, 10, 10]

@@ -262,6 +262,7 @@ def test_the_frame_is_tidy(base, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_same_seed_same_result(base):
     (one, first), (two, second), (other, _) = run(base), run(base), run(base, seed=1)
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"))
@@ -326,7 +327,8 @@ def test_a_copy_of_the_trained_model_is_one(base):
 def test_the_only_step_trains(base):
     _, trained = run(base, steps=1)
     assert any(p.abs().sum() > 0 for n, p in trained.named_parameters() if "lora_B" in n)
-    warm = grpo.warm_up(base[0], TASK, base[1], steps=1, batch_size=2, lr=1e-2)
+    with torch.no_grad():  # gradients are taken all the same
+        warm = grpo.warm_up(base[0], TASK, base[1], steps=1, batch_size=2, lr=1e-2)
     assert not torch.equal(warm.lm_head.weight, base[0].lm_head.weight)
 
 
@@ -452,51 +454,36 @@ def test_errors_say_what_would_do(base, monkeypatch):
     other = Placement(["fc"], ["h.0.fc"], 1.0, pd.DataFrame())
     with pytest.raises(ValueError, match="no module 'h.0.fc': this placement is for another model"):
         grpo.train(base[0], TASK, base[1], other, **SMALL)
-    for train in (run, lambda base, steps: grpo.warm_up(base[0], TASK, base[1], steps=steps)):
-        with pytest.raises(ValueError, match="steps=0"):
-            train(base, steps=0)
     with pytest.raises(
         ValueError, match="'plus one' has 6, expected at least the 7 of one step: give more"
     ):
         run(base, prompts_per_step=7)
-    with pytest.raises(ValueError, match="has 0, expected at least the 2 of one step"):
-        grpo.train(base[0], as_task([]), base[1], on(base, "v_proj"), **SMALL)
-    with pytest.raises(ValueError, match="has 0, expected at least"):
+    with pytest.raises(ValueError, match="no example in its split 'train': give it at least one"):
         grpo.warm_up(base[0], as_task([]), base[1])
-    message = r"no problems to answer \(n=8, split='test' of task 'plus one'\): give at least one"
-    with pytest.raises(ValueError, match=message):
-        grpo.samples(base[0], as_task([]), base[1])
-    with pytest.raises(ValueError, match="no example in its split 'test': give it at least one"):
-        grpo.accuracy(base[0], as_task([]), base[1])
+    for ask in (grpo.samples, grpo.accuracy):
+        with pytest.raises(ValueError, match="no example in its split 'test': give it at least"):
+            ask(base[0], as_task([]), base[1])
     with pytest.raises(TypeError, match="task is list, expected a Task"):
         grpo.warm_up(base[0], PROBLEMS, base[1])
     for option in ("learning_rate", "max_steps", "logging_steps"):
         with pytest.raises(ValueError, match=f"{option} cannot be an option: lr and steps set it"):
             run(base, **{option: 1})
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        run(base, num_generations=1)
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(
-        ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"
-    ):
-        run(base)
-    with pytest.raises(
-        ImportError, match=r"training needs TRL.* pip install 'plop_nb\[finetune\]'"
-    ):
-        grpo.warm_up(base[0], TASK, base[1])
+    for train in (run, lambda base: grpo.warm_up(base[0], TASK, base[1])):
+        with pytest.raises(ImportError, match=r"training needs TRL.*'plop_nb\[finetune\]'"):
+            train(base)
 
 
 TRAIN_NUMBERS = [
-    *(("steps", value) for value in (0, 2.0, True)),
-    *(("prompts_per_step", value) for value in (0, -1, "2")),
-    *(("num_generations", value) for value in (0, 1, 2.0)),
+    *(("prompts_per_step", value) for value in (0, "2")),
+    *(("num_generations", value) for value in (0, 2.0)),
     *(("max_completion_length", value) for value in (0, -4)),
-    *(("r", value) for value in (0, 1.5)),
-    *(("lora_alpha", value) for value in (0, -1)),
     *(("lora_dropout", value) for value in (-0.1, 1.5)),
-    *(("lr", value) for value in (0, -1, float("nan"), "1e-3")),
     *(("beta", value) for value in (-1, float("nan"))),
-    *(("seed", value) for value in (-1, 0.5, None)),
+    *(("steps", 0), ("r", 0), ("lora_alpha", 0), ("lr", "1e-3"), ("seed", None)),
 ]
-WARM_NUMBERS = [("steps", 0), ("batch_size", 0), ("right", 2), ("lr", float("nan")), ("seed", -1)]
 
 
 @pytest.mark.parametrize(("name", "value"), TRAIN_NUMBERS)
@@ -505,16 +492,12 @@ def test_a_number_that_makes_no_sense_is_named(base, name, value):
         run(base, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), WARM_NUMBERS)
-def test_a_number_that_makes_no_sense_is_named_by_the_warm_up(base, name, value):
-    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}, expected")):
-        grpo.warm_up(base[0], TASK, base[1], **{name: value})
-
-
-def test_samples_and_accuracy_take_no_sizes_of_nothing(base):
-    for n in (0, -1):
-        with pytest.raises(ValueError, match=f"n={n}, expected"):
-            grpo.samples(base[0], TASK, base[1], n=n)
+def test_the_warm_up_samples_and_accuracy_name_one_too(base):
+    for name, value in {"steps": 0, "batch_size": 0, "right": 2, "lr": -1, "seed": -1}.items():
+        with pytest.raises(ValueError, match=f"{name}={value}, expected"):
+            grpo.warm_up(base[0], TASK, base[1], **{name: value})
+    with pytest.raises(ValueError, match="n=-1, expected"):
+        grpo.samples(base[0], TASK, base[1], n=-1)
     for ask in (grpo.samples, grpo.accuracy):
         with pytest.raises(ValueError, match="max_completion_length=0, expected"):
             ask(base[0], TASK, base[1], max_completion_length=0)
@@ -522,28 +505,18 @@ def test_samples_and_accuracy_take_no_sizes_of_nothing(base):
             ask(base[0], dataclasses.replace(TASK, new_tokens=0), base[1])
 
 
-def test_numbers_of_numpy_are_numbers(base):
-    given = {name: np.int64(value) for name, value in SMALL.items() if name != "lr"}
-    found, _ = run(base, **given, seed=np.int64(1))
-    expected, _ = run(base, seed=1)
-    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"))
-    with torch.no_grad():  # gradients are taken all the same
-        warm = grpo.warm_up(base[0], TASK, base[1], steps=np.int64(1), batch_size=np.int64(2))
-    assert not torch.equal(warm.lm_head.weight, base[0].lm_head.weight)
-
-
 def test_what_cannot_be_trained_is_refused(base):
     model, tokenizer = base
     placement = on(base, "v_proj")
     adapted = get_peft_model(copy.deepcopy(model), placement.lora_config(model))
-    with pytest.raises(TypeError, match="model is a PeftModel"):
+    with pytest.raises(TypeError, match="with adapters, expected one without"):
         grpo.train(adapted, TASK, tokenizer, placement, **SMALL)
-    with pytest.raises(TypeError, match="model is a PeftModel"):
+    with pytest.raises(TypeError, match="with adapters, expected one without"):
         grpo.warm_up(adapted, TASK, tokenizer, steps=1)
     with pytest.raises(TypeError, match="placement is NoneType"):
         grpo.train(model, TASK, tokenizer, None, **SMALL)
     empty = as_task([*PROBLEMS[:2], PROBLEMS[0] | {"prompt": ""}])
-    with pytest.raises(ValueError, match="example 2 of task 'plus one', split 'train', has the pr"):
+    with pytest.raises(ValueError, match="prompt '' gives no tokens with this tokenizer"):
         grpo.train(model, empty, tokenizer, placement, **SMALL)
     with pytest.raises(ValueError, match="examples without 'answer' in its split 'train'"):
         grpo.warm_up(model, as_task([{"prompt": "1 + 1 = "}]), tokenizer, steps=1)
@@ -555,6 +528,7 @@ def test_what_cannot_be_trained_is_refused(base):
         grpo.train(model, TASK, tokenizer, placement, rewards=partial, **SMALL)
 
 
+@pytest.mark.slow
 def test_trainers_leave_files_only_where_they_are_told(base, monkeypatch, tmp_path):
     own, given = tmp_path / "temporary", tmp_path / "given"
     own.mkdir()

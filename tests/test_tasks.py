@@ -92,15 +92,17 @@ def test_syllogisms_take_the_first_word():
     {
         ".5": "1/2", "-.5": "-1/2", "$.50": "1/2", "3.": "3", "3.50.": "7/2", "0.1": "1/10",
         "−5": "-5", "–5": "-5", "+5": "5", "-$5": "-5", "$-5": "-5", "x=-4": "-4", "(-4)": "-4",
-        "x = - 4": "-4", "#### - 4": "-4", "5-7": "7", "5–7": "7", "10 - 5": "5", "A-4": "4",
+        "x = - 4": "-4", "#### - 4": "-4", "5 -7": "-7", "3 - 4 = -1": "-1",
         "1/3": "1/3", "10 / 4": "5/2", "3 1/2": "7/2", "-3 1/2": "-7/2", "1⁄3": "1/3",
         r"\frac{1}{2}": "1/2", r"-\dfrac{1}{2}": "-1/2", r"3\frac{1}{2}": "7/2",
-        "1e3": "1000", "1.5E+3": "1500", "1e-3": "1/1000", "10^2": "100", "10**2": "100",
-        "10^{-2}": "1/100", "3×10^5": "300000", r"3 \times 10^5": "300000", "-2^2": "-4",
+        "1e3": "1000", "1.5E+3": "1500", "1e-3": "1/1000", "10^2": "100",
+        "10^{-2}": "1/100", "-2^2": "-4", "1_000": "1000", "1" * 250: "1" * 250,
         "$1,234.50": "2469/2", "1,234,567": "1234567", "1 000": "1000", "1\u202f000": "1000",
         r"1{,}234": "1234", r"1,\!234": "1234", r"\$5": "5", "50%": "50", r"50\%.": "50",
         "(4)": "4", "**7**": "7", r"\boxed{7}": "7", "#### 7 apples": "7", "007": "7",
-        "The answer is: 7.": "7", "5kg": "5", "7!": "7", "$5/hour": "5", "1...5": "5",
+        "The answer is: 7.": "7", "5kg": "5", "7!": "7", "$5/hour": "5", "5-year": "5",
+        r"$90^\circ$": "90", r"$90^{\circ}$.": "90", "90°": "90", r"\(x=\boxed{-3}\)": "-3",
+        "US$5": "5", "USD5": "5", "5 USD": "5", "_7_": "7", "*7* apples": "7", "5 - good": "5",
         "1, 2, 3": "3", "答案是5。": "5", "答案是-.5": "-1/2", "3 * 350 = 1,050": "1050", "-0": "0",
     }.items(),
 )  # fmt: skip
@@ -114,10 +116,14 @@ def test_the_final_number_is_read_exactly(text, number):
     "text",
     [
         "1,2,3", "3,4", "12,34", "0,5", "1.234,56", "1,2345", "1.2.3", "192.168.0.1", "12:30",
-        "2024-01-02", "12/25/2020", "1'000", "1_000", "9^9^9", "1e999999", "2^1000000", "1e3.5",
+        "2024-01-02", "12/25/2020", "1'000", "9^9^9", "1e999999", "2^1000000", "1e3.5",
         "10/0", "0^-1", "3 4/2", "10²", "½", "3½", "٣", "1٣", "\uff15", "x2", "x^2", "x_2", "2^n",
         "2^(3)", "√2", r"\sqrt{2}", r"2\sqrt{3}", r"2\pi", r"\frac{x}{2}", r"\frac{a+1}{2}", "a/2",
         "±5", "5k", "$2M", "2 million", "2*3", "5*-7", "0x1F", "1" * 5000, "####", "",
+        "5-7", "5–7", "10 - 5", "5--7", "A-4", "2 + 3", "3+4i", "3 + 4i", "10**2", "3 × 10^5",
+        r"3 \times 10^5", "4x", "4 x", "5 dozen", r"\binom{5}{2}", r"\frac{1}{2}x", r"\frac12",
+        "1101_2", "1101_{2}", "2 √3", r"2 \pi", "1...5", "1st", "12.Then", "99999^999", "1e301",
+        "10^-301", "9^9" + "9" * 250, "1" * 302, "9" * 295 + "e9",
     ],
 )  # fmt: skip
 def test_a_form_that_is_not_understood_is_no_number_and_no_part_of_it_is(text):
@@ -125,6 +131,24 @@ def test_a_form_that_is_not_understood_is_no_number_and_no_part_of_it_is(text):
     assert final_number(text) == ""
     if text not in ("", "####"):
         assert final_number(f"8 and {text}") == final_number(f"8 #### {text} is the 9th") == ""
+
+
+def test_nothing_that_a_model_writes_raises_or_takes_long(monkeypatch):
+    """Nor does the check of metamath, which runs after a training."""
+    row = {"query": "q", "response": "The answer is: 1", "original_question": "o"}
+    other = {"query": "r", "response": "The answer is: 1", "original_question": "p"}
+    _hub(monkeypatch, MetaMathQA=[row, other], gsm8k=[{"question": "q2", "answer": "#### 1"}])
+    task = load_task("metamath", train=1, validation=1, test=1)
+    assert task.check("so 1", task.test[0])
+    assert not task.check("so 99999^999", task.test[0])
+    generator = random.Random(0)
+    parts = [*"0123456789.,-+/^_*eE{}()$ \n=:x٣½\ud800\0", "99999^999", "\\frac{", "####", "1/0"]
+    for _ in range(3000):
+        text = "".join(generator.choices(parts, k=generator.randint(1, 14)))
+        number = final_number(text)
+        assert number == "" or ends_in(text, number)
+    for part in (*parts, "1 ", "= ", "- "):
+        final_number(f"1{part * 10**4}x")
 
 
 def test_an_answer_that_is_no_number_cannot_be_compared_with():

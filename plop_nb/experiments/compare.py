@@ -132,7 +132,8 @@ def versus(
     ValueError
         An unknown `reference` or `value`, several runs for one seed, fewer than 2 seeds in common,
         a run whose value is not finite (it diverged) or missing (no accuracy was measured), or runs
-        of one task that differ in a setting: model, dtype, split, steps, batch size, max_length.
+        of one task that differ in a setting: model, dtype, split, steps, batch size, max_length,
+        or lora_alpha / r.
 
     Warns
     -----
@@ -230,10 +231,13 @@ def _check_values(runs: pd.DataFrame, value: str) -> None:
 
 def _check_settings(name: str, runs: pd.DataFrame) -> None:
     """Refuse runs that differ in more than their placement, learning rate and seed."""
-    for column in SETTINGS:
-        if column in runs and runs[column].nunique() > 1:
+    settings = {column: runs[column] for column in SETTINGS if column in runs}
+    if "r" in runs and "lora_alpha" in runs:  # which scales what the adapters add
+        settings["lora_alpha / r"] = (runs["lora_alpha"] / runs["r"]).astype(float).round(9)
+    for setting, values in settings.items():
+        if values.nunique() > 1:
             raise ValueError(
-                f"runs of {name} differ in {column} ({_listed(runs[column])}): keep those of one"
+                f"runs of {name} differ in {setting} ({_listed(values)}): keep those of one"
             )
 
 

@@ -2,19 +2,22 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 
-from plop_nb.checks import positive_integer
+from plop_nb.checks import positive_integer, yes_or_no
 from plop_nb.experiments.generation import complete, padded, padding_id, prompt_ids
 from plop_nb.experiments.isolation import seeded, unchanged
 from plop_nb.experiments.tasks.task import Example, Task
 
 TOKENS = 2048  # of a batch whose loss is taken: bounds its logits
 UNCOUNTED = -100  # label of a token whose loss does not count
+TRIED: WeakKeyDictionary[Task, set[str]] = WeakKeyDictionary()  # splits that a check has read
 
 
 def evaluate(
@@ -59,16 +62,16 @@ def evaluate(
     """
     check_task(task, split)
     check_end(tokenizer)
+    accuracy = yes_or_no("accuracy", accuracy)
     max_length = token_limit("max_length", max_length)
-    share = None
-    if accuracy and task.check is not None:
-        options = {"max_length": max_length, "batch_size": batch_size}
-        share = share_right(model, task, tokenizer, split, **options)
-    loss = None
+    loss = share = None
     if has_completions(task, split):
         rows = encoded(task, split, tokenizer, max_length)
         check_vocabulary(model, rows)
         loss = _loss(model, rows, padding_id(tokenizer))
+    if accuracy and task.check is not None:
+        options = {"max_length": max_length, "batch_size": batch_size}
+        share = share_right(model, task, tokenizer, split, **options)
     return {"loss": loss, "accuracy": share}
 
 
@@ -131,7 +134,7 @@ def _verdict(task: Task, text: str, example: Example) -> bool:
     except Exception as error:
         error.add_note(f"check of task {task.name!r} fails on {text!r:.60} for {example!r:.200}")
         raise
-    if isinstance(found, (bool, np.bool_)) or (isinstance(found, int) and found in (0, 1)):
+    if isinstance(found, (Real, np.bool_)) and found in (0, 1):
         return bool(found)
     raise TypeError(
         f"check of task {task.name!r} gives {found!r:.60} for {text!r:.60}, expected True or False"
@@ -139,7 +142,10 @@ def _verdict(task: Task, text: str, example: Example) -> bool:
 
 
 def try_check(task: Task, split: str) -> None:
-    """Refuse a check that fails, before anything long: ask it once of what is right, once of "".
+    """Refuse a check that fails, before anything long: ask it of each example's own completion.
+
+    Where there is none, and once in any case, it is asked of "". A task's split is tried once in a
+    process: some checks run what was written.
 
     Raises
     ------
@@ -148,13 +154,16 @@ def try_check(task: Task, split: str) -> None:
     Exception
         What the check itself raises.
     """
-    if task.check is None:
+    tried = TRIED.setdefault(task, set())
+    if task.check is None or split in tried:
         return
     positive_integer("task.new_tokens", task.new_tokens)
-    example = task.split(split)[0]
+    examples = task.split(split)
     with seeded():
-        for text in dict.fromkeys([example.get("completion", ""), ""]):
-            _verdict(task, text, example)
+        for example in examples:
+            _verdict(task, example.get("completion", ""), example)
+        _verdict(task, "", examples[0])
+    tried.add(split)
 
 
 def check_task(task: Task, *splits: str) -> None:
@@ -168,34 +177,24 @@ def check_task(task: Task, *splits: str) -> None:
     if not isinstance(task, Task):
         found = type(task).__name__
         raise TypeError(f"task is {found}, expected a Task, such as load_task('sums')")
-    if not isinstance(task.name, str):
-        raise TypeError(f"task has the name {task.name!r:.60}, expected a text")
-    if task.check is not None and not callable(task.check):
-        raise TypeError(f"task {task.name!r} has the check {task.check!r:.60}, expected a function")
     for split in splits:
-        if isinstance(task.split(split), Iterator):
-            raise TypeError(f"task {task.name!r} has an iterator as its split {split!r}: list it")
         if not task.split(split):
             raise ValueError(
                 f"task {task.name!r} has no example in its split {split!r}: give it at least one"
             )
-        check_examples(task, split)
+        _check_examples(task, split)
 
 
-def check_examples(task: Task, split: str) -> None:
-    """Refuse examples without a prompt, or whose completion is no text.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Names the task, the split and the number of the example.
-    """
+def _check_examples(task: Task, split: str) -> None:
+    """An empty prompt may still give tokens: `prompt_ids` refuses what gives none."""
     for number, example in enumerate(task.split(split)):
         where = f"example {number} of task {task.name!r}, split {split!r}"
         if not isinstance(example, Mapping):
             raise TypeError(f"{where}, is {example!r:.60}, expected a dict with 'prompt'")
+        if odd := [key for key in example if not isinstance(key, str)]:
+            raise TypeError(f"{where}, has the key {odd[0]!r:.60}, expected a text")
         prompt = example.get("prompt")
-        if not isinstance(prompt, (str, list, tuple)) or not prompt:
+        if not isinstance(prompt, (str, list, tuple)) or prompt in ([], ()):
             raise ValueError(
                 f"{where}, has the prompt {prompt!r:.60}, expected a text or chat messages: fill "
                 f"it, or leave the example out"
@@ -229,10 +228,7 @@ def check_vocabulary(model: nn.Module, rows: Sequence[Mapping[str, list[int]]]) 
 
 
 def check_end(tokenizer: Any) -> None:
-    """Refuse what is no tokenizer (TypeError), and one without an end of text (ValueError)."""
-    if not hasattr(tokenizer, "eos_token_id"):
-        kind = type(tokenizer).__name__
-        raise TypeError(f"tokenizer is {kind}, expected the model's own, from transformers")
+    """Refuse a tokenizer without an end of text (ValueError)."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             "this tokenizer has no eos_token, which ends every completion: set tokenizer.eos_token"

@@ -16,8 +16,8 @@ import pandas as pd
 from peft import PeftModel
 from torch import nn
 
-from plop_nb.checks import number_between, positive_integer, positive_number
-from plop_nb.experiments.evaluation import check_examples, check_task, share_right
+from plop_nb.checks import number_between, positive_integer
+from plop_nb.experiments.evaluation import check_task, share_right
 from plop_nb.experiments.generation import complete
 from plop_nb.experiments.isolation import isolated, own_forward, shared_copy
 from plop_nb.experiments.rewards import (
@@ -33,7 +33,8 @@ from plop_nb.experiments.rewards import (
 from plop_nb.experiments.tasks.answers import checker
 from plop_nb.experiments.tasks.task import Task
 from plop_nb.experiments.trainers import adapters, import_trl, run_trainer, trainer_settings
-from plop_nb.experiments.warm_up import check_training, constant_rate, plain_numbers, warm_up
+from plop_nb.experiments.training import plain_numbers
+from plop_nb.experiments.warm_up import check_training, constant_rate, warm_up
 from plop_nb.placement import Placement
 
 __all__ = [
@@ -129,18 +130,19 @@ def train(
     trl = import_trl("training")
     from datasets import Dataset
 
-    steps, lr, seed = plain_numbers(steps, lr, seed)
-    r = positive_integer("r", r)
-    alpha = 2 * r if lora_alpha is None else positive_number("lora_alpha", lora_alpha)
+    numbers = {"steps": steps, "lr": lr, "seed": seed, "r": r, "lora_alpha": lora_alpha}
+    steps, lr, seed, r, lora_alpha = plain_numbers(numbers).values()
     dropout = number_between("lora_dropout", lora_dropout, 0, 1)
     prompts = positive_integer("prompts_per_step", prompts_per_step)
     check_training(model, task, tokenizer, prompts)
     reward_columns(rewards)
     _check_options(options)
-    config = adapters(model, placement, r=r, lora_alpha=alpha, lora_dropout=dropout)
-    sampled = prompts * _several("num_generations", num_generations)
+    scale = {"r": r, "lora_alpha": lora_alpha or 2 * r, "lora_dropout": dropout}
+    config = adapters(model, placement, **scale)
+    generations = positive_integer("num_generations", num_generations)
+    sampled = prompts * generations
     given = constant_rate(steps) | {
-        "num_generations": int(num_generations),
+        "num_generations": generations,
         "max_completion_length": _length(max_completion_length, task),
         "beta": number_between("beta", beta, 0, math.inf),
         "per_device_train_batch_size": sampled,
@@ -172,12 +174,6 @@ def train(
         seed=seed,
     )
     return frame, trained.eval()
-
-
-def _several(name: str, value: int) -> int:
-    if positive_integer(name, value) == 1:
-        raise ValueError(f"{name}=1, expected at least 2: GRPO compares the answers to a prompt")
-    return int(value)
 
 
 def _length(given: int | None, task: Task) -> int:
@@ -243,15 +239,9 @@ def samples(
     ValueError
         The split is empty, or a reward function is named like another column.
     """
-    check_task(task)
+    check_task(task, split)
     problems = task.split(split)[: positive_integer("n", n)]
-    check_examples(task, split)
     names = reward_columns(rewards)
-    if not problems:
-        raise ValueError(
-            f"no problems to answer (n={n}, split={split!r} of task {task.name!r}): give at least "
-            f"one"
-        )
     prompts = [problem["prompt"] for problem in problems]
     tokens = _length(max_completion_length, task)
     found = complete(model, prompts, tokenizer, new_tokens=tokens, greedy=greedy, seed=seed)

@@ -15,8 +15,14 @@ from torch import nn
 from transformers import set_seed
 
 
-def check_trainable(model: nn.Module) -> None:
+def check_trainable(model: nn.Module, *, generates: bool = True) -> None:
     """Refuse a model that no adapters can be trained on.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    generates : bool
+        Whether it is to write completions, for which it needs `generate`.
 
     Raises
     ------
@@ -24,21 +30,19 @@ def check_trainable(model: nn.Module) -> None:
         It is no causal language model of transformers, has adapters already, or was made under
         `torch.inference_mode`: says what would do.
     """
-    if isinstance(model, PeftModel):
-        raise TypeError("model is a PeftModel, expected one without adapters: pass model.unload()")
     kind = type(model).__name__
-    config, generate = getattr(model, "config", None), getattr(model, "generate", None)
-    if config is None or not callable(generate) or getattr(config, "is_encoder_decoder", False):
+    config = getattr(model, "config", None)
+    writes = not generates or hasattr(model, "generate")
+    if config is None or not writes or getattr(config, "is_encoder_decoder", False):
         raise TypeError(
             f"model is {kind}, expected a causal language model of transformers, such as "
             f"load_model() returns"
         )
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            raise TypeError(
-                f"model is a {kind} with adapters in {name!r}, expected one without: take them "
-                f"out, or load it anew"
-            )
+    if any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules()):
+        raise TypeError(
+            f"model is a {kind} with adapters, expected one without: pass model.unload(), or load "
+            f"it anew"
+        )
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError(
             "model was made under torch.inference_mode, and no gradient passes through it: load "

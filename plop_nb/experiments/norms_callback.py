@@ -25,7 +25,8 @@ class NormsCallback(TrainerCallback):
     """Records feature norms and NFN of the effective maps `W + BA` while a trainer runs.
 
     Merges the adapters into a float32 copy of the model, so the training does not notice. A
-    callback records one training; it also takes a model without adapters, or in DDP.
+    callback records one training (one that ended at its start, by an error, is forgotten); it also
+    takes a model without adapters, or in DDP.
 
     Parameters
     ----------
@@ -58,10 +59,11 @@ class NormsCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
         """Record the start."""
-        if self._rows:
+        if any(rows["step"].iloc[0] > 0 for rows in self._rows):
             raise RuntimeError(
                 "this NormsCallback holds the record of another training: make a new one for each"
             )
+        self._rows = []
         self._record(state.global_step, model)
 
     def on_step_end(

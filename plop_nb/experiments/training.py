@@ -1,6 +1,6 @@
 """Does a placement pay? One run of finetuning with TRL and PEFT."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from plop_nb.checks import (
     positive_number,
     random_seed,
     writable_folder,
+    yes_or_no,
 )
 from plop_nb.experiments.evaluation import (
     check_end,
@@ -46,6 +47,17 @@ from plop_nb.experiments.trainers import (
 from plop_nb.placement import Placement
 
 FINAL_SPLITS = ("test", "validation")
+# Arguments of trainings that are numbers, in the order of the columns, and how each is checked
+NUMBERS: dict[str, Callable[[str, Any], int | float]] = {
+    "r": positive_integer,
+    "lora_alpha": positive_number,
+    "lr": positive_number,
+    "steps": positive_integer,
+    "batch_size": positive_integer,
+    "max_length": token_limit,
+    "seed": random_seed,
+    "logging_steps": positive_integer,
+}
 
 
 def rank_for(placement: Placement, model: nn.Module, parameters: int) -> int:
@@ -132,19 +144,20 @@ def finetune(
     callbacks : iterable of transformers.TrainerCallback
         Such as `NormsCallback`.
     out : str or Path, optional
-        Folder for the trained adapter, as PEFT saves it; made before the training.
+        Folder for the trained adapter, as PEFT saves it before the evaluation; made before the
+        training.
     progress : bool
         Show the trainer's progress bar.
 
     Returns
     -------
     dict
-        `task`, `model`, `dtype`, `types` (joined by +), `modules` (adapted, PEFT's count), `r`,
-        `lora_alpha`, `parameters` (trainable), `lr`, `steps`, `batch_size`, `max_length`, `seed`,
-        `split`, `loss` (nats per completion token, end of text included), `accuracy` (share, or
-        None), `seconds` (of training), `peak_memory` (bytes: on CUDA the most allocated while
-        training; else the most this process has ever held), `device`, `torch` (version), `curve`
-        (list of [step, mean training loss since the point before]).
+        `task`, `model`, `dtype`, `types` (joined by +), `modules` (adapted, PEFT's count),
+        `parameters` (trainable), `r`, `lora_alpha`, `lr`, `steps`, `batch_size`, `max_length`,
+        `seed`, `split`, `loss` (nats per completion token, end of text included), `accuracy`
+        (share, or None), `seconds` (of training), `peak_memory` (bytes: on CUDA the most allocated
+        while training; else the most this process has ever held), `device`, `torch` (version),
+        `curve` (list of [step, mean training loss since the point before]).
 
     Raises
     ------
@@ -166,12 +179,16 @@ def finetune(
             "logging_steps": logging_steps,
         }
     )
-    scale = given["lora_alpha"] or 2 * given["r"]
+    given["lora_alpha"] = given["lora_alpha"] or 2 * given["r"]
     # whatever can fail is tried before the training
-    rows = check_run(model, task, tokenizer, final, accuracy=accuracy, max_length=max_length)
-    config = adapters(model, placement, r=given["r"], lora_alpha=scale)
-    if out is not None:
-        writable_folder("out", out)
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks={callbacks!r:.60}, expected a list: put it in one")
+    check_run(model, task, tokenizer, final=final, accuracy=accuracy)
+    rows = check_tokens(
+        model, task, tokenizer, final=final, accuracy=accuracy, max_length=given["max_length"]
+    )
+    config = adapters(model, placement, r=given["r"], lora_alpha=given["lora_alpha"])
+    folder_of_adapter = None if out is None else writable_folder("out", out)
     with isolated(given["seed"]) as folder:
         base = shared_copy(model)
         lora = get_peft_model(base, config)
@@ -196,8 +213,8 @@ def finetune(
         with own_forward(base):
             trainer = _supervised(trl, lora, rows, tokenizer, settings, list(callbacks))
             cost = run_trainer(trainer)
-        if out is not None:
-            lora.save_pretrained(out)
+        if folder_of_adapter is not None:
+            lora.save_pretrained(folder_of_adapter)
         found = evaluate(lora, task, tokenizer, final, accuracy=accuracy, max_length=max_length)
     return {
         "task": task.name,
@@ -205,17 +222,10 @@ def finetune(
         "dtype": dtype_name(model),
         "types": "+".join(placement.types),
         "modules": _adapted_count(lora),
-        "r": given["r"],
-        "lora_alpha": scale,
         "parameters": parameters,
-        "lr": given["lr"],
-        "steps": given["steps"],
-        "batch_size": given["batch_size"],
-        "max_length": given["max_length"],
-        "seed": given["seed"],
+        **{name: number for name, number in given.items() if name != "logging_steps"},
         "split": final,
-        "loss": found["loss"],
-        "accuracy": found["accuracy"],
+        **found,
         "seconds": cost.seconds,
         "peak_memory": cost.peak_memory,
         "device": device_name(model),
@@ -225,28 +235,18 @@ def finetune(
 
 
 def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `finetune`, the numbers among them checked, and numpy's made Python's.
+    """Arguments of a training, the `NUMBERS` among them checked, and numpy's made Python's.
 
     Raises
     ------
     ValueError
         Names the argument, its value and what would do.
     """
-    untrained = ": evaluate gives the loss of an untrained model"
     plain = dict(settings)
-    for name in ("r", "batch_size", "logging_steps"):
-        if name in plain:
-            plain[name] = positive_integer(name, plain[name])
-    if "steps" in plain:
-        plain["steps"] = positive_integer("steps", plain["steps"], untrained)
-    if "lr" in plain:
-        plain["lr"] = positive_number("lr", plain["lr"], ", such as 1e-3")
-    if plain.get("lora_alpha") is not None:
-        plain["lora_alpha"] = positive_number("lora_alpha", plain["lora_alpha"], ": 2 r by default")
-    if "max_length" in plain:
-        plain["max_length"] = token_limit("max_length", plain["max_length"])
-    if "seed" in plain:
-        plain["seed"] = random_seed("seed", plain["seed"])
+    for name, number in settings.items():
+        default = name == "lora_alpha" and number is None
+        if name in NUMBERS and not default:
+            plain[name] = NUMBERS[name](name, number)
     return plain
 
 
@@ -261,16 +261,26 @@ def _curve(trainer: Trainer) -> list[list[float]]:
     return [[entry["step"], entry["loss"]] for entry in logged]
 
 
-def check_run(
-    model: nn.Module,
-    task: Task,
-    tokenizer: Any,
-    final: str,
-    *,
-    accuracy: bool = True,
-    max_length: int = 512,
+def check_run(model: nn.Module, task: Task, tokenizer: Any, *, final: str, accuracy: bool) -> None:
+    """Refuse what cannot be finetuned, as far as a glance tells (TypeError, ValueError)."""
+    if final not in FINAL_SPLITS:
+        raise ValueError(f"split {final!r} is unknown, choose one of {FINAL_SPLITS}")
+    check_task(task, "train", final)
+    judged = yes_or_no("accuracy", accuracy) and task.check is not None
+    check_trainable(model, generates=judged)
+    check_end(tokenizer)
+    for split in ("train", final):
+        if not has_completions(task, split):
+            raise ValueError(
+                f"task {task.name!r} has examples without 'completion' in its split {split!r}, "
+                f"which finetuning needs: add it, or train with grpo.train"
+            )
+
+
+def check_tokens(
+    model: nn.Module, task: Task, tokenizer: Any, *, final: str, accuracy: bool, max_length: int
 ) -> list[dict[str, list[int]]]:
-    """Refuse a task, a split to evaluate on, or a model that cannot be finetuned.
+    """Refuse, of what `check_run` takes, tokens that the model cannot read, and a check that fails.
 
     Returns
     -------
@@ -279,22 +289,11 @@ def check_run(
 
     Raises
     ------
-    TypeError, ValueError
-        Names the argument, its value and what would do.
+    ValueError
+        A prompt without tokens, or a token without embedding.
     Exception
         What the task's check raises of an example.
     """
-    if final not in FINAL_SPLITS:
-        raise ValueError(f"split {final!r} is unknown, choose one of {FINAL_SPLITS}")
-    check_trainable(model)
-    check_task(task, "train", final)
-    check_end(tokenizer)
-    for split in ("train", final):
-        if not has_completions(task, split):
-            raise ValueError(
-                f"task {task.name!r} has examples without 'completion' in its split {split!r}, "
-                f"which finetuning needs: add it, or train with grpo.train"
-            )
     if accuracy:
         try_check(task, final)
     rows = encoded(task, "train", tokenizer, max_length)

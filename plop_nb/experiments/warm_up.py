@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from plop_nb.checks import number_between, positive_integer, positive_number, random_seed
-from plop_nb.experiments.evaluation import check_examples, check_task
+from plop_nb.checks import number_between
+from plop_nb.experiments.evaluation import check_task
 from plop_nb.experiments.generation import prompt_ids
 from plop_nb.experiments.isolation import check_trainable, isolated, own_forward
 from plop_nb.experiments.tasks.answers import CLOSE, OPEN
 from plop_nb.experiments.tasks.task import Example, Task
 from plop_nb.experiments.trainers import import_trl, run_trainer, trainer_settings
+from plop_nb.experiments.training import plain_numbers
 
 
 def warm_up(
@@ -60,10 +61,10 @@ def warm_up(
     trl = import_trl("training")
     from datasets import Dataset
 
-    steps, lr, seed = plain_numbers(steps, lr, seed)
-    batch_size = positive_integer("batch_size", batch_size)
+    given = plain_numbers({"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed})
+    steps, lr, batch_size, seed = given.values()
     right = number_between("right", right, 0, 1)
-    check_training(model, task, tokenizer)
+    check_training(model, task, tokenizer, generates=False)
     if not all("answer" in example for example in task.train):
         raise ValueError(
             f"task {task.name!r} has examples without 'answer' in its split 'train', which a "
@@ -124,24 +125,16 @@ def constant_rate(steps: int) -> dict[str, Any]:
     }
 
 
-def plain_numbers(steps: int, lr: float, seed: int) -> tuple[int, float, int]:
-    """What every training takes, checked, and numpy's numbers as Python's."""
-    return (
-        positive_integer("steps", steps),
-        positive_number("lr", lr, ", such as 3e-4"),
-        random_seed("seed", seed),
-    )
-
-
-def check_training(model: nn.Module, task: Task, tokenizer: Any, prompts: int = 1) -> None:
+def check_training(
+    model: nn.Module, task: Task, tokenizer: Any, prompts: int = 1, *, generates: bool = True
+) -> None:
     """Refuse a model or examples that the training would fail on."""
-    check_trainable(model)
-    check_task(task)
+    check_trainable(model, generates=generates)
+    check_task(task, "train")
     if len(task.train) < prompts:
         raise ValueError(
             f"the training split of task {task.name!r} has {len(task.train)}, expected at least "
             f"the {prompts} of one step: give more, or take fewer a step"
         )
-    check_examples(task, "train")
     for example in task.train:
         prompt_ids(tokenizer, example["prompt"])  # refuses those without tokens

@@ -1,5 +1,6 @@
 """Grids of finetuning runs: every task with every placement, learning rate and seed."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from plop_nb.experiments.grids.cells import Cell, Row, finished_rows, run_cells
 from plop_nb.experiments.grids.keys import run_key, task_digest
 from plop_nb.experiments.tasks.task import Task
 from plop_nb.experiments.trainers import adapters
-from plop_nb.experiments.training import check_run, finetune, plain_numbers
+from plop_nb.experiments.training import check_run, check_tokens, finetune, plain_numbers
 from plop_nb.fingerprint import fingerprint
 from plop_nb.placement import Placement
 
@@ -91,22 +92,24 @@ def grid(
     ImportError
         Optuna or TRL is not installed.
     """
-    for name in OF_SINGLE_RUNS:
-        if name in options:
-            raise ValueError(
-                f"{name} cannot be an option of a whole grid: see ranks, lrs and seeds, or finetune"
-            )
+    _check_options(options)
     tasks, seeds = _each_once("tasks", tasks), _each_once("seeds", seeds)
-    _check_placements(placements)
+    judged = {name: options.get(name, _default(name)) for name in ("final", "accuracy")}
+    length = options.get("max_length", _default("max_length"))
+    for task in tasks:
+        check_run(model, task, tokenizer, **judged)
+    if not isinstance(placements, Mapping) or not placements:
+        raise TypeError(f"placements={placements!r:.60}, expected a dict of names and placements")
     rates = _rates_by_name(lrs)
     runs = []
     for task, name, seed in itertools.product(tasks, placements, seeds):
-        rank = {} if ranks is None else {"r": _entry(ranks, task, name, "ranks")}
+        r = _default("r") if ranks is None else _entry(ranks, task, name, "ranks")
         own = rates if isinstance(rates, list) else _entry(rates, task, name, "lrs")
         for lr in _each_once("lrs", own):
-            settings = plain_numbers({**options, **rank, "lr": lr, "seed": seed})
+            settings = plain_numbers({**options, "r": r, "lr": lr, "seed": seed})
             runs.append(Run(task, name, placements[name], settings))
-    _check_runs(model, tasks, tokenizer, runs)
+    for run in {(run.name, run.settings["r"]): run for run in runs}.values():
+        adapters(model, run.placement, r=run.settings["r"])
     digests = {id(task): task_digest(task, tokenizer) for task in tasks}
     weights = fingerprint(model)
     cells = []
@@ -115,7 +118,13 @@ def grid(
         key = run_key(model, digest, run.placement, run.settings, weights)
         cells.append(Cell(key, _labels(run), run))
 
+    @functools.cache
+    def check_all() -> None:
+        for task in tasks:
+            check_tokens(model, task, tokenizer, **judged, max_length=length)
+
     def train(run: Run) -> Row:
+        check_all()  # before the first training, but not where all are finished
         return finetune(model, run.task, tokenizer, run.placement, **run.settings)
 
     return _frame(run_cells(cells, train, storage=storage, study=study, progress=progress))
@@ -152,14 +161,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         The columns of `runs` but `curve`, with `step` and `train_loss` (nats per token, a mean
         since the step before).
-
-    Raises
-    ------
-    ValueError
-        `runs` has no column `curve`.
     """
-    if "curve" not in runs:
-        raise ValueError("runs lacks the column 'curve': expected the frame that grid returns")
     rows = runs.explode("curve", ignore_index=True)
     rows = rows.dropna(subset="curve").reset_index(drop=True)
     points = pd.DataFrame(rows["curve"].tolist(), columns=["step", "train_loss"])
@@ -182,25 +184,12 @@ def _each_once(argument: str, values: Any) -> list[Any]:
     return values
 
 
-def _check_placements(placements: Any) -> None:
-    if not isinstance(placements, Mapping):
-        kind = type(placements).__name__
-        raise TypeError(f"placements is {kind}, expected a dict of names and placements")
-    if not placements:
-        raise ValueError("placements is empty: give at least one")
-    for name in placements:
-        if not isinstance(name, str):
-            raise TypeError(f"placements has the name {name!r}, expected a text")
-
-
-def _check_runs(model: nn.Module, tasks: list[Task], tokenizer: Any, runs: list[Run]) -> None:
-    """Try whatever can fail of any run before the first is trained."""
-    shared = runs[0].settings
-    options = {name: shared[name] for name in ("accuracy", "max_length") if name in shared}
-    for task in tasks:
-        check_run(model, task, tokenizer, shared.get("final", "test"), **options)
-    for run in {(run.name, run.settings.get("r")): run for run in runs}.values():
-        adapters(model, run.placement, r=run.settings.get("r", _default("r")))
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in OF_SINGLE_RUNS:
+        if name in options:
+            raise ValueError(
+                f"{name} cannot be an option of a whole grid: see ranks, lrs and seeds, or finetune"
+            )
 
 
 def _default(name: str) -> Any:
@@ -208,18 +197,13 @@ def _default(name: str) -> Any:
 
 
 def _labels(run: Run) -> dict[str, str | int | float]:
-    settings = {"r": _default("r"), **run.settings}
-    labels = {name: settings[name] for name in ("lr", "seed", "r")}
-    return {"task": run.task.name, "placement": run.name, **labels, "lr": float(settings["lr"])}
+    numbers = {name: run.settings[name] for name in ("lr", "seed", "r")}
+    return {"task": run.task.name, "placement": run.name, **numbers, "lr": float(numbers["lr"])}
 
 
 def _rates_by_name(lrs: Any) -> list[float] | dict[Any, list[float]]:
-    """Learning rates for all as a list, or those of each placement; ValueError for other frames."""
+    """Learning rates for all as a list, or those of each placement."""
     if isinstance(lrs, pd.DataFrame):
-        if missing := {"task", "placement", "lr"} - set(lrs.columns):
-            raise ValueError(
-                f"lrs lacks the columns {sorted(missing)}: expected the frame that tuned returns"
-            )
         lrs = lrs.set_index(["task", "placement"])["lr"].to_dict()
     if isinstance(lrs, Mapping):
         return {name: _as_list(own) for name, own in lrs.items()}
@@ -227,7 +211,14 @@ def _rates_by_name(lrs: Any) -> list[float] | dict[Any, list[float]]:
 
 
 def _as_list(lrs: Any) -> list[float]:
-    return [lrs] if np.isscalar(lrs) else list(lrs)
+    if np.isscalar(lrs):
+        return [lrs]
+    if not isinstance(lrs, Iterable):
+        raise TypeError(
+            f"lrs={lrs!r:.60}, expected learning rates, a dict of names of placements and rates, "
+            f"or what tuned returns"
+        )
+    return list(lrs)
 
 
 def _entry(table: Mapping[Any, Any], task: Task, name: str, argument: str) -> Any:

@@ -105,7 +105,7 @@ def run_cells(
     Raises
     ------
     ValueError
-        `storage` is a file of another kind, or cannot be opened or written to: no cell is run.
+        `storage` is a file of another kind, or cannot be opened: no cell is run.
     ImportError
         Optuna is not installed.
     Exception
@@ -114,7 +114,9 @@ def run_cells(
     if not cells:
         return []
     with quiet_optuna():
-        board = _opened(storage, study, cells, Objective(value, direction))
+        board = Board(open_storage(storage), study, cells, Objective(value, direction))
+        board.fail_stale()
+        board.enqueue(cells)
         hidden = not progress or bool(os.environ.get("TQDM_DISABLE"))
         for cell in tqdm(board.unfinished(cells), desc="runs", disable=hidden):
             board.work(cell, run)
@@ -128,25 +130,6 @@ def run_cells(
             stacklevel=2,
         )
     return rows
-
-
-def _opened(
-    storage: str | Path | None, study: str, cells: Sequence[Cell], objective: "Objective"
-) -> "Board":
-    """The board of these cells, all of them queued."""
-    from optuna.exceptions import StorageInternalError
-
-    opened = open_storage(storage)
-    try:
-        board = Board(opened, study, cells, objective)
-        board.fail_stale()
-        board.enqueue(cells)
-    except StorageInternalError as error:
-        raise ValueError(
-            f"storage {type(opened).__name__} cannot be written to ({error.__cause__ or error}): "
-            f"name another, or ask for the right to write"
-        ) from error
-    return board
 
 
 def finished_rows(storage: str | Path) -> list[Row]:

@@ -1,31 +1,57 @@
 """A hash that changes with what a function does, and is the same in every process."""
 
-import copyreg
+import contextlib
 import dis
 import functools
 import hashlib
-import inspect
+import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterator, MutableMapping
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-PLAIN = (type(None), type(...), bool, int, float, complex, str, bytes)
-CONTAINERS = (Mapping, set, frozenset, list, tuple)
+from plop_nb.fingerprint import as_bytes
+
+PLAIN = (type(None), type(...), int, float, complex, str, bytes, range, Decimal, Fraction)
+# What counts of Python's own objects that hold others, or are known by name
+HELD = {
+    types.ModuleType: ("__name__",),
+    types.BuiltinFunctionType: ("__qualname__", "__self__"),
+    types.MethodDescriptorType: ("__qualname__",),
+    types.MethodType: ("__func__", "__self__"),
+    types.SimpleNamespace: ("__dict__",),
+    functools.partial: ("func", "args", "keywords"),
+    functools.cached_property: ("func",),
+    type(functools.cache(len)): ("__wrapped__",),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    re.Pattern: ("pattern", "flags"),
+}
 INSTALLED = {"site-packages", "dist-packages"}
+FILLING = set("add append clear discard extend insert pop popitem remove setdefault update".split())
 
 
 def deep_digest(value: Any) -> str:
-    """A hash of any value: of a callable, of its code and of all that the code reaches.
+    """A hash of a value: of a function, of its code and of all that the code reaches.
 
-    That is: defaults, variables of the functions around it, the arguments of a partial, the object
-    of a method, and the functions, classes and values that it names, in its module and in others.
-    Of the standard library and of installed packages only the names count, unless the callable
-    itself is from that package. What the code imports as it runs is not looked at. Another version
-    of Python may give another hash.
+    By their content count code, defaults, variables of the functions around, and what is named of
+    modules that are not installed (plop_nb's own count wherever they are): functions, classes and
+    their instances, plain values, tuples, lists, dicts and sets of all these; partials, methods,
+    caches, patterns, numpy's arrays, and tensors on the CPU. What else is installed or Python's own
+    counts by its name if it is a function or a class, or (a tokenizer, a model) by that of its
+    class. What code imports as it runs is not looked at.
+
+    A dict, list or set that a function itself fills (`seen[text] = ...`, `seen.add(text)`) does not
+    count as its variable, so a memo may grow; any other state that changes also changes the hash.
+    Another version of Python may give another hash.
 
     Parameters
     ----------
@@ -35,141 +61,141 @@ def deep_digest(value: Any) -> str:
     -------
     str
         64 hexadecimal digits, the same in every process.
+
+    Raises
+    ------
+    RecursionError
+        It is nested some hundreds of levels deep.
     """
-    return _Walk(_package(value)).digest(value)
+    return _digest(value, {})
 
 
-def _package(value: Any) -> str:
-    """The top package of a value: of what a partial calls, of a function, of an object's class."""
-    while isinstance(value, functools.partial):
-        value = value.func
-    module = getattr(value, "__module__", None) or type(value).__module__
-    return module.partition(".")[0]
+def _digest(value: Any, known: MutableMapping[int, tuple[str, Any]]) -> str:
+    """`known` has the values next to their hashes: they stay alive, so that no id comes twice."""
+    if type(value) in PLAIN:
+        return _hash([type(value).__qualname__, repr(value)])
+    if id(value) not in known:
+        known[id(value)] = (f"around {len(known)}", value)  # for where it reaches itself
+        parts = list(_parts(value))
+        if isinstance(value, (dict, set, frozenset, types.MappingProxyType)):
+            # Sorted, each by a hash that does not depend on which of them were met before
+            for key in sorted(value, key=lambda each: _digest(each, ChainMap({}, known))):
+                parts += [key] if isinstance(value, (set, frozenset)) else [key, value[key]]
+        content = [type(value).__qualname__]
+        for part in parts:  # a comprehension would be one more call at each level
+            content.append(_digest(part, known))
+        known[id(value)] = (_hash(content), value)
+    return known[id(value)][0]
 
 
-class _Walk:
-    """The hashes of a callable and of all that it reaches, each computed once."""
+def _hash(content: list[str]) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
-    def __init__(self, package: str) -> None:
-        self._package = package
-        self._known: dict[int, str] = {}
-        self._kept: list[Any] = []  # alive, so that no id is used twice
 
-    def digest(self, value: Any) -> str:
-        """A hash of any value."""
-        if isinstance(value, PLAIN):
-            return _hash([type(value).__qualname__, repr(value)])
-        if id(value) not in self._known:
-            self._kept.append(value)
-            self._known[id(value)] = f"around {len(self._known)}"  # where it reaches itself
-            content = [type(value).__qualname__, *self._content(value)]
-            self._known[id(value)] = _hash(content)
-        return self._known[id(value)]
-
-    def _content(self, value: Any) -> Iterator[str]:
-        """What makes a value what it is, in texts without an address of memory."""
-        if isinstance(value, torch.Tensor):
-            yield f"{value.dtype} {tuple(value.shape)}"
-            yield value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes().hex()
-        elif isinstance(value, types.ModuleType):
-            yield value.__name__
-        elif isinstance(value, CONTAINERS):
-            yield from self._elements(value)
-        elif isinstance(value, types.CodeType):
-            yield from self._code(value)
-        elif isinstance(value, (types.FunctionType, type)) and self._is_foreign(value):
-            yield f"{value.__module__}.{value.__qualname__}"
-        elif isinstance(value, types.FunctionType):
-            yield from self._function(value)
-        elif isinstance(value, type):
-            yield from self._class(value)
-        elif callable(getattr(value, "__wrapped__", None)):  # a cache, a static method
-            yield self.digest(value.__wrapped__)
+def _parts(value: Any) -> Iterator[Any]:
+    """What a value consists of, but for the elements of a dict or a set."""
+    if isinstance(value, types.FunctionType):
+        module = value.__globals__.get("__name__")
+        if _is_own(module):
+            yield from (value.__code__, _variables(value))
+        else:  # it may stand around an own one, as what torch.no_grad() returns
+            yield from (module, value.__qualname__, getattr(value, "__wrapped__", None))
+    elif isinstance(value, type):
+        yield value.__qualname__
+        if _is_own(value.__module__):
+            yield value.__bases__
+            for name, member in sorted(vars(value).items()):
+                if not name.startswith("__") or callable(member):  # __call__, but not __doc__
+                    yield from (name, member)
         else:
-            yield from self._object(value)
-
-    def _elements(self, values: Any) -> Iterator[str]:
-        """Those of a set or a dict in the order of their hashes: their own is no part of them."""
-        if isinstance(values, Mapping):
-            yield from sorted(self.digest(key) + self.digest(values[key]) for key in values)
-            return
-        digests = [self.digest(each) for each in values]
-        yield from digests if isinstance(values, (list, tuple)) else sorted(digests)
-
-    def _code(self, code: types.CodeType) -> Iterator[str]:
-        """Without names of files and numbers of lines, which change nothing."""
-        yield code.co_code.hex()
-        yield code.co_exceptiontable.hex()
-        counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        yield repr((counts, names))
-        yield self.digest(code.co_consts)
-
-    def _function(self, function: types.FunctionType) -> Iterator[str]:
-        yield self.digest(function.__code__)
-        yield self.digest((function.__defaults__, function.__kwdefaults__))
-        for cell in function.__closure__ or ():
-            yield self.digest(_held(cell))
-        names, attributes = _named(function.__code__)
-        for name in sorted(names & function.__globals__.keys()):
-            value = function.__globals__[name]
-            yield name + self.digest(value)
-            if isinstance(value, types.ModuleType) and not self._is_foreign(value):
-                for attribute in sorted(attributes & vars(value).keys()):
-                    yield attribute + self.digest(vars(value)[attribute])
-
-    def _class(self, kind: type) -> Iterator[str]:
-        yield self.digest(kind.__bases__)
-        for name, value in sorted(vars(kind).items()):
-            if not name.startswith("__") or isinstance(value, types.FunctionType):
-                yield name + self.digest(value)
-
-    def _object(self, value: Any) -> Iterator[str]:
-        """Its class and what pickle would save of it; only the class of a lock or a connection."""
-        if isinstance(value, property):
-            yield self.digest((value.fget, value.fset, value.fdel))
-            return
-        yield self.digest(type(value))
-        own = copyreg.dispatch_table.get(type(value))
-        try:
-            saved = value.__reduce_ex__(4) if own is None else own(value)
-        except Exception:
-            return
-        if isinstance(saved, str):  # it is known by its name
-            yield f"{value.__module__}.{saved}"
-            return
-        for part in saved:
-            yield self.digest(list(part) if isinstance(part, Iterator) else part)
-
-    def _is_foreign(self, value: Any) -> bool:
-        """Whether it is installed, or of Python's own, and not from the callable's package."""
-        name = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-        package = (name or "").partition(".")[0]
-        if package == self._package:
-            return False
-        file = getattr(sys.modules.get(name), "__file__", None) or ""
-        return package in sys.stdlib_module_names or not INSTALLED.isdisjoint(Path(file).parts)
+            yield value.__module__
+    elif isinstance(value, types.CodeType):  # without names of files and numbers of lines
+        counts = (value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount)
+        names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
+        yield from (value.co_code, value.co_exceptiontable, value.co_flags, counts, names)
+        yield value.co_consts
+    elif type(value) in HELD:
+        yield from (getattr(value, name) for name in HELD[type(value)])
+    else:
+        yield from _content(value)
 
 
-def _hash(parts: list[str]) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _content(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        yield from value
+    elif isinstance(value, PLAIN):  # of a class of its own
+        yield repr(value)
+    elif isinstance(value, (np.ndarray, np.generic)):
+        yield from (str(value.dtype), value.shape)
+        yield value.tolist() if value.dtype.hasobject else _hash_of_bytes(value)
+    elif type(value) in (torch.Tensor, torch.nn.Parameter):
+        yield from (str(value.dtype), tuple(value.shape))
+        if value.device.type == "cpu" and value.layout == torch.strided and not value.is_quantized:
+            yield _hash_of_bytes(as_bytes(value).numpy())
+    if _is_own(type(value).__module__):
+        yield from (type(value), object.__getstate__(value))  # its __dict__ and __slots__
 
 
-def _held(cell: Any) -> Any:
-    """What a variable of a function around holds; nothing where it is not set yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
+def _hash_of_bytes(array: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
 
 
-def _named(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """The global names that a code and those within it read, and all names that they have."""
-    reads = [step for step in dis.get_instructions(code) if step.opname.startswith("LOAD_GLOBAL")]
-    names, attributes = {step.argval for step in reads}, set(code.co_names)
+def _variables(function: types.FunctionType) -> dict[str, Any]:
+    """{name: value} of a function's defaults, and of what its code reads from around it."""
+    code, defaults = function.__code__, function.__defaults__ or ()
+    found = dict(function.__kwdefaults__ or {})
+    found |= zip(code.co_varnames[code.co_argcount - len(defaults) :], defaults, strict=False)
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it is not set yet
+            found[name] = cell.cell_contents
+    reads, names, fills = _names(code)
+    for name in reads & function.__globals__.keys():
+        found[name] = function.__globals__[name]
+    queue = list(found.values())
+    for value in queue:  # which grows by what own modules hold
+        if isinstance(value, types.ModuleType) and _is_own(value.__name__):
+            for name in names & vars(value).keys():
+                if (key := f"{value.__name__}.{name}") not in found:
+                    found[key] = vars(value)[name]
+                    queue.append(found[key])
+    for name in list(found):
+        if name.rpartition(".")[2] in fills and isinstance(found[name], (dict, list, set)):
+            del found[name]
+    return found
+
+
+def _names(code: types.CodeType) -> tuple[set[str], set[str], set[str]]:
+    """Of a code and those in it: the globals that are read, all names, and those that it fills."""
+    reads, filled_at = set(), set()
+    steps = list(dis.get_instructions(code))
+    for step in steps:
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+            reads.add(step.argval)
+        is_method = step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in FILLING
+        if is_method or step.opname == "STORE_SUBSCR":
+            filled_at.add(_start(step))
+    # `seen` begins where `seen[text]` and `seen.add` do
+    names, fills = set(code.co_names), {each.argval for each in steps if _start(each) in filled_at}
     for constant in code.co_consts:
-        if inspect.iscode(constant):
-            inner_names, inner_attributes = _named(constant)
-            names |= inner_names
-            attributes |= inner_attributes
-    return names, attributes
+        if isinstance(constant, types.CodeType):
+            for own, inner in zip((reads, names, fills), _names(constant), strict=True):
+                own |= inner
+    return reads, names, fills
+
+
+def _start(step: dis.Instruction) -> tuple[int | None, int | None]:
+    """The line and the column in which the expression of a step begins."""
+    positions = step.positions or dis.Positions()
+    return positions.lineno, positions.col_offset
+
+
+def _is_own(module: Any) -> bool:
+    """Whether a module is neither Python's nor installed, or is one of plop_nb."""
+    package = str(module).partition(".")[0]
+    if package == "plop_nb" or package in sys.stdlib_module_names:
+        return package == "plop_nb"
+    for name in (str(module), package):
+        path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if not INSTALLED.isdisjoint(path.parts):
+            return False
+    return True

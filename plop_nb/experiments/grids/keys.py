@@ -68,13 +68,25 @@ def run_key(
 
 
 def task_digest(task: Task, tokenizer: Any) -> str:
-    """A hash of a task's examples, of their tokens, and of its check."""
+    """A hash of a task's examples, of their tokens, and of its check.
+
+    Raises
+    ------
+    ValueError
+        `task.check` reaches values that are nested too deeply.
+    """
     content = {}
     for split in SPLITS:
         examples = task.split(split)
         if examples:
             tokens = encoded(task, split, tokenizer) if has_completions(task, split) else None
             content[split] = (examples, tokens)
-    check = True if task.check is None else deep_digest(task.check)
+    try:
+        check = True if task.check is None else deep_digest(task.check)
+    except RecursionError:
+        raise ValueError(
+            f"task.check={task.check!r:.80} of {task.name!r} reaches values that are nested too "
+            "deeply to be told from others: flatten its variables and defaults"
+        ) from None
     about = [task.name, task.new_tokens, check, content]
     return hashlib.sha256(json.dumps(about, default=deep_digest).encode()).hexdigest()

@@ -67,10 +67,6 @@ def open_storage(storage: str | Path | None, *, write: bool = True) -> Any:
 
     if storage is None:
         return InMemoryStorage()
-    if not isinstance(storage, (str, Path)) or not str(storage):
-        raise ValueError(
-            f"storage={storage!r}, expected a file, or a database such as 'sqlite:///runs.db'"
-        )
     if not write:
         _check_existence(storage)
     if _is_url(storage):
@@ -107,17 +103,11 @@ def _open_database(url: str, attempts: int = ATTEMPTS) -> Any:
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, DBAPIError
+    from sqlalchemy.exc import DBAPIError
 
     connect = _connect_sqlite if url.startswith("sqlite") else RDBStorage
     try:
         return connect(url)
-    except ArgumentError as error:
-        kind = url.partition("://")[0]
-        raise ValueError(
-            f"storage is of the kind {kind!r}, which is unknown ({error}): name a file, or a "
-            f"database such as 'sqlite:///runs.db'"
-        ) from error
     except DBAPIError as error:
         if attempts == 1:
             shown = make_url(url).render_as_string()  # without its password

@@ -9,55 +9,39 @@ from plop_nb.experiments.tasks.task import Example
 from plop_nb.texts import reasoning_gym
 
 MARK = re.compile(r"####|The answer is:?")
+# Of any script, with raised digits and fractions: a run of characters with one is read as a number
+DIGIT = re.compile(r"[\d²³¹¼-¾⁰-₉⅐-↉]")
 
-# How LaTeX and typography write what the patterns below read
+SCALES = "dozen|hundred|thousand|million|billion|trillion"
+# What is made plainer first; a blank within a number (1 000, 3 1/2, 5 million, 2 \pi) becomes "_"
 PLAINER = (
-    (r"[−–‐‑﹣-]", "-"),
-    (r"\\!|\\(?=[$%])", ""),
-    (r"\{,\}", ","),
-    (r"[\u00a0\u2009\u202f]|\\[,;: ]", " "),
-    (r"\\times|\\cdot|[×·]", "*"),
-    (r"⁄", "/"),
-    (r"\^\{([-+]?\d+)\}", r"^\1"),
-    (r"(?<=\d)\*\*(?=[-+]?\d)", "^"),
-    (r"(?<=\d)\s*(?=\\[dt]?frac)", " "),
-    (r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2"),
-    (r"\\[dt]?frac", "⅟"),  # of something else: a form that is not understood
-    (r"(^|[=(:$])([ \t]*)-[ \t]+(?=\$?\.?\d)", r"\1\2-"),  # a sign, where nothing is taken from
+    (re.compile(r"[^\S\n]+"), " "),
+    (re.compile("[−–‐‑﹣]"), "-"),
+    (re.compile(r"(?<=\d) ?(?=\\[dt]?frac\{)"), "_"),
+    (re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}"), r"{\1/\2}"),
+    (re.compile(r" ?(?<!\S)([-+*/^x×·]|\\times|\\cdot)(?!\S) ?"), r"\1"),
+    (re.compile(rf"(?<=\d) (?=\d{{3}}(?!\d)|\d+/\d|[π√^]|\\pi|\\sqrt|(?:{SCALES})\b)"), "_"),
 )
-# Whatever looks like a number, with all that belongs to it, so that no part of it is taken for
-# the whole: `\d` and what follows it here are the digits of any script, raised ones and fractions.
-DIGIT = r"[\d²³¹¼-¾⁰-₉⅐-↉]"
-# A hyphen or a dot after one of these is no sign and begins no decimal
-OPERAND = r"[\dA-Za-z_)\]}%.]"
-FORM = re.compile(
-    rf"""
-    (?P<before>[A-Za-z]                         # the end of a name
-      | [_/^√±][{{(]?|(?:sqrt|\}})\{{)?          # an index, a power, a root, a fraction
-    (?P<sign>(?<!{OPERAND})[-+])?
-    [$€£¥₹]?
-    (?P<body>
-        \d{{4}}-\d\d?-\d\d?                     # a date
-      | (?:(?<!{OPERAND})\.)?{DIGIT}+
-        (?: (?: [.,:'’_]                        # groups of digits, times, versions, lists
-              | [ ](?=\d{{3}}(?!\d)|\d+/\d)     # 1 000, 3 1/2
-              | [ ]?[/*x][ ]?[-+]?
-              | [eE^][-+]?
-            ) \.?{DIGIT}+ )*
+NUMBER = re.compile(
+    r"""
+    (?:.*(?:[=≈~<>≤≥→]|\\boxed\{) | \D*[:\u3001-\u9fff])?    # what it is the value of
+    (?:[\\$€£¥₹*_`"'“(\[{#] | [A-Z]{1,2}\$ | USD | EUR)*
+    (?P<sign>[-+]?) [$€£¥₹]?
+    (?: (?P<decimal>
+            (?: [1-9]\d{0,2} (?P<comma>,|\{,\}|,\\!|_)\d{3} (?:(?P=comma)\d{3})* | \d+)(?:\.\d+)?
+          | \.\d+
+        )(?:[eE](?P<exponent>[-+]?\d{1,3}))?
+      | (?P<base>\d+) \^ \{?(?P<power>[-+]?\d{1,3})\}?
+      | (?:(?P<whole>\d+)_)? \{?(?P<above>\d+)[/⁄](?P<below>\d+)\}?
     )
-    (?P<after>(?=\s?(?:\^|\\(?:pi|sqrt)|[π√∞⅟])
-      | \s(?:hundred|thousand|million|billion|trillion)|[kKMB]\b))?
+    (?:km|cm|mm|kg|mg|ml|lbs?|oz|ft|hrs?|mins?|am|pm|mph|USD|EUR
+      | \^?\{?\\circ\}? | [-/][A-Za-z]{3,})?                 # 90^{\circ}, 5-year, 5/hour
+    [%°\\$€£*_`"'”)\]}.,;:!?。，]*
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
-
-# The forms that are understood
-WHOLE = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?:[ ]\d{3})+|\d+)"
-DECIMAL = rf"(?:{WHOLE}(?:\.\d+)?|\.\d+)"
-SCIENTIFIC = re.compile(rf"({DECIMAL})(?:[eE]([-+]?\d{{1,3}}))?", re.ASCII)
-POWER = re.compile(rf"(?:({DECIMAL}) ?[*x] ?)?(\d{{1,9}})\^([-+]?\d{{1,3}})", re.ASCII)
-QUOTIENT = re.compile(r"(?:(\d+) )?(\d+) ?/ ?(\d+)", re.ASCII)
-LONGEST = 200  # characters of a number
+LONGEST = 700  # characters of a number, with what stands around it
+LARGEST = 10**300
 
 OPEN, CLOSE = "<answer>", "</answer>"
 INSTRUCTION = f"Think step by step, then end with the number alone, as {OPEN}number{CLOSE}."
@@ -66,11 +50,15 @@ PLAIN_NUMBER = re.compile(r"[-+]?(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0
 
 
 def final_number(text: str) -> str:
-    """The number after `####` or "The answer is", else the last one, exactly; "" for none.
+    r"""The number after `####` or "The answer is", else the last one, exactly; "" for none.
 
-    Decimals, powers of ten, fractions and mixed numbers are read, in plain text and in LaTeX; a
-    unit or a percent sign after the number is passed over. A form that is not understood (a list,
-    a date, a root) is no number, and no part of it is taken for one.
+    What is read is the first run of characters without blanks that has a digit after a mark, else
+    the last such run of the text. It is a number where all of it is a decimal, a power of ten or
+    of another integer, a fraction or a mixed number (numerator and denominator up to 10**300),
+    apart from currency, emphasis, brackets, punctuation (also `!`) and common units around it, and
+    what ends in "=" or ":" before it. Otherwise there is no number: neither a part of the run nor
+    an earlier one is read instead. Blanks belong to the run in 1 000 and 3 1/2, on both sides of
+    an operator, and before "million" and the like; other words beside it are not looked at.
 
     Returns
     -------
@@ -79,11 +67,13 @@ def final_number(text: str) -> str:
 
     Examples
     --------
-    >>> final_number("6 times 7 is 42. #### 1,042"), final_number("about 3, or 4")
+    >>> final_number("6 times 7 is 42. #### 1,042"), final_number("about 3, or $4.")
     ('1042', '4')
-    >>> final_number("it is .5"), final_number("3 1/2"), final_number("2.5e3"), final_number("5-7")
-    ('1/2', '7/2', '2500', '7')
-    >>> final_number("none"), final_number("1,2,3"), final_number("x^2"), final_number("2 million")
+    >>> final_number("it is .5"), final_number("3 1/2"), final_number("2.5e3"), final_number("10^2")
+    ('1/2', '7/2', '2500', '100')
+    >>> final_number(r"\boxed{1{,}234}"), final_number("x = -90°"), final_number("5 apples and 1/3")
+    ('1234', '-90', '1/3')
+    >>> final_number("1,2,3"), final_number("5 - 7"), final_number("4x"), final_number("2 million")
     ('', '', '', '')
     """
     value = final_value(text)
@@ -92,10 +82,12 @@ def final_number(text: str) -> str:
 
 def final_value(text: str) -> Fraction | None:
     """The final number of a text, as `final_number` reads it; None for none."""
-    parts = MARK.split(text)
-    marked = len(parts) > 1
-    forms = list(FORM.finditer(_plainer(parts[1] if marked else text)))
-    return _signed(forms[0] if marked else forms[-1]) if forms else None
+    before, *marked = MARK.split(text)
+    plainer = marked[0] if marked else before
+    for pattern, replacement in PLAINER:
+        plainer = pattern.sub(replacement, plainer)
+    runs = [run for run in plainer.split() if DIGIT.search(run)]
+    return _value(runs[0 if marked else -1]) if runs else None
 
 
 def ends_in(text: str, answer: str) -> bool:
@@ -112,39 +104,31 @@ def ends_in(text: str, answer: str) -> bool:
     return final_value(text) == right
 
 
-def _plainer(text: str) -> str:
-    for pattern, replacement in PLAINER:
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-def _signed(form: re.Match[str]) -> Fraction | None:
-    """What a number is worth; None where it belongs to something that is not understood."""
-    in_more = form["before"] is not None or form["after"] is not None
-    if in_more or len(form["body"]) > LONGEST:
+def _value(run: str) -> Fraction | None:
+    """What a run of characters without blanks is worth; None where it is not understood."""
+    number = NUMBER.fullmatch(run) if len(run) <= LONGEST else None
+    if number is None:
         return None
-    value = _value(form["body"])
-    return -value if value is not None and form["sign"] == "-" else value
-
-
-def _value(form: str) -> Fraction | None:
-    """What a number without its sign is worth; None where it is not understood."""
     try:
-        if match := SCIENTIFIC.fullmatch(form):
-            digits, exponent = match.groups(default="0")
-            return Fraction(re.sub("[ ,]", "", digits)) * Fraction(10) ** int(exponent)
-        if match := POWER.fullmatch(form):
-            factor, base, exponent = match.groups(default="1")
-            return Fraction(re.sub("[ ,]", "", factor)) * Fraction(base) ** int(exponent)
-        if match := QUOTIENT.fullmatch(form):
-            whole, above, below = match.groups(default="")
-            part = Fraction(int(above), int(below))
-            if whole:  # 3 1/2, but 3 4/2 is two numbers
-                return int(whole) + part if part < 1 else None
-            return part
+        value = _size(number)
     except ZeroDivisionError:
-        pass
-    return None
+        return None
+    if value is None or max(value.numerator, value.denominator) > LARGEST:
+        return None
+    return -value if number["sign"] == "-" else value
+
+
+def _size(number: re.Match[str]) -> Fraction | None:
+    """What a number without its sign is worth; None for 3 4/2, which are two."""
+    if number["decimal"]:
+        exponent = int(number["exponent"] or 0)
+        return Fraction(re.sub(r"[^\d.]", "", number["decimal"])) * Fraction(10) ** exponent
+    if number["base"]:
+        return Fraction(number["base"]) ** int(number["power"])
+    part = Fraction(int(number["above"]), int(number["below"]))
+    if number["whole"] and part >= 1:
+        return None
+    return int(number["whole"] or 0) + part
 
 
 def tagged_answer(text: str) -> str | None:

@@ -1,9 +1,9 @@
 """Functions of untrusted source code, called in a process of their own."""
 
+import ast
 import contextlib
 import functools
 import inspect
-import json
 import os
 import shutil
 import signal
@@ -28,16 +28,16 @@ LONGEST = 2**16  # bytes of an answer
 def apart(source: str, name: str) -> Iterator[Callable[..., Any]]:
     """Call a function of untrusted source code in a process of its own.
 
-    Arguments and values travel as plain values (None, booleans, numbers, strings, lists, tuples,
-    sets, dicts; of their subclasses what is in them): whoever calls shares no object, no frame and
-    no exit status with the code. The process has the standard library alone, a bare environment,
-    and a temporary folder. However the context ends, the process and its group are killed, and the
-    folder is removed.
+    Arguments and values travel as literals (None, booleans, finite numbers, strings, bytes, lists,
+    tuples, sets, dicts; of subclasses of the last four what is in them): whoever calls shares no
+    object, no frame and no exit status with the code. The process has the standard library alone,
+    a bare environment, and a temporary folder. However the context ends, the process and its group
+    are killed, and the folder is removed.
 
     Always held: `worker.LIMITS` (memory, time of the processor, size of a file; no core dump, and
-    for others than root no further process), and 3 seconds in all. Sockets, processes, and changes
-    of files outside the folder are refused by the interpreter: that stops accidents, but code that
-    sets out to can get around it.
+    for others than root no further process), and 3 seconds in all. Sockets, processes, and most
+    changes of files outside the folder are refused by the interpreter: that stops accidents, but
+    code that sets out to can get around it.
 
     Held against such code, too, where `bwrap` (bubblewrap, Linux) is installed and works: it sees
     no network, no other process, and of the files only Python, `/usr` and its folder. Without it
@@ -53,8 +53,8 @@ def apart(source: str, name: str) -> Iterator[Callable[..., Any]]:
     Yields
     ------
     callable
-        `function(*arguments)`. It raises an exception (EOFError, OSError, ValueError, TypeError,
-        RecursionError) where the code raises, ends, takes too long, or returns no plain value.
+        `function(*arguments)`. It raises an Exception where the code raises, ends, takes too long
+        (TimeoutError), or returns no such value.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def apart(source: str, name: str) -> Iterator[Callable[..., Any]]:
 
 
 class _Lines:
-    """Values as lines of JSON over a socket, until a deadline (seconds from now)."""
+    """Values as lines of literals over a socket, until a deadline (seconds from now)."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self.connection = connection
@@ -92,7 +92,7 @@ class _Lines:
 
     def send(self, value: Any) -> None:
         self._wait_at_most()
-        self.connection.sendall(json.dumps(worker.packed(value)).encode() + b"\n")
+        self.connection.sendall(ascii(value).encode() + b"\n")
 
     def receive(self) -> Any:
         while b"\n" not in self.received:
@@ -102,7 +102,7 @@ class _Lines:
             if not part or len(self.received) > LONGEST:
                 raise EOFError("no answer, or too long a one")
         line, self.received = self.received.split(b"\n", 1)
-        return worker.unpacked(json.loads(line))
+        return ast.literal_eval(line.decode())
 
     def _wait_at_most(self) -> None:
         left = self.deadline - time.monotonic()

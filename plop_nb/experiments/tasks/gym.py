@@ -124,10 +124,10 @@ def _entry(generator: str, draw: int, options: Mapping[str, Any]) -> dict:
 
 def _judged(generator: str, read: Callable[[str], str]) -> Callable[[str, Example], bool]:
     """A check by reasoning-gym's own checker, of what `read` finds in a completion."""
-    score = checker(generator)
 
     def check(text: str, example: Example) -> bool:
-        return score(read(text) or None, example["entry"]) == 1
+        # asked for at each call: the checker holds a random seed, no part of what this check does
+        return checker(generator)(read(text) or None, example["entry"]) == 1
 
     return check
 

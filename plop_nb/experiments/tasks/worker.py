@@ -1,12 +1,12 @@
 """The program that generated code runs in: it answers calls of one function, and knows no tests.
 
-`apart.py` runs it with a socket as its standard input. Messages are lines of JSON: first the
+`apart.py` runs it with a socket as its standard input. Messages are literals, one a line: first the
 source of the function and its name, which "ready" answers, then the arguments of each call, which
 its value answers. Whatever goes wrong ends the program, and with it the answers.
 """
 
+import ast
 import functools
-import json
 import os
 import signal
 import socket
@@ -25,7 +25,7 @@ LIMITS = {
 # What the interpreter reports before it happens (https://docs.python.org/3/library/audit_events.html)
 REFUSED = (
     "socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
-    "os.startfile", "os.kill", "pty.", "ctypes.", "signal.pthread_kill", "webbrowser.",
+    "os.startfile", "os.kill", "pty.", "ctypes.", "signal.pthread_kill", "sqlite3.", "webbrowser.",
 )  # fmt: skip
 CHANGES = (
     "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
@@ -34,39 +34,22 @@ CHANGES = (
 )  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
-
-def packed(value: Any) -> Any:
-    """A plain value in the form that JSON carries; TypeError for one of another kind.
+def plain(value: Any) -> Any:
+    """A value in whose subclasses of lists, tuples, sets and dicts only their content is left.
 
     Examples
     --------
-    >>> packed((1, [None]))
-    {'tuple': [1, {'list': [None]}]}
+    >>> import collections
+    >>> plain([collections.Counter("a")])
+    [{'a': 1}]
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    for name, kind in SEQUENCES.items():
-        if isinstance(value, kind):
-            return {name: [packed(each) for each in value]}
     if isinstance(value, dict):
-        return {"dict": [[packed(key), packed(each)] for key, each in value.items()]}
-    raise TypeError(f"{type(value).__name__} is no plain value")
-
-
-def unpacked(message: Any) -> Any:
-    """The value that `packed` has packed; ValueError or TypeError for any other message."""
-    if message is None or isinstance(message, bool | int | float | str):
-        return message
-    if not isinstance(message, dict):
-        raise ValueError("a list without its kind")
-    ((name, content),) = message.items()
-    if name == "dict":
-        return {unpacked(key): unpacked(each) for key, each in content}
-    if name not in SEQUENCES:
-        raise ValueError(f"{name!r} is no kind of value")
-    return SEQUENCES[name](unpacked(each) for each in content)
+        return {plain(key): plain(each) for key, each in value.items()}
+    for kind in (list, tuple, set):
+        if isinstance(value, kind):
+            return kind(map(plain, value))
+    return value
 
 
 def limit() -> None:
@@ -82,15 +65,20 @@ def limit() -> None:
 
 
 def refuse(folder: str, event: str, arguments: tuple) -> None:
-    """Raise PermissionError for sockets, processes, and changes outside a folder."""
+    """Raise PermissionError for sockets, processes, and changes outside a folder.
+
+    Not for what the interpreter does not report, such as os.mkfifo and os.mknod.
+    """
     if event.startswith(REFUSED):
         raise PermissionError(f"generated code may not: {event}")
     writes = event == "open" and (arguments[2] or 0) & WRITING
     if not writes and event not in CHANGES:
         return
     for path in arguments[:1] if writes else arguments[:2]:
-        is_path = isinstance(path, str | bytes | os.PathLike)
-        if is_path and not os.path.realpath(os.fsdecode(path)).startswith(folder + os.sep):
+        if not isinstance(path, str | bytes | os.PathLike):
+            continue
+        real = os.path.realpath(os.fsdecode(path))
+        if not real.startswith(folder + os.sep) and not (writes and real == os.devnull):
             raise PermissionError(f"generated code may not: {event} {path!r}")
 
 
@@ -103,17 +91,17 @@ def main() -> None:
         os.dup2(nothing, standard)
 
     def answer(value: Any) -> None:
-        lines.write(json.dumps(packed(value)) + "\n")
+        lines.write(ascii(plain(value)) + "\n")
         lines.flush()
 
-    source, name = unpacked(json.loads(lines.readline()))
+    source, name = ast.literal_eval(lines.readline())
     limit()
     answer("ready")
     sys.addaudithook(functools.partial(refuse, os.path.realpath(".")))
     namespace: dict[str, Any] = {"__name__": "generated"}
     exec(compile(source, "<generated>", "exec"), namespace)
     for line in lines:
-        answer(namespace[name](*unpacked(json.loads(line))))
+        answer(namespace[name](*ast.literal_eval(line)))
 
 
 if __name__ == "__main__":
