@@ -22,6 +22,7 @@ NO_PEFT = "PEFT cannot adapt it"
 NOT_PLAIN = "not a plain linear map"
 UNKNOWN_STACK = "stacked parameter of unknown layout"
 BARE = "bare parameter: its input is not seen"
+OWN_CLASS = "linear layer of a class that PEFT cannot adapt"  # such as I-BERT's quantised ones
 
 # PEFT refuses these (peft.tuners.tuners_utils): their kernel reads the weight and skips
 # the adapter.
@@ -273,6 +274,9 @@ class _Status:
         if is_expert_stack(module):
             return SCORED
         if not isinstance(module, (nn.Linear, Conv1D)):
+            is_matrix = place.parameter == "weight" and module.weight.ndim == 2
+            if is_matrix and hasattr(module, "in_features") and hasattr(module, "out_features"):
+                return OWN_CLASS
             return UNKNOWN_STACK if "expert" in type(module).__name__.lower() else BARE
         if self._model_type in MAMBA_TYPES and _last(place.module_name) == "out_proj":
             return NO_PEFT

@@ -113,7 +113,11 @@ class Record:
         self._trunk = trunk_of(model)
         self._signature = inspect.signature(self._trunk.forward)
         self._numbering = threading.Lock()
-        self._maps = [m for m in linear_maps(model) if m.status == SCORED]
+        maps = linear_maps(model)
+        self._maps = [m for m in maps if m.status == SCORED]
+        if not self._maps:
+            reasons = summary({m.name: m.status for m in maps})
+            raise ValueError(f"no linear map of this {type(model).__name__} is scored: {reasons}")
         # A bad weight is refused here.
         self._baselines = Baselines(self._maps, baseline, seed, frozen=frozen)
         self._padding = Padding(self._trunk)

@@ -58,6 +58,22 @@ def ours(model, texts, tokenizer, **_):
 
 
 @torch.no_grad()
+def recorded(model, batches, **_):
+    """Plain forwards inside `record_norms`, which reads the weights anew in each."""
+    with plop.record_norms(model) as record:
+        plain(model, batches)
+        record.frame()
+
+
+@torch.no_grad()
+def recorded_frozen(model, batches, **_):
+    """The same, with the promise that the weights stay."""
+    with plop.record_norms(model, frozen=True) as record:
+        plain(model, batches)
+        record.frame()
+
+
+@torch.no_grad()
 def naive(model, batches, **_):
     """The formula as it stands: inputs caught in a full forward, W z once more in float32, noise
     for every token."""
@@ -126,6 +142,8 @@ METHODS = {
     "plain forward": plain,
     "trunk forward": trunk,
     "plop_nb": ours,
+    "record_norms": recorded,
+    "record_norms, frozen": recorded_frozen,
     "naive procedure": naive,
     "gradient norms": gradient_norms,
     "EVA (PEFT)": eva,

@@ -45,7 +45,7 @@ NEEDS_MORE = {
         ["blip-2", "instructblip", "instructblipvideo", "kosmos-2"],
         "an image and its tokens in the text",
     ),
-    "ibert": "quantised layers of its own, no linear maps",
+    "ibert": "quantised layers of its own, which PEFT cannot adapt",
     "pi0": "actions",
     "voxtral_realtime": "audio",
 }

@@ -624,6 +624,11 @@ def test_reformer_at_lengths_beyond_its_chunks():
     )
 
 
+def test_a_model_without_a_map_that_is_scored_says_why():
+    with pytest.raises(ValueError, match="no linear map .* 12 linear layer of a class that PEFT"):
+        plop.nfn_scores(build("ibert"), [padded([3, 2])], progress=False)
+
+
 def test_batches_that_the_model_makes_longer_are_found_again(tmp_path):
     model, batch = build("longformer"), {"input_ids": ids(2, 5)}
     first = scored(model, [batch], partial=tmp_path / "run.jsonl")
