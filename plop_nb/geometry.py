@@ -251,27 +251,36 @@ class _Along:
     """One direction for each map, what the map makes of it, and observers that take it away."""
 
     def __init__(self, model: nn.Module, directions: Mapping[str, torch.Tensor]) -> None:
+        self._maps: dict[str, LinearMap] = {}
+        for linear_map in linear_maps(model):
+            if linear_map.name in directions and linear_map.expert is None:
+                self._maps[linear_map.name] = linear_map
+        self._given = directions
         self._directions: dict[str, torch.Tensor] = {}
         self._features: dict[str, torch.Tensor] = {}  # W d
         self._gains: dict[str, torch.Tensor] = {}  # what W makes of noise
-        for linear_map in linear_maps(model):
-            if linear_map.name in directions and linear_map.expert is None:
-                with loaded(linear_map.module):
-                    self._gains[linear_map.name] = baseline_gain(linear_map.weight)
-                    weight = linear_map.weight.float()
-                    direction = directions[linear_map.name].to(weight)
-                    self._directions[linear_map.name] = direction
-                    self._features[linear_map.name] = weight @ direction
+
+    def _meet(self, linear_map):
+        """Read a map's weight once: while it runs, where PEFT adds to parameters only then."""
+        name = linear_map.name
+        if name not in self._features:
+            with loaded(linear_map.module):
+                self._gains[name] = baseline_gain(linear_map.weight)
+                weight = linear_map.weight.float()
+                self._directions[name] = self._given[name].to(weight)
+                self._features[name] = weight @ self._directions[name]
 
     def nfn(self, name: str) -> float:
         """NFN of a map's direction."""
+        self._meet(self._maps[name])
         noise = self._directions[name].norm() * self._gains[name]
         return (self._features[name].norm() / noise).item()
 
     def centred(self, linear_map: LinearMap, z, features, mask) -> Observation | None:
         """||W (z - ||z|| d)|| in place of ||W z||."""
-        if linear_map.name not in self._directions:
+        if linear_map.name not in self._maps:
             return None
+        self._meet(linear_map)
         along = self._features[linear_map.name].to(z.device)
         amount = torch.linalg.vector_norm(z.float(), dim=-1)[..., None]
         rest = features.float() - amount * along
@@ -279,8 +288,9 @@ class _Along:
 
     def removed(self, linear_map: LinearMap, z, features, mask) -> Observation | None:
         """Both norms of z - <z, d> d."""
-        if linear_map.name not in self._directions:
+        if linear_map.name not in self._maps:
             return None
+        self._meet(linear_map)
         direction = self._directions[linear_map.name].to(z.device)
         along = self._features[linear_map.name].to(z.device)
         z = z.float()

@@ -42,8 +42,7 @@ def baseline_gain(weight: torch.Tensor, baseline: str = "rms", seed: int = 0) ->
     >>> round(baseline_gain(3 * torch.eye(5)).item(), 4)
     3.0
     """
-    if baseline not in BASELINES:
-        raise ValueError(f"baseline={baseline!r} is unknown, choose one of {BASELINES}")
+    _check_baseline(baseline)
     mean_square = norms(weight).square().sum() / weight.shape[1]
     if baseline == "rms":
         return mean_square.sqrt()
@@ -116,7 +115,7 @@ class Baselines:
     baseline, seed
         See `baseline_gain`.
     frozen : bool
-        The weights are known to stay as they are: each baseline is taken once.
+        The weights are known to stay as they are: baselines are those of the first forward.
 
     Raises
     ------
@@ -127,6 +126,7 @@ class Baselines:
     def __init__(
         self, maps: list[LinearMap], baseline: str, seed: int, *, frozen: bool = False
     ) -> None:
+        _check_baseline(baseline)
         self._maps, self._baseline, self._seed = maps, baseline, seed
         self._frozen = frozen
         self._gains: dict[int, torch.Tensor] = {}
@@ -137,8 +137,11 @@ class Baselines:
             if linear_map.is_offloaded:
                 self._offloaded_bias[index] = None  # until it is fetched
             else:
-                self._take(index)
+                # Only to be checked: PEFT adds to some parameters while their module runs, and not
+                # before. Packed ones are dear to read, and it adds nothing to them.
+                self._take(index, baseline if linear_map.is_packed else "rms")
         self._check_finite()
+        self._fresh.clear()
 
     def new_forward(self) -> None:
         """The weights may be others from now on."""
@@ -148,7 +151,7 @@ class Baselines:
     def gain(self, index: int) -> torch.Tensor:
         """A map's baseline, of its weight as it is in this forward."""
         if index not in self._fresh and not self._stays(index):
-            self._take(index)
+            self._take(index, self._baseline)
         return self._gains[index]
 
     def zero(self) -> set[int]:
@@ -170,19 +173,16 @@ class Baselines:
 
     def _stays(self, index):
         """Whether a baseline holds on: offloaded and packed weights are replaced, not edited."""
-        if index not in self._gains:
-            return False
-        linear_map = self._maps[index]
-        if linear_map.is_packed:
-            return self._packed[index]() is linear_map.stored
-        return index in self._offloaded_bias
+        if index in self._packed:
+            return self._packed[index]() is self._maps[index].stored
+        return index in self._offloaded_bias and index in self._gains
 
     @torch.no_grad()
-    def _take(self, index):
+    def _take(self, index, baseline):
         """The baseline of a map, on the device of its weight."""
         linear_map = self._maps[index]
         with loaded(linear_map.module):
-            self._gains[index] = baseline_gain(linear_map.weight, self._baseline, self._seed)
+            self._gains[index] = baseline_gain(linear_map.weight, baseline, self._seed)
             if index in self._offloaded_bias and linear_map.bias is not None:
                 self._offloaded_bias[index] = linear_map.bias.detach().clone()
         if linear_map.is_packed:
@@ -196,6 +196,11 @@ class Baselines:
                 raise ValueError(
                     f"module {linear_map.name!r} has NaN or infinite weights: it cannot be scored"
                 )
+
+
+def _check_baseline(baseline):
+    if baseline not in BASELINES:
+        raise ValueError(f"baseline={baseline!r} is unknown, choose one of {BASELINES}")
 
 
 def _chunks(x):

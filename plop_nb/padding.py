@@ -8,6 +8,7 @@ wrong one would look like any other.
 import inspect
 import re
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,6 +209,15 @@ def named_arguments(signature: inspect.Signature, args: tuple, kwargs: dict) -> 
     return {**bound, **kwargs}
 
 
+def _is_alike(mask):
+    """Whether a mask tells who is padding, or is the same for all texts, so that none is padded."""
+    if mask is None:
+        return True
+    if not isinstance(mask, torch.Tensor):
+        return False
+    return mask.ndim == 2 or bool((mask == mask[:1]).all())
+
+
 def _first_tensor(given):
     for value in given.values():
         if isinstance(value, torch.Tensor) and value.ndim:
@@ -239,8 +249,9 @@ def _decoder_reads_the_text(given):
 def _check_mask(name, given):
     """Refuse a mask that does not tell who is padding: (batch, 1, length, length), or a dict."""
     mask = given.get(name)
-    if mask is None or (isinstance(mask, torch.Tensor) and (mask.ndim == 2 or len(mask) == 1)):
-        return  # a single text needs no padding
+    parts = mask.values() if isinstance(mask, Mapping) else [mask]  # one for each kind of layer
+    if all(_is_alike(part) for part in parts):
+        return
     shape = getattr(mask, "shape", None)
     found = f"{type(mask).__name__}" if shape is None else f"of shape {tuple(shape)}"
     raise ValueError(

@@ -351,7 +351,7 @@ def _known(scores, column, names):
         raise ValueError(
             f"{column}s={names!r}, expected a list of names from the column {column!r} of scores"
         )
-    have = set(scores[column])
+    have = set(scores[column].unique())
     for name in names:
         if name not in have:
             raise ValueError(

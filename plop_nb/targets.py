@@ -14,7 +14,7 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from plop_nb.checks import positive_integer
+from plop_nb.checks import positive_integer, positive_number
 from plop_nb.maps import LinearMap, linear_maps, unwrapped
 
 TASKS = {
@@ -103,6 +103,8 @@ def lora_config(
         the wanted targets: says what each did.
     """
     r = positive_integer("r", r)
+    if options.get("lora_alpha") is not None:
+        options["lora_alpha"] = positive_number("lora_alpha", options["lora_alpha"])
     _check_options(options, wanted)
     options.setdefault("task_type", _task_type(unwrapped(model)))
     failures = []

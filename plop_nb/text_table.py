@@ -8,6 +8,8 @@ import pandas as pd
 
 from plop_nb.checks import user_level
 
+ALIKE = 3e-5  # relative difference of scores of the same text
+WIDTH = 1e-4  # of a bin of texts that are compared with each other
 TINY = 1e-60  # a spread that is none, and whose square still is a number
 
 
@@ -67,14 +69,26 @@ def text_table(scores: "pd.DataFrame | TextTable", by: str = "type") -> TextTabl
 
 
 def _copies(scores, found):
-    """Which texts are copies of an earlier one; of a single module that cannot be told."""
+    """Which texts are copies of an earlier one; of a single module that cannot be told.
+
+    To the precision of float32: padding to another length changes the last digits.
+    """
+    again = np.zeros(len(found), dtype=bool)
     if found.shape[1] < 2:
-        return np.zeros(len(found), dtype=bool)
-    tables = [found]
-    if "tokens" in scores:
-        tables.append(scores.pivot(index="sample", columns="module", values="tokens"))
-    rows = np.concatenate([table.to_numpy(dtype=float) for table in tables], axis=1)
-    return pd.Series([row.tobytes() for row in rows]).duplicated().to_numpy()
+        return again
+    rows = found.to_numpy()
+    means = np.log(np.nanmean(rows, axis=1))
+    for shift in (0.0, 0.5):  # near the edge of a bin in one, inside it in the other
+        bins: dict[float, list[int]] = {}
+        for i, number in enumerate(np.floor(means / WIDTH + shift)):
+            earlier = bins.setdefault(number, [])
+            if any(np.allclose(rows[i], rows[j], ALIKE, 0, equal_nan=True) for j in earlier):
+                again[i] = True
+            earlier.append(i)
+    if again.any() and "tokens" in scores:
+        tokens = scores.pivot(index="sample", columns="module", values="tokens")
+        again &= tokens.duplicated(keep=False).to_numpy()
+    return again
 
 
 def _is_table(scores, by):
@@ -198,7 +212,7 @@ def _plain(scores, name):
         )
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
-    return column.to_numpy()
+    return column.reset_index(drop=True)
 
 
 def _numbers(column):

@@ -114,6 +114,33 @@ def test_a_record_survives_merging_adapters():
     np.testing.assert_allclose(found, expected[found.index], rtol=1e-5)
 
 
+@pytest.mark.parametrize("baseline", ["rms", "gaussian"])
+def test_adapters_on_parameters_are_scored_as_they_run(baseline):
+    """PEFT adds them to the weight only while the module runs."""
+    model, batch = build("mixtral"), {"input_ids": ids(3, 7)}
+    names = [f"model.layers.{i}.mlp.experts.down_proj" for i in (0, 1)]
+    config = LoraConfig(
+        r=4, target_modules=[], target_parameters=names, lora_alpha=32, init_lora_weights=False
+    )
+    torch.manual_seed(1)
+    adapted = get_peft_model(model, config)
+    found = scored(adapted, [batch], baseline=baseline)
+    adapted.merge_adapter()
+    np.testing.assert_allclose(found, scored(adapted, [batch], baseline=baseline), rtol=1e-4)
+
+
+def test_a_split_reads_adapters_on_parameters_as_they_run():
+    model = llama()
+    names = ["model.layers.0.mlp.down_proj.weight"]
+    config = LoraConfig(
+        r=4, target_modules=[], target_parameters=names, lora_alpha=32, init_lora_weights=False
+    )
+    adapted = get_peft_model(model, config)
+    table = plop.mean_split(adapted, [{"input_ids": ids(3, 7)}], progress=False)
+    parts = table["mean_part"] + table["centred_part"]
+    np.testing.assert_allclose(parts, table["mean_square"], rtol=1e-4)
+
+
 def test_a_frozen_record_takes_each_baseline_once():
     model, batch = llama(), {"input_ids": ids(1, 4)}
     with torch.no_grad(), plop.record_norms(model, frozen=True) as record:
@@ -331,9 +358,10 @@ def test_a_trunk_whose_forward_names_nothing():
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 6, 6), (3, 6, 6)])
-def test_a_mask_of_who_looks_at_whom_is_refused(shape):
+def test_a_mask_of_who_looks_at_whom_is_refused_where_texts_differ(shape):
     model, batch = llama(), padded([6, 3, 2])
-    many = {"input_ids": batch["input_ids"], "attention_mask": torch.ones(shape).bool()}
+    many = batch["attention_mask"][:, None, :].bool() & torch.ones(6, 6).tril().bool()
+    many = {"input_ids": batch["input_ids"], "attention_mask": many.reshape(shape)}
     with pytest.raises(ValueError, match="does not tell who is padding"):
         plop.nfn_scores(model, [many], progress=False)
     with pytest.raises(ValueError, match="does not tell who is padding"):
@@ -389,6 +417,15 @@ def test_patches_take_no_mask_from_a_text_of_as_many_tokens():
     model.text_model.embeddings.position_embedding = nn.Embedding(patches, 32)
     model.config.text_config.max_position_embeddings = patches
     np.testing.assert_allclose(of_images(padded([patches, 3])), other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_generation_with_a_static_cache_is_recorded_where_no_text_is_padded(model_type):
+    model = build(model_type)
+    options = {"max_new_tokens": 3, "do_sample": False, "cache_implementation": "static"}
+    with torch.no_grad(), plop.record_norms(model, frozen=True) as record:
+        model.generate(ids(2, 5), attention_mask=torch.ones(2, 5).long(), **options)
+    assert record.real_tokens().sum() == 2 * 5 + 2 * 2
 
 
 # One beginning

@@ -71,8 +71,8 @@ def test_one_norm_per_map_and_input_and_no_second_matmul(tiny_llama, byte_tokeni
     assert norms == 0
     assert run[:2] == [
         linear,
-        len(forwards) * (maps + inputs) + maps,
-    ]  # and each weight's own norm, once
+        len(forwards) * (maps + inputs) + 2 * maps,
+    ]  # and each weight's own norm, when it is checked and in the first forward
     assert run[2] <= 4 * len(
         forwards
     )  # nothing fetched module by module: the vocabulary check, the model's own mask

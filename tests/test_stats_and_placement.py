@@ -947,3 +947,15 @@ def test_heatmap_takes_any_list_of_modules():
     scores = frame(np.random.default_rng(0).normal(1, 0.1, (8, 2)), ["a", "b"]).assign(layer=0)
     figure = plop.plot_heatmap(scores, chosen=scores["module"][:2])
     assert figure is not None
+
+
+def test_copies_count_once_whatever_their_last_digits():
+    """The same text in a batch of another length differs by the rounding of float32."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(1, 0.1, (12, 6))
+    noisy = np.repeat(values, 8, axis=0) * (1 + generator.normal(0, 3e-7, (96, 6)))
+    with pytest.warns(UserWarning, match="84 of 96 samples are copies"):
+        found = plop.by_type(frame(noisy, list("abcdef")))
+    expected = plop.by_type(frame(values, list("abcdef")))
+    columns = ["nfn", "low", "high"]
+    np.testing.assert_allclose(found[columns], expected[columns], rtol=1e-5)

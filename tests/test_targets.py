@@ -160,3 +160,11 @@ def test_a_pattern_of_ranks_that_is_no_dict_is_named(tiny_llama):
     placement = placement_of(tiny_llama, ["v_proj"])
     with pytest.raises(ValueError, match=r"rank_pattern=\[1\], expected a dict"):
         placement.lora_config(tiny_llama, rank_pattern=[1])
+
+
+def test_the_scale_of_adapters_is_a_positive_number(tiny_llama):
+    placement = placement_of(tiny_llama, ["v_proj"])
+    config = placement.lora_config(tiny_llama, r=np.int64(4), lora_alpha=np.int64(8))
+    assert type(config.lora_alpha) is int
+    with pytest.raises(ValueError, match="lora_alpha=0, expected a positive number"):
+        placement.lora_config(tiny_llama, lora_alpha=0)

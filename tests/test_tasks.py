@@ -325,3 +325,8 @@ def test_numpy_integers_are_sizes_and_seeds():
     sizes = {"validation": np.int8(3), "digits": np.int8(2), "seed": np.int8(1)}
     drawn = digit_sums(np.int8(100), np.int8(20), **sizes)
     assert drawn.train == digit_sums(100, 20, validation=3, digits=2, seed=1).train
+
+
+@pytest.mark.parametrize("text", ["The answer is: #### 5", "The answer is clear.\nThe answer is 5"])
+def test_of_two_marks_the_first_begins_the_answer(text):
+    assert final_number(text) == "5"

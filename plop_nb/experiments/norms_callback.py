@@ -69,15 +69,17 @@ class NormsCallback(TrainerCallback):
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
-        """Record every few steps."""
-        if state.global_step % self._every == 0:
+        """Record every few steps, and the last one."""
+        is_last = control.should_training_stop or state.global_step >= state.max_steps
+        if is_last or state.global_step % self._every == 0:
             self._record(state.global_step, model)
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
-        """Record the end, also where it comes early."""
-        if self._rows[-1]["step"].iloc[0] != state.global_step:
+        """Record an end that came early, unless the best model has taken the place of the last."""
+        is_best = getattr(args, "load_best_model_at_end", False)
+        if not is_best and self._rows[-1]["step"].iloc[0] != state.global_step:
             self._record(state.global_step, model)
 
     def frame(self) -> pd.DataFrame:

@@ -204,7 +204,7 @@ def _labels(run: Run) -> dict[str, str | int | float]:
 def _rates_by_name(lrs: Any) -> list[float] | dict[Any, list[float]]:
     """Learning rates for all as a list, or those of each placement."""
     if isinstance(lrs, pd.DataFrame):
-        lrs = lrs.set_index(["task", "placement"])["lr"].to_dict()
+        lrs = lrs.groupby(["task", "placement"])["lr"].apply(list).to_dict()
     if isinstance(lrs, Mapping):
         return {name: _as_list(own) for name, own in lrs.items()}
     return _as_list(lrs)

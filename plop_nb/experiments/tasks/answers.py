@@ -82,7 +82,7 @@ def final_number(text: str) -> str:
 
 def final_value(text: str) -> Fraction | None:
     """The final number of a text, as `final_number` reads it; None for none."""
-    before, *marked = MARK.split(text)
+    before, *marked = MARK.split(text, maxsplit=1)
     plainer = marked[0] if marked else before
     for pattern, replacement in PLAINER:
         plainer = pattern.sub(replacement, plainer)
