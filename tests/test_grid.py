@@ -1057,6 +1057,9 @@ def test_learning_rates_and_ranks_of_each_placement(cells, count):
     best = pd.DataFrame({"task": ["toy", "toy"], "placement": ["a", "b"], "lr": [0.5, 0.25]})
     chosen = cells(lrs=best).groupby("placement")["lr"].unique().map(list).to_dict()
     assert chosen == {"a": [0.5], "b": [0.25]}
+    several = pd.concat([best, best.assign(lr=[0.1, 0.2])])
+    chosen = cells(lrs=several).groupby("placement")["lr"].unique().map(sorted).to_dict()
+    assert chosen == {"a": [0.1, 0.5], "b": [0.2, 0.25]}
     with pytest.raises(ValueError, match="lrs has nothing for placement 'b' on task 'toy'"):
         cells(lrs={"a": 1e-3})
     with pytest.raises(TypeError, match="'stepz' is not an argument of finetune"):

@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaForCausalLM, TrainerCallback, TrainerState
+from transformers import LlamaForCausalLM, TrainerCallback, TrainerControl, TrainerState
 
 import plop_nb as plop
 from plop_nb.experiments import (
@@ -713,6 +714,20 @@ def test_the_end_is_recorded_where_a_training_stops_early(tiny_llama, tokenizer,
     norms = NormsCallback((text for text in ["a probe", "another"]), tokenizer, every=2)
     finetune(tiny_llama, task, tokenizer, placement, **FEW, callbacks=[norms, Stop()])
     assert norms.frame()["step"].unique().tolist() == [0, 1]
+
+
+def test_the_last_step_is_not_the_best_model(tiny_llama, tokenizer):
+    """Which a trainer loads before it says that the training has ended."""
+    norms, state = NormsCallback(["a probe"], tokenizer, every=10), TrainerState(max_steps=3)
+    control, settings = TrainerControl(), SimpleNamespace(load_best_model_at_end=True)
+    norms.on_train_begin(settings, state, control, model=tiny_llama)
+    state.global_step = 3
+    norms.on_step_end(settings, state, control, model=tiny_llama)
+    last = norms.frame()
+    tiny_llama.model.layers[0].mlp.up_proj.weight.data *= 5  # the best one
+    norms.on_train_end(settings, state, control, model=tiny_llama)
+    pd.testing.assert_frame_equal(norms.frame(), last)
+    assert last["step"].unique().tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("texts", [[], "a probe", [" "], ["a", ""], ["a", 3]])
