@@ -22,6 +22,7 @@ from plop_nb._moved import OldModules
 from plop_nb.geometry import mean_split
 from plop_nb.maps import module_table
 from plop_nb.models import load_model
+from plop_nb.moves import fold_norms
 from plop_nb.placement import Placement, place
 from plop_nb.recording import record_norms
 from plop_nb.scoring import nfn_scores
@@ -44,6 +45,7 @@ __all__ = [
     "by_type",
     "data_file",
     "explore",
+    "fold_norms",
     "load_model",
     "load_texts",
     "mean_interval",

@@ -24,6 +24,7 @@ from plop_nb import batches, inputs
 from plop_nb.checkpoint import Finished, added, key
 from plop_nb.fingerprint import fingerprint
 from plop_nb.finished_files import Held, opened, own_path
+from plop_nb.forms import observing
 from plop_nb.forwards import evaluating, forward_all
 from plop_nb.maps import SCORED, linear_maps
 from plop_nb.processes import gathered, this_process
@@ -42,6 +43,7 @@ def nfn_scores(
     max_length: int = 256,
     baseline: str = "rms",
     seed: int = 0,
+    form: str = "stored",
     progress: bool = True,
     stop: float | None = None,
     k: int = 3,
@@ -79,6 +81,11 @@ def nfn_scores(
         What random noise gives: closed form, or the mean over draws as in the paper.
     seed : int
         Seeds the draws of the Gaussian baseline.
+    form : {"stored", "folded", "canonical"}
+        How the function is written down, on which NFN depends. "stored": the weights as they are,
+        as in the paper. "folded": gains of norms in the maps that read them (`moves.fold_norms`).
+        "canonical": the smallest weights that compute the same (`moves.canonical`). Nothing is
+        copied.
     progress : bool
         Show a progress bar.
     stop : float, optional
@@ -116,23 +123,26 @@ def nfn_scores(
     Warns
     -----
     UserWarning
-        Some linear maps got no score: names them, with the reason. Some lines of `partial` are
-        damaged: counts them, and runs their samples again.
+        Some linear maps got no score: names them, with the reason. Some are scored as stored,
+        whatever the `form`. Some lines of `partial` are damaged: counts them, and runs these again.
     """
     rule = None if stop is None else StoppingRule(stop, k)
-    seen = observe(
-        model,
-        data,
-        tokenizer,
-        batch_size=batch_size,
-        max_length=max_length,
-        baseline=baseline,
-        seed=seed,
-        progress=progress,
-        rule=rule,
-        partial=partial,
-        distribute=distribute,
-    )
+    with observing(model, form, baseline=baseline, seed=seed) as observer:
+        seen = observe(
+            model,
+            data,
+            tokenizer,
+            observer,
+            batch_size=batch_size,
+            max_length=max_length,
+            baseline=baseline,
+            seed=seed,
+            progress=progress,
+            rule=rule,
+            partial=partial,
+            measure=None if observer is None else form,
+            distribute=distribute,
+        )
     if seen.unseen:
         warnings.warn(f"linear maps without a score: {summary(seen.unseen)}", stacklevel=2)
     if rule is not None:

@@ -33,15 +33,16 @@ class Observation:
 
     input_norm: torch.Tensor | None = None  # (batch, visits), to be measured instead of ||z||
     feature_norm: torch.Tensor | None = None  # (batch, visits), instead of ||W z||
+    gain: torch.Tensor | None = None  # scalar, instead of what W makes of noise
     total: torch.Tensor | None = None  # any shape: added up over all forwards
 
     def instead_of(self, visit: Visit) -> Visit:
-        """The visit with the norms that were measured in their place."""
-        if self.input_norm is not None:
-            visit = replace(visit, input_norm=self.input_norm)
-        if self.feature_norm is not None:
-            visit = replace(visit, feature_norm=self.feature_norm)
-        return visit
+        """The visit with the norms that were measured, and the baseline, in their place."""
+        given = {}
+        for name in ("input_norm", "feature_norm", "gain"):
+            if getattr(self, name) is not None:
+                given[name] = getattr(self, name)
+        return replace(visit, **given)
 
 
 Observer = Callable[

@@ -1,0 +1,185 @@
+"""Scores of a model as if its function were stored in another form, without a second model.
+
+NFN belongs to the weights that a function is stored in, not to the function. What `moves` does to
+a copy's weights is done here to norms of inputs and outputs while the stored model runs.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from plop_nb.links import NormLink, PairLink, after
+from plop_nb.maps import LinearMap, linear_maps
+from plop_nb.moves import (
+    Balance,
+    balance,
+    changed_columns,
+    changed_inputs,
+    changed_outputs,
+    changed_rows,
+)
+from plop_nb.norms import baseline_gain
+from plop_nb.probing import norm_links, pair_links
+from plop_nb.recording import Observer
+from plop_nb.tally import Observation
+
+FORMS = ("stored", "folded", "canonical")
+
+
+def check_form(form: str) -> str:
+    """Refuse an unknown form (ValueError)."""
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is unknown, choose one of {FORMS}")
+    return form
+
+
+@contextmanager
+def observing(
+    model: nn.Module, form: str, *, baseline: str = "rms", seed: int = 0
+) -> Iterator[Observer | None]:
+    """While inside: an observer that measures every map as it is in another form.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With its weights in memory, neither quantised nor with adapters.
+    form : {"stored", "folded", "canonical"}
+        See `nfn_scores`.
+    baseline, seed
+        See `norms.baseline_gain`.
+
+    Warns
+    -----
+    UserWarning
+        Some norms, or stacks of experts, are scored as they are stored.
+    """
+    if check_form(form) == "stored":
+        yield None
+        return
+    looks = _looks(model, is_canonical=form == "canonical")
+    norms: dict[str, NormLink] = {}
+    for look in looks.values():
+        if look.norm is not None:
+            norms[look.norm.name] = look.norm
+    inputs = _NormInputs()
+    with ExitStack() as hooks:
+        for link in norms.values():
+            hooks.enter_context(after(link.module, partial(inputs.note, link)))
+        yield _InForm(looks, inputs, baseline, seed)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a map looks in another form; None: as it is stored."""
+
+    norm: NormLink | None = None  # its gain and shift are in the map
+    into: torch.Tensor | None = None  # what its rows were changed by, see `moves.Balance`
+    pair: PairLink | None = None  # whose reader it is, and
+    balance: Balance | None = None  # what its columns were changed by
+
+    def weight(self, linear_map: LinearMap) -> torch.Tensor:
+        """W in this form, (out_features, in_features)."""
+        weight = linear_map.weight
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        if self.norm is not None:
+            weight = weight * self.norm.gain
+        if self.into is not None:
+            weight = changed_rows(weight, self.into)
+        if self.pair is not None and self.balance is not None:
+            weight = changed_columns(weight, self.balance.inverse, self.pair)
+        return weight
+
+
+def _looks(model: nn.Module, *, is_canonical: bool) -> dict[str, Look]:
+    """{module: how it looks}, of the maps that look different."""
+    looks: dict[str, Look] = {}
+    links = norm_links(model)
+    for link in links:
+        if link.is_free:
+            for reader in link.readers:
+                looks[reader.name] = Look(norm=link)
+    _warn(model, [link for link in links if not link.is_free])
+    if not is_canonical:
+        return looks
+    for pair in pair_links(model):
+        writer = looks.get(pair.writer.name, Look())
+        found = balance(pair, writer.weight(pair.writer))
+        looks[pair.writer.name] = replace(writer, into=found.into)
+        reader = looks.get(pair.reader.name, Look())
+        looks[pair.reader.name] = replace(reader, pair=pair, balance=found)
+    return looks
+
+
+def _warn(model, mixed):
+    """Tell what stays as it is stored."""
+    if mixed:
+        warnings.warn(
+            f"{len(mixed)} norms, such as {mixed[0].name!r}, feed more than linear maps: their "
+            "gains are part of the function, and these maps are scored as they are stored",
+            stacklevel=5,
+        )
+    stacks = {m.target for m in linear_maps(model) if m.expert is not None}
+    if stacks:
+        warnings.warn(
+            f"{len(stacks)} stacks of experts, such as {min(stacks)!r}, are scored as they are "
+            "stored",
+            stacklevel=5,
+        )
+
+
+@dataclass
+class _NormInputs:
+    """The normalised inputs, without gain and shift, of the norms that have just run."""
+
+    _latest: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+
+    def note(self, link: NormLink, x: torch.Tensor, out: torch.Tensor) -> None:
+        """A norm has run."""
+        self._latest[link.name] = out.untyped_storage().data_ptr(), link.plain(x)
+
+    def of(self, link: NormLink, z: torch.Tensor) -> torch.Tensor:
+        """What `z`, (batch, visits, size), is without the norm's gain and shift."""
+        memory, plain = self._latest.get(link.name, (None, None))
+        if memory != z.untyped_storage().data_ptr() or plain.numel() != z.numel():
+            raise ValueError(
+                f"norm {link.name!r} is laid out in another way than what its readers get: "
+                "score the copy of fold_norms(model, strict=False) instead"
+            )
+        return plain.reshape(z.shape)
+
+
+class _InForm:
+    """An observer that measures maps as they look in another form."""
+
+    def __init__(self, looks: dict[str, Look], inputs: _NormInputs, baseline: str, seed: int):
+        self._looks, self._inputs = looks, inputs
+        self._baseline, self._seed = baseline, seed
+        self._gains: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, linear_map: LinearMap, z, features, mask) -> Observation | None:
+        look = self._looks.get(linear_map.name)
+        if look is None:
+            return None
+        if linear_map.name not in self._gains:
+            weight = look.weight(linear_map)
+            self._gains[linear_map.name] = baseline_gain(weight, self._baseline, self._seed)
+        if look.norm is not None:
+            z = self._inputs.of(look.norm, z)
+            shift = look.norm.shift
+            if shift is not None:
+                features = features.float() - linear_map.weight.float() @ shift.float()
+        if look.into is not None:
+            features = changed_outputs(features.float(), look.into)
+        if look.pair is not None and look.balance is not None:
+            z = changed_inputs(z.float(), look.balance.into, look.pair)
+        return Observation(
+            input_norm=torch.linalg.vector_norm(z.float(), dim=-1),
+            feature_norm=torch.linalg.vector_norm(features.float(), dim=-1),
+            gain=self._gains[linear_map.name],
+        )

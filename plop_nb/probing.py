@@ -1,0 +1,311 @@
+"""What reads a norm, and which rows meet which columns: found by running the model, not by names.
+
+A norm's output is stretched by powers of two and its readers' inputs are shrunk by them. The model
+returns the same bits if nothing else reads the norm, and other ones if something does.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import pandas as pd
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from plop_nb import inputs
+from plop_nb.forwards import evaluating
+from plop_nb.inputs import Batch
+from plop_nb.links import Change, NormLink, PairLink, after, before, neutral_weight
+from plop_nb.maps import SCORED, LinearMap, linear_maps
+from plop_nb.offload import is_offloaded
+from plop_nb.wrappers import trunk_of, unwrapped
+
+PROBE = (2, 8)  # texts and tokens of the probe
+# What configurations call the width of a head's value.
+HEAD_SIZES = ("v_head_dim", "head_dim", "d_kv")
+
+
+def norm_links(model: nn.Module, batch: Batch | None = None) -> list[NormLink]:
+    """The norms that linear maps of the trunk read, in the order of definition.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    batch : dict of tensors, optional
+        What to run the model on; by default random tokens.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `model` is offloaded, quantised or has adapters, reads no tokens, or is not deterministic.
+    """
+    probe = Probe(model, batch)
+    found = probe.norms()
+    if probe.same_with(found):
+        return found
+    links = []
+    for link in found:
+        is_free = probe.same_with([link])
+        links.append(NormLink(link.name, link.module, link.neutral, link.readers, is_free))
+    return links
+
+
+def pair_links(model: nn.Module, batch: Batch | None = None) -> list[PairLink]:
+    """Pairs of maps of one layer whose scale can go from one to the other, as up and down can.
+
+    Takes and raises what `norm_links` does. Which pairs there are is decided for all layers
+    together.
+    """
+    probe = Probe(model, batch)
+    links = []
+    for candidates in probe.pairs():
+        if not probe.same_with(candidates) or probe.same_with(candidates, undone=False):
+            continue
+        if not probe.same_with(candidates, mixed=True):
+            candidates = [PairLink(p.writer, p.reader, p.rows, None) for p in candidates]
+        links += candidates
+    return links
+
+
+def norm_table(model: nn.Module, batch: Batch | None = None) -> pd.DataFrame:
+    """Every norm that linear maps read, one row each.
+
+    Takes and raises what `norm_links` does.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `norm` (its name), `readers` (types of the maps, joined by commas), `smallest`, `median`
+        and `largest` (of the gain's absolute values), `free` (whether the gain can move into the
+        maps, as nothing else reads the norm).
+    """
+    rows = []
+    for link in norm_links(model, batch):
+        size = link.gain.abs()
+        rows.append(
+            {
+                "norm": link.name,
+                "readers": ", ".join(dict.fromkeys(reader.type for reader in link.readers)),
+                "smallest": size.min().item(),
+                "median": size.median().item(),
+                "largest": size.max().item(),
+                "free": link.is_free,
+            }
+        )
+    columns = ["norm", "readers", "smallest", "median", "largest", "free"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+class Probe:
+    """Forwards of a trunk on a few tokens, with something changed on the way.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `norm_links`.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch | None = None) -> None:
+        model = unwrapped(model)
+        _check_plain(model)
+        self._trunk = trunk_of(model)
+        inside = set(self._trunk.modules())
+        self._modules = {name: m for name, m in model.named_modules() if m in inside}
+        self._maps = []
+        for linear_map in linear_maps(model):
+            is_alone = isinstance(linear_map.module, (nn.Linear, Conv1D))
+            if is_alone and linear_map.module in inside:
+                self._maps.append(linear_map)
+        batch = _random_tokens(self._trunk) if batch is None else batch
+        batch = inputs.padded_to_multiple(self._trunk, batch)
+        self._arguments = inputs.arguments(self._trunk, batch)
+        self.reference = self.output()
+        if not torch.equal(self.reference, self.output()):
+            raise ValueError(
+                f"{type(self._trunk).__name__} returns another output each time that it is run "
+                "(or NaN): what reads a norm cannot be told"
+            )
+
+    @torch.no_grad()
+    def output(self) -> torch.Tensor:
+        """What the trunk returns first: its last hidden states."""
+        with evaluating(self._trunk):
+            found = self._trunk(**self._arguments)
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    def norms(self) -> list[NormLink]:
+        """Norms whose output is the input of a map; that nothing else reads it is not yet known."""
+        norms = {name: m for name, m in self._modules.items() if _may_be_norm(m)}
+        seen = _Readers()
+        with ExitStack() as hooks:
+            for name, module in norms.items():
+                hooks.enter_context(after(module, partial(seen.note_norm, name)))
+            for linear_map in self._maps:
+                note = partial(seen.note_map, linear_map)
+                hooks.enter_context(before(linear_map.module, note))
+            self.output()
+        links = []
+        for name, module in norms.items():
+            readers = seen.readers.get(name)
+            neutral = neutral_weight(module, seen.inputs[name]) if readers else None
+            if readers and neutral is not None:
+                links.append(NormLink(name, module, neutral, tuple(readers.values())))
+        return links
+
+    def pairs(self) -> Iterator[list[PairLink]]:
+        """For every two types that might be pairs: the pairs of all layers."""
+        order: list[str] = []
+        with ExitStack() as hooks:
+            for linear_map in self._maps:
+                note = partial(_note_order, order, linear_map.name)
+                hooks.enter_context(before(linear_map.module, note))
+            self.output()
+        behind_norms = {reader.type for link in self.norms() for reader in link.readers}
+        groups = _by_type_and_block([m for m in self._maps if m.name in order])
+        head = _head_size(self._trunk)
+        for writer, reader in itertools.permutations(groups, 2):
+            writers, readers = groups[writer], groups[reader]
+            if reader in behind_norms or set(writers) != set(readers):
+                continue
+            both = [(writers[block], readers[block]) for block in writers]
+            if all(order.index(a.name) < order.index(b.name) for a, b in both):
+                yield from _candidates(both, head)
+
+    def same_with(
+        self, links: Sequence[NormLink | PairLink], *, undone: bool = True, mixed: bool = False
+    ) -> bool:
+        """Whether the output stays, bit by bit, where links are stretched and that is undone.
+
+        Parameters
+        ----------
+        links : sequence of NormLink or PairLink
+        undone : bool
+            Undo it at the readers.
+        mixed : bool
+            Change the order of outputs inside of heads, too.
+        """
+        generator = torch.Generator().manual_seed(0)
+        with ExitStack() as hooks:
+            for link in links:
+                change = Change.of_link(link, generator, mixed=mixed)
+                hooks.enter_context(after(change.writer, change.make))
+                for reader in change.readers if undone else ():
+                    hooks.enter_context(before(reader, change.undo))
+            return torch.equal(self.output(), self.reference)
+
+
+class _Readers:
+    """During a forward: whose output is whose input."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, torch.Tensor] = {}  # of the norms
+        self.readers: dict[str, dict[str, LinearMap]] = {}
+        self._outputs: dict[int, tuple] = {}  # memory -> (norm, its output, a copy of it)
+
+    def note_norm(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
+        """A norm has run. Outputs are kept: their memory must not be given to others."""
+        self.inputs[name] = x
+        self._outputs[out.untyped_storage().data_ptr()] = (name, out, out.clone())
+
+    def note_map(self, linear_map: LinearMap, z: torch.Tensor) -> None:
+        """A map is about to run."""
+        name, _, copy = self._outputs.get(z.untyped_storage().data_ptr(), (None, None, None))
+        if name is None or z.numel() != copy.numel() or z.shape[-1] != copy.shape[-1]:
+            return
+        if torch.equal(z.reshape(copy.shape), copy):
+            self.readers.setdefault(name, {})[linear_map.name] = linear_map
+
+
+def _check_plain(model):
+    """Refuse models whose weights are not simply there."""
+    name = type(model).__name__
+    if is_offloaded(model):
+        raise ValueError(f"model {name} is offloaded: load it where it fits in memory")
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            f"model {name} has adapters, which read the norms as well: pass the model without "
+            "them, or `peft_model.merge_and_unload()`"
+        )
+    packed = [m.name for m in linear_maps(model) if m.is_packed]
+    if packed:
+        raise ValueError(f"module {packed[0]!r} is quantised: load the model in full precision")
+
+
+def _random_tokens(trunk):
+    """A batch of random tokens."""
+    try:
+        size = trunk.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):
+        size = getattr(_text_config(trunk), "vocab_size", None)
+    if not size:
+        raise ValueError(
+            f"{type(trunk).__name__} reads no tokens: pass batch, a dict of tensors to run it on"
+        )
+    ids = torch.randint(size, PROBE, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _text_config(trunk):
+    """What a model's configuration says of its language model; None where it has none."""
+    config = getattr(trunk, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        return config.get_text_config()
+    return config
+
+
+def _may_be_norm(module):
+    """Whether a module holds a gain, and at most a shift, and nothing else."""
+    parameters = dict(module.named_parameters())
+    if not parameters.keys() <= {"weight", "bias"} or next(module.children(), None) is not None:
+        return False
+    return "weight" in parameters and all(p.ndim == 1 for p in parameters.values())
+
+
+def _note_order(order, name, z):
+    if name not in order:
+        order.append(name)
+
+
+def _by_type_and_block(maps):
+    """{type: {block: map}} of the types that have one map in each block of layers."""
+    groups: dict[str, dict[str, LinearMap]] = {}
+    several = set()
+    for linear_map in maps:
+        if linear_map.layer is None or linear_map.status != SCORED:
+            continue
+        block = linear_map.name.split(f".{linear_map.layer}.")[0] + f".{linear_map.layer}"
+        group = groups.setdefault(linear_map.type, {})
+        if block in group:
+            several.add(linear_map.type)
+        group[block] = linear_map
+    return {name: group for name, group in groups.items() if name not in several}
+
+
+def _head_size(trunk):
+    """The width of a head's values, as the configuration tells it; None where it does not."""
+    config = _text_config(trunk)
+    for name in HEAD_SIZES:
+        size = getattr(config, name, None)
+        if isinstance(size, int) and size > 0:
+            return size
+    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    return width // heads if width and heads else None
+
+
+def _candidates(pairs, head):
+    """The pairs as links, if their shapes allow it: heads may share what they read."""
+    links = []
+    for writer, reader in pairs:
+        outputs, columns = writer.shape[0], torch.arange(reader.shape[1])
+        sharing, left = divmod(len(columns), outputs)
+        fits = head is not None and outputs % head == 0
+        if left or not sharing or (sharing > 1 and not fits):
+            return
+        rows = columns
+        if sharing > 1:  # so many heads of the reader share one of the writer
+            rows = columns // head // sharing * head + columns % head
+        links.append(PairLink(writer, reader, rows, head if fits else None))
+    yield links
