@@ -24,7 +24,7 @@ from plop_nb.moves import (
     changed_rows,
 )
 from plop_nb.norms import baseline_gain
-from plop_nb.probing import norm_links, pair_links
+from plop_nb.probing import Probe, apart, norm_links, pair_links
 from plop_nb.recording import Observer
 from plop_nb.tally import Observation
 
@@ -98,7 +98,8 @@ class Look:
 def _looks(model: nn.Module, *, is_canonical: bool) -> dict[str, Look]:
     """{module: how it looks}, of the maps that look different."""
     looks: dict[str, Look] = {}
-    links = norm_links(model)
+    probe = Probe(model)
+    links = norm_links(probe)
     for link in links:
         if link.is_free:
             for reader in link.readers:
@@ -106,12 +107,12 @@ def _looks(model: nn.Module, *, is_canonical: bool) -> dict[str, Look]:
     _warn(model, [link for link in links if not link.is_free])
     if not is_canonical:
         return looks
-    for pair in pair_links(model):
+    for pair in apart(pair_links(probe)):
         writer = looks.get(pair.writer.name, Look())
         found = balance(pair, writer.weight(pair.writer))
         looks[pair.writer.name] = replace(writer, into=found.into)
-        reader = looks.get(pair.reader.name, Look())
-        looks[pair.reader.name] = replace(reader, pair=pair, balance=found)
+        reading = looks.get(pair.reader.name, Look())
+        looks[pair.reader.name] = replace(reading, pair=pair, balance=found)
     return looks
 
 
@@ -136,21 +137,36 @@ def _warn(model, mixed):
 class _NormInputs:
     """The normalised inputs, without gain and shift, of the norms that have just run."""
 
-    _latest: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+    # norm -> its output, the same without gain and shift, and who has not read it yet
+    _latest: dict[str, tuple[torch.Tensor, torch.Tensor, set[str]]] = field(default_factory=dict)
 
     def note(self, link: NormLink, x: torch.Tensor, out: torch.Tensor) -> None:
         """A norm has run."""
-        self._latest[link.name] = out.untyped_storage().data_ptr(), link.plain(x)
+        waiting = {reader.name for reader in link.readers}
+        self._latest[link.name] = out, link.plain(x), waiting
 
-    def of(self, link: NormLink, z: torch.Tensor) -> torch.Tensor:
-        """What `z`, (batch, visits, size), is without the norm's gain and shift."""
-        memory, plain = self._latest.get(link.name, (None, None))
-        if memory != z.untyped_storage().data_ptr() or plain.numel() != z.numel():
+    def of(self, link: NormLink, reader: str, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What a reader's `z`, (batch, visits, size), is without the norm's gain and shift.
+
+        At padding, which `mask` (batch, visits) leaves out, it may be anything.
+        """
+        if not self._has(link, z, mask):
             raise ValueError(
-                f"norm {link.name!r} is laid out in another way than what its readers get: "
-                "score the copy of fold_norms(model, strict=False) instead"
+                f"norm {link.name!r} is laid out in another way than what its reader {reader!r} "
+                "gets: score the copy of fold_norms(model, strict=False) instead"
             )
+        _, plain, waiting = self._latest[link.name]
+        waiting.discard(reader)
+        if not waiting:  # so that no more of them are held than the model itself holds
+            del self._latest[link.name]
         return plain.reshape(z.shape)
+
+    def _has(self, link, z, mask):
+        """Whether `z` is what the norm has returned last."""
+        if link.name not in self._latest or self._latest[link.name][0].numel() != z.numel():
+            return False
+        out = self._latest[link.name][0].reshape(z.shape)
+        return torch.equal(out[mask > 0], z[mask > 0])
 
 
 class _InForm:
@@ -170,7 +186,7 @@ class _InForm:
             weight = look.weight(linear_map)
             self._gains[linear_map.name] = baseline_gain(weight, self._baseline, self._seed)
         if look.norm is not None:
-            z = self._inputs.of(look.norm, z)
+            z = self._inputs.of(look.norm, linear_map.name, z, mask)
             shift = look.norm.shift
             if shift is not None:
                 features = features.float() - linear_map.weight.float() @ shift.float()

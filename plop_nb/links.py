@@ -1,6 +1,8 @@
 """Where a function leaves its weights free: between a norm and the maps that read it, and between
 the rows of one map and the columns of the next."""
 
+import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,10 @@ import torch
 from torch import nn
 
 from plop_nb.maps import LinearMap
+
+# Outputs are stretched by 2**-REACH to 2**REACH: far enough that what clips them would show, and
+# what hardly counts.
+REACH = 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Change:
             writer, readers = link.writer.module, [link.reader.module]
             rows, head = link.rows, link.head
         size = int(rows.max()) + 1
-        stretch = 2.0 ** torch.randint(-1, 2, (size,), generator=generator)
+        stretch = 2.0 ** torch.randint(-REACH, REACH + 1, (size,), generator=generator)
         order = torch.arange(size)
         if mixed and head is not None:
             inside = torch.rand(size // head, head, generator=generator).argsort(dim=1)
@@ -97,18 +103,32 @@ class Change:
 
 @torch.no_grad()
 def with_parameters(norm: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What a norm makes of `x` with another weight, and no shift; its hooks do not run."""
-    parameters = {"module.weight": weight}
+    """What a norm makes of `x` with another weight, and no shift; its hooks do not run.
+
+    Nothing is written to the norm: other threads may be running it.
+    """
+    twin = copy.copy(norm)
+    twin._parameters = {**norm._parameters, "weight": weight}
     if getattr(norm, "bias", None) is not None:
-        parameters["module.bias"] = torch.zeros_like(weight)
-    return torch.func.functional_call(_Bare(norm), parameters, (x,))
+        twin._parameters["bias"] = torch.zeros_like(weight)
+    return _forward(norm)(twin, x)
 
 
-def neutral_weight(norm: nn.Module, x: torch.Tensor) -> float | None:
-    """The stored weight that is a gain of one, 1 or 0; None: the weight is no gain."""
-    x = x[:1].float()
-    weight = torch.rand(norm.weight.shape, generator=torch.Generator().manual_seed(0))
-    weight = 0.5 + weight.to(x.device)
+@torch.no_grad()
+def neutral_weight(norm: nn.Module, x: torch.Tensor, out: torch.Tensor) -> float | None:
+    """The stored weight that is a gain of one, 1 or 0, given what the norm has made of `x`.
+
+    None: the weight is no gain, or the norm reads more than `x`, such as a gate.
+    """
+    try:
+        if not torch.equal(_forward(norm)(norm, x), out):
+            return None
+    except TypeError:  # it cannot do without what else it reads
+        return None
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.5 + torch.rand(norm.weight.shape, generator=generator).to(x.device)
+    # Noise: of an input that is zero nothing can be told.
+    x = torch.randn(x[:1].shape, generator=generator).to(x.device)
     found = with_parameters(norm, x, weight)
     for neutral in (1.0, 0.0):
         plain = with_parameters(norm, x, torch.full_like(weight, neutral))
@@ -119,10 +139,16 @@ def neutral_weight(norm: nn.Module, x: torch.Tensor) -> float | None:
 
 @contextmanager
 def after(module: nn.Module, change: Callable) -> Iterator[None]:
-    """While inside: `change(x, out)` after every forward of a module, instead of `out` if given."""
+    """While inside: `change(x, out)` after every forward of a module, instead of `out` if given.
+
+    Only in this thread: others may be using the model.
+    """
+    thread = threading.get_ident()
 
     def hook(_, args, kwargs, out):
-        return change(_first(args, kwargs), out)
+        if threading.get_ident() == thread:
+            return change(_first(args, kwargs), out)
+        return None
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
@@ -133,9 +159,15 @@ def after(module: nn.Module, change: Callable) -> Iterator[None]:
 
 @contextmanager
 def before(module: nn.Module, change: Callable) -> Iterator[None]:
-    """While inside: `change(x)` before every forward of a module, instead of `x` if given."""
+    """While inside: `change(x)` before every forward of a module, instead of `x` if given.
+
+    Only in this thread.
+    """
+    thread = threading.get_ident()
 
     def hook(_, args, kwargs):
+        if threading.get_ident() != thread:
+            return None
         changed = change(_first(args, kwargs))
         if changed is None:
             return None
@@ -150,15 +182,9 @@ def before(module: nn.Module, change: Callable) -> Iterator[None]:
         handle.remove()
 
 
-class _Bare(nn.Module):
-    """A module without its hooks."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.module.forward(x)
+def _forward(module):
+    """What a module runs, also where it was replaced in this one; without accelerate's hooks."""
+    return getattr(module.forward, "__func__", type(module).forward)
 
 
 def _first(args, kwargs):

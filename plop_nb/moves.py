@@ -15,7 +15,7 @@ from torch import nn
 from plop_nb.inputs import Batch
 from plop_nb.links import NormLink, PairLink
 from plop_nb.maps import LinearMap
-from plop_nb.probing import Probe, norm_links, pair_links
+from plop_nb.probing import Probe, apart, check_plain, norm_links, pair_links
 
 TOLERANCE = 1e3  # for outputs, in units of their rounding
 
@@ -36,7 +36,8 @@ def fold_norms(model: nn.Module, *, strict: bool = True, batch: Batch | None = N
 
     `W (g * n + s) + b = (W diag(g)) n + (W s + b)`: the norm's gain becomes 1 and its shift 0.
     Norms that no map reads directly (before the head, of queries and keys, before a residual sum,
-    before stacks of experts) stay as they are.
+    before nothing but stacks of experts) stay as they are, and so do those that do not run on
+    `batch` (of an image's tower, on tokens).
 
     Parameters
     ----------
@@ -67,11 +68,11 @@ def fold_norms(model: nn.Module, *, strict: bool = True, batch: Batch | None = N
     >>> model = LlamaModel(config)
     >>> _ = torch.nn.init.constant_(model.layers[0].input_layernorm.weight, 3)
     >>> folded = fold_norms(model)
-    >>> float(folded.layers[0].input_layernorm.weight[0])
+    >>> folded.layers[0].input_layernorm.weight[0].item()
     1.0
     """
     moved = _Copy(model, batch)
-    links = norm_links(moved.model, batch)
+    links = norm_links(moved.probe)
     if strict:
         _refuse_mixed(links)
     for link in links:
@@ -95,7 +96,7 @@ def move_gains(
     fit.
     """
     moved = _Copy(model, batch)
-    links = {link.name: link for link in norm_links(moved.model, batch)}
+    links = {link.name: link for link in norm_links(moved.probe)}
     for name, gain in gains.items():
         link = _named(links, name, "gains", "norm that maps read (see norm_table)")
         _refuse_mixed([link])
@@ -119,7 +120,7 @@ def scale_neurons(
     Other arguments, and errors, as in `fold_norms`; and for modules without such a partner.
     """
     moved = _Copy(model, batch)
-    links = {link.writer.name: link for link in pair_links(moved.model, batch)}
+    links = {link.writer.name: link for link in pair_links(moved.probe)}
     for name, factor in factors.items():
         what = "map whose rows scale against another one's columns"
         link = _named(links, name, "factors", what)
@@ -147,7 +148,7 @@ def mix_heads(
     matrices that have no inverse.
     """
     moved = _Copy(model, batch)
-    links = {link.writer.name: link for link in pair_links(moved.model, batch) if link.head}
+    links = {link.writer.name: link for link in pair_links(moved.probe) if link.head}
     for name, matrix in matrices.items():
         link = _named(links, name, "matrices", "value map whose heads can be mixed")
         heads = link.writer.shape[0] // link.head
@@ -169,16 +170,18 @@ def canonical(model: nn.Module, *, batch: Batch | None = None) -> nn.Module:
     long; value and output are `sqrt(S) V^T` and `U sqrt(S)` with `U S V^T` the singular value
     decomposition of their product in each head.
 
-    What is left as stored: norms that feed something else as well, and what may be scaled between
-    query and key.
+    What is left as stored: norms that feed something else as well, what may be scaled between
+    query and key, value maps that are one matrix with query and key, and the second pair of a map
+    that is in two (a gate with a ReLU, and up, against down).
 
     Arguments, and errors, as in `fold_norms` with `strict=False`.
     """
     moved = _Copy(model, batch)
-    for link in norm_links(moved.model, batch):
+    norms, pairs = norm_links(moved.probe), apart(pair_links(moved.probe))
+    for link in norms:
         if link.is_free:
             moved.set_gain(link, torch.ones_like(link.gain))
-    for pair in pair_links(moved.model, batch):
+    for pair in pairs:
         moved.mix(pair, balance(pair, pair.writer.weight))
     return moved.checked()
 
@@ -245,9 +248,9 @@ class _Copy:
     """A deep copy of a model whose weights are being moved."""
 
     def __init__(self, model: nn.Module, batch: Batch | None) -> None:
-        before = Probe(model, batch)
+        check_plain(model)
         self.model = copy.deepcopy(model)
-        self._expected, self._batch = before.reference, batch
+        self.probe = Probe(self.model, batch)  # how it was before anything moved
         self._owners = _owners(self.model)
         self._fed: dict[str, str] = {}  # map -> the norm whose gain went into it
 
@@ -279,12 +282,12 @@ class _Copy:
 
     def checked(self) -> nn.Module:
         """The copy, if it computes what the model does."""
-        found = Probe(self.model, self._batch).reference
-        largest = self._expected.abs().max().item()
+        expected, found = self.probe.reference, self.probe.output()
+        largest = expected.abs().max().item()
         # Models work in float32 inside of their norms, whatever their dtype.
         rounding = max(torch.finfo(found.dtype).eps, torch.finfo(torch.float32).eps)
         allowed = min(0.1, TOLERANCE * rounding) * largest
-        difference = (found - self._expected).abs().max().item()
+        difference = (found - expected).abs().max().item()
         if not difference <= allowed:
             raise ValueError(
                 f"the copy's outputs differ by {difference:.2g} from those of the model, whose "

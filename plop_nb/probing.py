@@ -1,12 +1,15 @@
 """What reads a norm, and which rows meet which columns: found by running the model, not by names.
 
-A norm's output is stretched by powers of two and its readers' inputs are shrunk by them. The model
-returns the same bits if nothing else reads the norm, and other ones if something does.
+A norm's output is stretched by powers of two and its readers' inputs are shrunk by them. All maps
+get, and the model returns, the same bits if nothing else reads the norm, and other ones if
+something does. What shows in no bit of a short run is not seen: a choice of tokens that only long
+texts make, other than by a linear map.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -19,7 +22,7 @@ from plop_nb import inputs
 from plop_nb.forwards import evaluating
 from plop_nb.inputs import Batch
 from plop_nb.links import Change, NormLink, PairLink, after, before, neutral_weight
-from plop_nb.maps import SCORED, LinearMap, linear_maps
+from plop_nb.maps import HEAD, NOT_PLAIN, SCORED, LinearMap, linear_maps
 from plop_nb.offload import is_offloaded
 from plop_nb.wrappers import trunk_of, unwrapped
 
@@ -28,12 +31,13 @@ PROBE = (2, 8)  # texts and tokens of the probe
 HEAD_SIZES = ("v_head_dim", "head_dim", "d_kv")
 
 
-def norm_links(model: nn.Module, batch: Batch | None = None) -> list[NormLink]:
+def norm_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[NormLink]:
     """The norms that linear maps of the trunk read, in the order of definition.
 
     Parameters
     ----------
-    model : torch.nn.Module
+    model : torch.nn.Module or Probe
+        A probe saves its first runs.
     batch : dict of tensors, optional
         What to run the model on; by default random tokens.
 
@@ -42,24 +46,23 @@ def norm_links(model: nn.Module, batch: Batch | None = None) -> list[NormLink]:
     TypeError, ValueError
         `model` is offloaded, quantised or has adapters, reads no tokens, or is not deterministic.
     """
-    probe = Probe(model, batch)
+    probe = model if isinstance(model, Probe) else Probe(model, batch)
     found = probe.norms()
-    if probe.same_with(found):
-        return found
+    all_free = probe.same_with(found)
     links = []
     for link in found:
-        is_free = probe.same_with([link])
-        links.append(NormLink(link.name, link.module, link.neutral, link.readers, is_free))
+        is_free = not probe.idle_beside(link) and (all_free or probe.same_with([link]))
+        links.append(replace(link, is_free=is_free))
     return links
 
 
-def pair_links(model: nn.Module, batch: Batch | None = None) -> list[PairLink]:
+def pair_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[PairLink]:
     """Pairs of maps of one layer whose scale can go from one to the other, as up and down can.
 
     Takes and raises what `norm_links` does. Which pairs there are is decided for all layers
     together.
     """
-    probe = Probe(model, batch)
+    probe = model if isinstance(model, Probe) else Probe(model, batch)
     links = []
     for candidates in probe.pairs():
         if not probe.same_with(candidates) or probe.same_with(candidates, undone=False):
@@ -68,6 +71,18 @@ def pair_links(model: nn.Module, batch: Batch | None = None) -> list[PairLink]:
             candidates = [PairLink(p.writer, p.reader, p.rows, None) for p in candidates]
         links += candidates
     return links
+
+
+def apart(links: Sequence[PairLink]) -> list[PairLink]:
+    """Those pairs that share no map with an earlier one: each of these has a form of its own."""
+    found: list[PairLink] = []
+    taken: set[str] = set()
+    for link in links:
+        names = {link.writer.name, link.reader.name}
+        if not names & taken:
+            found.append(link)
+            taken |= names
+    return found
 
 
 def norm_table(model: nn.Module, batch: Batch | None = None) -> pd.DataFrame:
@@ -110,20 +125,28 @@ class Probe:
 
     def __init__(self, model: nn.Module, batch: Batch | None = None) -> None:
         model = unwrapped(model)
-        _check_plain(model)
+        check_plain(model)
         self._trunk = trunk_of(model)
         inside = set(self._trunk.modules())
         self._modules = {name: m for name, m in model.named_modules() if m in inside}
         self._maps = []
         for linear_map in linear_maps(model):
             is_alone = isinstance(linear_map.module, (nn.Linear, Conv1D))
-            if is_alone and linear_map.module in inside:
+            if is_alone and linear_map.status not in (HEAD, NOT_PLAIN):
                 self._maps.append(linear_map)
-        batch = _random_tokens(self._trunk) if batch is None else batch
-        batch = inputs.padded_to_multiple(self._trunk, batch)
-        self._arguments = inputs.arguments(self._trunk, batch)
-        self.reference = self.output()
-        if not torch.equal(self.reference, self.output()):
+        given = _random_tokens(self._trunk) if batch is None else batch
+        try:
+            given = inputs.padded_to_multiple(self._trunk, given)
+            self._arguments = inputs.arguments(self._trunk, given)
+            self.reference, self._read = self._run()
+        except (TypeError, ValueError) as error:
+            if batch is not None:
+                raise
+            raise ValueError(
+                f"{type(self._trunk).__name__} does not run on tokens alone ({error}): pass batch, "
+                "a dict of tensors to run it on; for scores, to fold_norms, and score the copy"
+            ) from error
+        if not self._is_as_ever(*self._run()):
             raise ValueError(
                 f"{type(self._trunk).__name__} returns another output each time that it is run "
                 "(or NaN): what reads a norm cannot be told"
@@ -135,6 +158,16 @@ class Probe:
         with evaluating(self._trunk):
             found = self._trunk(**self._arguments)
         return found if isinstance(found, torch.Tensor) else found[0]
+
+    def idle_beside(self, link: NormLink) -> bool:
+        """Whether a map that might read the norm has not run: one of several languages', say."""
+        seen = {linear_map.name for linear_map, _ in self._read}
+        blocks = {_block(reader) for reader in link.readers}
+        for linear_map in self._maps:
+            fits = _block(linear_map) in blocks and linear_map.shape[1] == len(link.gain)
+            if fits and linear_map.name not in seen:
+                return True
+        return False
 
     def norms(self) -> list[NormLink]:
         """Norms whose output is the input of a map; that nothing else reads it is not yet known."""
@@ -150,19 +183,14 @@ class Probe:
         links = []
         for name, module in norms.items():
             readers = seen.readers.get(name)
-            neutral = neutral_weight(module, seen.inputs[name]) if readers else None
+            neutral = neutral_weight(module, *seen.visits[name]) if readers else None
             if readers and neutral is not None:
                 links.append(NormLink(name, module, neutral, tuple(readers.values())))
         return links
 
     def pairs(self) -> Iterator[list[PairLink]]:
         """For every two types that might be pairs: the pairs of all layers."""
-        order: list[str] = []
-        with ExitStack() as hooks:
-            for linear_map in self._maps:
-                note = partial(_note_order, order, linear_map.name)
-                hooks.enter_context(before(linear_map.module, note))
-            self.output()
+        order = list(dict.fromkeys(linear_map.name for linear_map, _ in self._read))
         behind_norms = {reader.type for link in self.norms() for reader in link.readers}
         groups = _by_type_and_block([m for m in self._maps if m.name in order])
         head = _head_size(self._trunk)
@@ -177,7 +205,7 @@ class Probe:
     def same_with(
         self, links: Sequence[NormLink | PairLink], *, undone: bool = True, mixed: bool = False
     ) -> bool:
-        """Whether the output stays, bit by bit, where links are stretched and that is undone.
+        """Whether the output stays, and what maps read, where links are stretched and that undone.
 
         Parameters
         ----------
@@ -194,33 +222,53 @@ class Probe:
                 hooks.enter_context(after(change.writer, change.make))
                 for reader in change.readers if undone else ():
                     hooks.enter_context(before(reader, change.undo))
-            return torch.equal(self.output(), self.reference)
+            return self._is_as_ever(*self._run())
+
+    def _run(self):
+        """The trunk's output, and what every map has read: [(map, its input)] as they ran."""
+        read: list[tuple[LinearMap, torch.Tensor]] = []
+        with ExitStack() as hooks:
+            for linear_map in self._maps:
+                note = partial(_note_input, read, linear_map)
+                hooks.enter_context(before(linear_map.module, note))
+            return self.output(), read
+
+    def _is_as_ever(self, output, read):
+        """Whether a run is the same as the first, bit by bit."""
+        if not torch.equal(output, self.reference) or len(read) != len(self._read):
+            return False
+        pairs = zip(read, self._read, strict=True)
+        return all(torch.equal(z, other) for (_, z), (_, other) in pairs)
 
 
 class _Readers:
     """During a forward: whose output is whose input."""
 
     def __init__(self) -> None:
-        self.inputs: dict[str, torch.Tensor] = {}  # of the norms
+        self.visits: dict[str, tuple] = {}  # norm -> copies of its input and output
         self.readers: dict[str, dict[str, LinearMap]] = {}
-        self._outputs: dict[int, tuple] = {}  # memory -> (norm, its output, a copy of it)
+        self._memory: dict[int, tuple] = {}  # memory of an output -> (norm, the output)
 
     def note_norm(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
         """A norm has run. Outputs are kept: their memory must not be given to others."""
-        self.inputs[name] = x
-        self._outputs[out.untyped_storage().data_ptr()] = (name, out, out.clone())
+        self.visits[name] = x.clone(), out.clone()
+        self._memory[out.untyped_storage().data_ptr()] = name, out
 
     def note_map(self, linear_map: LinearMap, z: torch.Tensor) -> None:
-        """A map is about to run."""
-        name, _, copy = self._outputs.get(z.untyped_storage().data_ptr(), (None, None, None))
-        if name is None or z.numel() != copy.numel() or z.shape[-1] != copy.shape[-1]:
-            return
-        if torch.equal(z.reshape(copy.shape), copy):
-            self.readers.setdefault(name, {})[linear_map.name] = linear_map
+        """A map is about to run: on the output of a norm, or on an equal copy (as masks make)."""
+        memory = z.untyped_storage().data_ptr()
+        named = [self._memory[memory][0]] if memory in self._memory else reversed(self.visits)
+        for name in named:
+            out = self.visits[name][1]
+            is_alike = z.numel() == out.numel() and z.shape[-1] == out.shape[-1]
+            if is_alike and torch.equal(z.reshape(out.shape), out):
+                self.readers.setdefault(name, {})[linear_map.name] = linear_map
+                return
 
 
-def _check_plain(model):
-    """Refuse models whose weights are not simply there."""
+def check_plain(model: nn.Module) -> None:
+    """Refuse models whose weights are not simply there (ValueError, says what would do)."""
+    model = unwrapped(model)
     name = type(model).__name__
     if is_offloaded(model):
         raise ValueError(f"model {name} is offloaded: load it where it fits in memory")
@@ -229,9 +277,18 @@ def _check_plain(model):
             f"model {name} has adapters, which read the norms as well: pass the model without "
             "them, or `peft_model.merge_and_unload()`"
         )
-    packed = [m.name for m in linear_maps(model) if m.is_packed]
-    if packed:
-        raise ValueError(f"module {packed[0]!r} is quantised: load the model in full precision")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"model {name} has no weights, it is on the meta device: load them")
+    for linear_map in linear_maps(model):
+        if linear_map.is_packed:
+            raise ValueError(
+                f"module {linear_map.name!r} is quantised: load the model in full precision"
+            )
+        if linear_map.stored.dtype == torch.float16:
+            raise ValueError(
+                f"module {linear_map.name!r} is float16, whose smallest numbers lose digits: load "
+                "the model in bfloat16 or float32"
+            )
 
 
 def _random_tokens(trunk):
@@ -242,7 +299,8 @@ def _random_tokens(trunk):
         size = getattr(_text_config(trunk), "vocab_size", None)
     if not size:
         raise ValueError(
-            f"{type(trunk).__name__} reads no tokens: pass batch, a dict of tensors to run it on"
+            f"{type(trunk).__name__} reads no tokens: pass batch, a dict of tensors to run it on; "
+            "for scores, to fold_norms, and score the copy"
         )
     ids = torch.randint(size, PROBE, generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -264,9 +322,17 @@ def _may_be_norm(module):
     return "weight" in parameters and all(p.ndim == 1 for p in parameters.values())
 
 
-def _note_order(order, name, z):
-    if name not in order:
-        order.append(name)
+def _note_input(read, linear_map, z):
+    if z.numel():  # else it has run on nothing, as an expert without tokens
+        read.append((linear_map, z.clone()))
+
+
+def _block(linear_map):
+    """The layer that a map is in, by its name: `model.layers.3`; None outside of all."""
+    if linear_map.layer is None:
+        return None
+    before, number, _ = f".{linear_map.name}.".partition(f".{linear_map.layer}.")
+    return (before + number).strip(".")
 
 
 def _by_type_and_block(maps):
@@ -276,7 +342,7 @@ def _by_type_and_block(maps):
     for linear_map in maps:
         if linear_map.layer is None or linear_map.status != SCORED:
             continue
-        block = linear_map.name.split(f".{linear_map.layer}.")[0] + f".{linear_map.layer}"
+        block = _block(linear_map)
         group = groups.setdefault(linear_map.type, {})
         if block in group:
             several.add(linear_map.type)
@@ -288,11 +354,19 @@ def _head_size(trunk):
     """The width of a head's values, as the configuration tells it; None where it does not."""
     config = _text_config(trunk)
     for name in HEAD_SIZES:
-        size = getattr(config, name, None)
+        size = _setting(config, name)
         if isinstance(size, int) and size > 0:
             return size
-    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    width, heads = (_setting(config, name) for name in ("hidden_size", "num_attention_heads"))
     return width // heads if width and heads else None
+
+
+def _setting(config, name):
+    """A configuration's value; None where it has none, or another one in each layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers' own class of error, for what differs from layer to layer
+        return None
 
 
 def _candidates(pairs, head):

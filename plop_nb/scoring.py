@@ -113,8 +113,8 @@ def nfn_scores(
     Raises
     ------
     TypeError, ValueError
-        Bad input (names the argument, its value and what would do), or a module with
-        non-finite weights or activations (names the module).
+        Bad input (names the argument), or a module with non-finite weights or activations (names
+        the module).
     torch.OutOfMemoryError
         One batch does not fit, with "auto" one text.
     OSError
@@ -363,9 +363,8 @@ def _report(seen, stop, k, progress):
     texts = seen.frame["sample"].nunique()
     if seen.decided:
         if progress:
-            print(
-                f"the {k} lowest types are decided with confidence {stop:.0%} after {texts} texts"
-            )
+            sure = f"with confidence {stop:.0%} after {texts} texts"
+            print(f"the {k} lowest types are decided {sure}")
         return
     why = ""
     for pair in swaps(seen.frame, lowest(seen.frame, k)).head(1).itertuples():

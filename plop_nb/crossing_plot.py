@@ -1,0 +1,74 @@
+"""A picture of the within-function test: does the best placement move with the score?"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from plop_nb.stats import mean_interval
+
+OWN, OTHER = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
+LEVEL = 0.95
+COLUMNS = {"task", "form", "chosen_by", "types", "seed", "loss"}
+
+
+def plot_crossing(runs: pd.DataFrame) -> np.ndarray:
+    """Loss of two placements in two forms of one function, one panel per task.
+
+    A large ring marks, in each form, the placement that its scores choose. Lines that cross so that
+    the ringed ones are lower say that the best placement moves with the score.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        Columns `task`, `form`, `chosen_by` (the form whose scores chose the placement), `types`,
+        `seed`, `loss` (nats per token); for each task two forms and all four combinations.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes
+        One per task, of a new figure. Bars: 95 % intervals over seeds.
+
+    Raises
+    ------
+    ValueError
+        A column is missing, or a task has not two forms with both placements.
+    """
+    if missing := COLUMNS - set(getattr(runs, "columns", ())):
+        raise ValueError(f"runs lacks the columns {sorted(missing)}: pass those of forms.csv")
+    tasks = dict(list(runs.groupby("task", sort=False)))
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(4.6 * len(tasks), 4), squeeze=False, layout="constrained"
+    )
+    for ax, (task, own) in zip(axes[0], tasks.items(), strict=True):
+        _draw(ax, task, own)
+    axes[0][0].set_ylabel("test loss (nats per token)")
+    figure.supxlabel("ring: what the form's own scores choose; bars: 95 % over seeds", fontsize=10)
+    sns.despine(fig=figure)
+    return axes[0]
+
+
+def _draw(ax: Axes, task: str, runs: pd.DataFrame) -> None:
+    """One line per placement, from one form to the other."""
+    forms = runs["form"].unique().tolist()
+    cells = runs.groupby(["form", "chosen_by"]).ngroups
+    if len(forms) != 2 or cells != 4:
+        raise ValueError(
+            f"runs of task {task!r} have {len(forms)} forms and {cells} cells, expected 2 forms "
+            "with what each of them chooses: 4 cells"
+        )
+    for color, chosen_by in zip((OWN, OTHER), forms, strict=True):
+        placement = runs[runs["chosen_by"] == chosen_by]
+        losses = [placement.loc[placement["form"] == form, "loss"] for form in forms]
+        found = [mean_interval(loss, level=LEVEL) for loss in losses]
+        means = [interval.mean for interval in found]
+        arms = [interval.high - interval.mean for interval in found]
+        ax.errorbar([0, 1], means, yerr=arms, color=color, marker="o", capsize=4, lw=1.8)
+        ring = {"s": 260, "facecolor": "none", "edgecolor": color, "lw": 2}
+        ax.scatter(forms.index(chosen_by), means[forms.index(chosen_by)], **ring)
+        name = placement["types"].iloc[0].replace("_proj", "").replace("+", ", ")
+        style = {"color": color, "va": "center", "annotation_clip": False}
+        ax.annotate(name, (1, means[1]), (18, 0), textcoords="offset points", **style)
+    ax.set(title=task, xlim=(-0.25, 1.25))
+    ax.set_xticks([0, 1], [f"{form}" for form in forms])
