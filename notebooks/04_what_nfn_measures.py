@@ -14,14 +14,21 @@
 # ---
 
 # %% [markdown]
-# # What does the score measure?
+# # What does the score measure, and what does it not know?
 #
-# In many models the value maps score far below 1. The paper reports it for Qwen3 and Gemma 3 and leaves it open: why
-# should a trained map meet its own inputs with *less* than noise gets? This notebook splits the score exactly in two,
-# tests the split by intervention, and asks what would be recommended if one part were taken away.
+# **The question.** PLoP puts adapters on the module types with the lowest Normalized Feature Norm (NFN). What is it about
+# a map that makes its NFN low? And is a low NFN the *reason* why adapters should go there?
 #
-# Live: SmolLM2 on a few texts. Recorded with the same code (`python notebooks/tools/record.py directions`): three models,
-# four domains.
+# **The answer.** ANSWER
+#
+# | | |
+# |---|---|
+# | **You need** | notebook 00, and what a matrix, a norm and a mean are |
+# | **It takes** | three minutes on two CPU cores; no GPU |
+# | **It runs** | SmolLM2-135M on 8 math questions, live; other models, and all training runs, from recorded files |
+#
+# Some statements below are *identities*: they hold by algebra and cannot fail. Some are *measurements* of a few
+# models. One section is an *experiment* with a control. Each section says which it is.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
@@ -39,387 +46,645 @@ import torch
 import plop_nb as plop
 
 # %% tags=["settings"]
-MODEL = "SmolLM2-135M-Instruct"  # or "gemma-3-270m", "minilm", any Hub id or folder
-DOMAIN = "math"
-TEXTS = 8  # live
-DIRECTIONS = 20  # random directions to compare with
+MODEL = "SmolLM2-135M-Instruct"  # or "gemma-3-270m", or any decoder: a Hub id or a folder
+TEXTS = 8  # math questions
 K = 3  # how many module types get adapters
 
 # %% tags=["nbval-ignore-output"]
-import matplotlib.pyplot as plt
+import copy
+
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
-from plop_nb.geometry import interventions, mean_inputs, nfn_without, untrained
-from plop_nb.plots import CHOSEN, CMAP, NORM
+from plop_nb import moves
+from plop_nb.channel_plots import plot_channels
+from plop_nb.channels import leading_channels, mean_channels, other_channels
+from plop_nb.crossing_plot import plot_crossing
+from plop_nb.form_plots import plot_forms
+from plop_nb.geometry import mean_inputs, nfn_without
+from plop_nb.probing import norm_links, norm_table, pair_links
 from plop_nb.texts import data_file
 
-model, tokenizer = plop.load_model(MODEL)
-texts = plop.load_texts(DOMAIN, n=TEXTS)
 
 # %%
-recorded = pd.read_csv(data_file("results/directions.csv"), comment="#")
-MODELS = list(recorded["model"].unique())
-def short(t):
-    return t.removeprefix("layer.*.").removesuffix(".dense").removesuffix("_proj")
+def recorded(name):
+    """A file of data/results; its first lines say how it was made, and on what."""
+    return pd.read_csv(data_file(f"results/{name}"), comment="#")
 
-print(recorded.groupby("model", sort=False)["module"].nunique().to_dict(), "modules recorded")
+
+model, tokenizer = plop.load_model(MODEL, dtype="float32")
+texts = plop.load_texts("math", n=TEXTS)
+is_default = MODEL == "SmolLM2-135M-Instruct" and TEXTS == 8
+print(f"{len(texts)} texts, {len(plop.module_table(model))} linear maps")
 
 # %% [markdown]
-# ## An exact split
+# Each line below is one module type in one model. The three columns are three ways of storing *the same function*: every
+# model gives the same answers in all three columns. The scores differ, and so do the three lowest types (filled dots),
+# which are the ones that PLoP chooses.
+
+# %% tags=["nbval-ignore-output", "picture"]
+plot_forms(recorded("form_scores.csv").query("domain == 'math' and model != 'minilm'"));
+
+# %% [markdown]
+# ## 1. The score splits in two
 #
-# Only the direction of an input enters the score: $u = z / \|z\|$. Let $\mu = \mathbb E\,u$ be the mean direction
-# over all tokens of all texts and $f = \|\mu\|^2$: 1 if all tokens point the same way, near 0 if they are scattered.
-# Then
+# *An identity.*
 #
-# $$\mathbb E\,\mathrm{NFN}(z)^2 = f\;\mathrm{NFN}(\mu)^2 + (1 - f)\;\mathrm{NFN}(u - \mu)^2$$
+# **Question.** In this model the value maps score far below 1: they meet their own inputs with less than random noise
+# would get. The paper reports the same for Qwen3 and Gemma 3 and leaves it open why. Which part of the input is to blame?
 #
-# because the cross term averages to zero. By hand, for one map:
+# **Intuition.** The inputs of a map are not scattered around zero. They share a common direction, as a swarm of flies that
+# moves along a street shares the direction of the street. What the map does with the common direction and what it does
+# with the differences between tokens are two separate things, and the score adds them up.
+#
+# **What we do.** Only the direction of an input enters the score, so let $u = z / \|z\|$ for each token. Let
+# $\mu = \mathbb E\, u$ be the mean over all tokens of all texts, and $f = \|\mu\|^2$ the *shared part*: 1 if all tokens
+# point the same way, near 0 if they are scattered. Then
+#
+# $$\mathbb E\,\mathrm{NFN}(z)^2 = f\;\mathrm{NFN}(\mu)^2 + (1 - f)\;\mathrm{NFN}(u - \mu)^2 ,$$
+#
+# where the last NFN is a root mean square over tokens. The cross term vanishes, because $u - \mu$ averages to zero. We check
+# it by hand on the value map of one layer, whose inputs we collect with a hook:
 
 # %%
-name = plop.module_table(model).query("status == 'scored'")["module"].iloc[2]
-seen = []
-hook = model.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0][0].float()))
+values = plop.module_table(model).query("type.str.contains('v_proj|value')")
+name = values["module"].iloc[len(values) // 2]
+layer, inputs = model.get_submodule(name), []
+hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0][0].float()))
 with torch.no_grad():
     for text in texts:
         model(**tokenizer(text, return_tensors="pt").to(model.device))
 hook.remove()
-u = torch.cat(seen)
-u = u / u.norm(dim=1, keepdim=True)
-mu, W = u.mean(0), model.get_submodule(name).weight.detach().float()
-def square(x):
-    return ((x @ W.T).square().sum(-1) / (W.square().sum() / W.shape[1])).mean().item()
-
-print(f"E NFN² = {square(u):.4f} = {square(mu):.4f} + {square(u - mu):.4f} over {len(u)} tokens, f = {mu @ mu:.3f}")
-
-# %% [markdown]
-# `mean_split` does it for every map and keeps one vector a map, no activations. The left side comes from the outputs
-# of a first pass, the shared part from $W\mu$, the centred part from the outputs of a second pass; that they add up
-# is a check.
+print(f"{name}: {sum(map(len, inputs))} tokens, {layer.in_features} channels")
 
 # %%
-split = plop.mean_split(model, texts, tokenizer)
+u = torch.nn.functional.normalize(torch.cat(inputs), dim=1)
+mu, W = u.mean(0), layer.weight.detach().float()
+noise = (W.square().sum() / W.shape[1]).item()  # E ||W u||^2 for a random direction u
+mean_part = (W @ mu).square().sum().item() / noise
+centred_part = ((u - mu) @ W.T).square().sum(1).mean().item() / noise
+both = (u @ W.T).square().sum(1).mean().item() / noise
+print(f"E NFN^2 = {both:.3f} = {mean_part:.3f} + {centred_part:.3f};  f = {mu.square().sum():.2f}")
+
+# %% [markdown]
+# `plop.mean_split` does this for every map. It keeps one vector a map, and no activations. Here is the same line, and then
+# the means over all maps of a type.
+
+# %%
+split = plop.mean_split(model, texts, tokenizer, progress=False)
 row = split.set_index("module").loc[name]
-assert np.allclose(row[["mean_part", "centred_part"]].tolist(), [square(mu), square(u - mu)], rtol=1e-3)
-gap = ((split["mean_part"] + split["centred_part"]) / split["mean_square"] - 1).abs()
-assert gap.max() < 1e-3
-print(f"the parts add up within 0.1 % for all {len(split)} modules")
-
-# %% [markdown]
-# The recorded tables: three models, four domains, and all domains together.
+assert np.allclose(row[["mean_part", "centred_part"]].tolist(), [mean_part, centred_part], rtol=1e-3)
+print(f"E NFN^2 = {row['mean_square']:.3f} = {row['mean_part']:.3f} + {row['centred_part']:.3f}")
 
 # %%
-gap = ((recorded["mean_part"] + recorded["centred_part"]) / recorded["mean_square"] - 1).abs()
-assert gap.max() < 1e-3
-print(f"the parts add up within 0.1 % for all {len(recorded)} recorded rows")
+types = split.groupby("type")[["share", "nfn", "nfn_mean", "nfn_centred"]].mean()
+types.sort_values("nfn").round(2)
 
 # %% [markdown]
-# ## How much is shared, and what becomes of it
+# **What we saw.** The column `share` is $f$: in front of the attention more than half of the (squared) input is one direction
+# that all tokens share. Query and key stretch this direction, and value shrinks it to a third (`nfn_mean`). With the
+# direction subtracted (`nfn_centred`), the types lie much closer together, and value is not far below 1.
 #
-# By type, on the texts of all domains together, so that no single task can be the reason:
-
-# %%
-columns = ["share", "nfn", "nfn_mean", "nfn_centred"]
-everywhere = recorded.query("domain == 'all'")
-by_type = everywhere.groupby(["model", "type"], sort=False)[columns].mean()
-by_type.round(2)
+# **Before you read on:** what might such a direction be? A topic? A token that is in every text? A property of the model?
 
 # %% [markdown]
-# The same is asserted for each of the four domains alone:
+# ## 2. The shared direction is one channel
+#
+# *A measurement, of three models.*
+#
+# **Question.** What is the direction that all tokens share?
+#
+# **Intuition.** A direction in a space of hundreds of channels could be spread over all of them, or lie in a single one. The
+# *participation ratio* tells: $(\sum_i \mu_i^2)^2 / \sum_i \mu_i^4$ is 1 for a vector with one non-zero entry, and $n$ for
+# a vector with $n$ equal ones. It is a number of channels.
+#
+# **What we do.** We count for the map of section 1, by hand:
 
 # %%
-each = recorded.groupby(["model", "domain", "type"], sort=False)[columns].mean()
-decoders = each.drop("minilm")
-value, query, key = (decoders.xs(t, level="type") for t in ("v_proj", "q_proj", "k_proj"))
-assert (value["share"] > 0.45).all() and (value["nfn_mean"] < 0.4).all()
-assert (query["nfn_mean"] > 1.3).all() and (key["nfn_mean"] > 1.1).all()
-assert value["nfn_centred"].between(0.8, 0.9).all() and query["nfn_centred"].between(0.95, 1.05).all()
-bert = each.loc["minilm"].xs("value", level="type")
-assert (bert["share"] < 0.2).all() and bert["nfn"].between(0.9, 1).all()
-print(f"value without the mean, over models and domains: {value['nfn_centred'].agg(['min', 'max']).round(2).tolist()}")
+square = mu.square() / mu.square().sum()
+channel = square.argmax().item()
+columns = W.norm(dim=0) / W.norm(dim=0).square().mean().sqrt()
+print(f"participation ratio: {1 / square.square().sum():.1f} of {len(mu)} channels")
+print(f"channel {channel} holds {square[channel]:.0%} of the direction's square")
+print(f"the value map's column for it has {columns[channel]:.2f} of the usual length")
 
 # %% [markdown]
-# In the two decoders half of the (squared) attention input is one direction that all tokens share. Query and key
-# amplify it, value cuts it to a third. Without it query lies near 1; value comes up to 0.83 to 0.88, closer to 1 but
-# still below. In MiniLM the shared share is below a fifth and value lies near 1 anyway.
-
-# %% tags=["nbval-ignore-output", "picture"]
-parts = by_type.reset_index().drop(columns="share").melt(["model", "type"], var_name="of", value_name="NFN")
-labels = {"nfn_mean": "the shared mean", "nfn": "the inputs", "nfn_centred": "inputs without the mean"}
-fig, axes = plt.subplots(1, len(MODELS), figsize=(4 * len(MODELS), 4), layout="constrained", sharex=True)
-for ax, name in zip(axes, MODELS):
-    part = parts.query("model == @name").assign(of=lambda t: t["of"].map(labels), type=lambda t: t["type"].map(short))
-    order = part[part["of"] == "the inputs"].sort_values("NFN")["type"]
-    colors = dict(zip(labels.values(), [sns.color_palette("colorblind")[1], "0.15", CHOSEN]))
-    sns.pointplot(part, x="NFN", y="type", hue="of", order=order, palette=colors, linestyle="none", ax=ax)
-    ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
-    ax.set(title=name, xlabel="NFN (1 = random input)", ylabel="", xscale="log")
-    ax.set_xticks([0.3, 0.5, 1, 2, 3], ["0.3", "0.5", "1", "2", "3"], minor=False)
-    ax.minorticks_off()
-    ax.get_legend().remove()
-fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-sns.despine()
-
-# %% [markdown]
-# Layer by layer: the shared share $f$, the gain of the mean, the gain of what is left. The last two have the colour
-# scale of all profiles.
-
-
-# %%
-def label_figure(fig, axes):
-    """Titles and the two colour bars."""
-    for ax, title in zip(axes[0], ["f, the shared share", "NFN of the mean", "NFN without the mean"]):
-        ax.set_title(title)
-    grey, scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "Greys"), plt.cm.ScalarMappable(NORM, CMAP)
-    fig.colorbar(grey, ax=axes[:, 0], location="bottom", shrink=0.8, label="f")
-    bar = fig.colorbar(scale, ax=axes[:, 1:], location="bottom", extend="both", shrink=0.6)
-    bar.set_label("NFN (1 = random input)")
-    bar.ax.minorticks_off()
-    bar.set_ticks([1 / 3, 1 / 2, 1, 2, 3], labels=["1/3", "1/2", "1", "2", "3"])
-
+# One channel holds nearly all of the direction, and it is one that the value map hardly reads. In a picture, with query
+# and key, which read the same input:
 
 # %% tags=["nbval-ignore-output"]
-looks = {"share": {"cmap": "Greys", "vmin": 0, "vmax": 1}, **dict.fromkeys(columns[2:], {"cmap": CMAP, "norm": NORM})}
-layers = everywhere.dropna(subset="layer").astype({"layer": int})
-fig, axes = plt.subplots(len(MODELS), 3, figsize=(10, 3.2 * len(MODELS)), layout="constrained")
-for row, name in enumerate(MODELS):
-    part = layers.query("model == @name")
-    order = part.groupby("type")["nfn"].mean().sort_values().index
-    for ax, (column, look) in zip(axes[row], looks.items()):
-        grid = part.pivot_table(index="layer", columns="type", values=column)[order].rename(columns=short)
-        sns.heatmap(grid, ax=ax, yticklabels=5, cbar=False, **look)
-        ax.set(xlabel="", ylabel="")
-        ax.tick_params(axis="x", rotation=90)
-        ax.tick_params(axis="y", rotation=0)
-    axes[row, 0].set_ylabel(f"{name}\nlayer")
-label_figure(fig, axes)
+means = mean_inputs(model, texts, tokenizer, progress=False)
+links = [link for link in norm_links(model) if name in [reader.name for reader in link.readers]]
+plot_channels(model, means, [reader.name for reader in links[0].readers]);
 
 # %% [markdown]
-# ## Is it the domain's direction, or everybody's?
-#
-# Cosine between a map's mean direction on one domain and that on math. If the mean were about the task, it would turn
-# with the task.
+# Is it so in every layer? `mean_channels` does the same for all maps. The table shows the median over the layers of each
+# type: the participation ratio, the largest channel's share of the direction, and the relative length of the map's column
+# for it.
 
 # %%
-others = recorded[~recorded["domain"].isin(["math", "all"])]
-cosines = others.pivot_table(index=["model", "type"], columns="domain", values="cosine", sort=False, aggfunc="median")
-reads_stream = cosines.index.get_level_values("type").isin(["q_proj", "k_proj", "v_proj"])
-assert (cosines[reads_stream] > 0.9).all(axis=None) and cosines[~reads_stream].min(axis=None) < 0.6
-cosines.round(2)
+channels = mean_channels(model, means)
+columns = ["participation", "channel_share", "column"]
+channels.groupby("type")[columns].median().loc[types.sort_values("nfn").index].round(2)
 
 # %% [markdown]
-# In the attention inputs of the decoders it is nearly the same direction on every domain: not the task's. In front of
-# the output maps, in MiniLM and in SmolLM2's down maps it does turn with the domain.
-#
-# ## Interventions
-#
-# A correlation explains nothing. Four changes, each taking away one thing, and a fifth below:
-#
-# * the first token, at which many models park attention, is read but not counted;
-# * all other tokens are shuffled: no sentences left;
-# * all other tokens are drawn evenly from the vocabulary: no language left;
-# * the model has the weights that training starts from: nothing learned.
+# Which channel is it? The most frequent ones, counted over all maps that read the same norms:
 
 # %%
-batches = interventions(texts, tokenizer)
-changed = {what: plop.mean_split(model, data) for what, data in batches.items()}
-changed["untrained model"] = plop.mean_split(untrained(model), texts, tokenizer)
-live = pd.concat([table.assign(intervention=what) for what, table in changed.items()])
-live = live.groupby(["intervention", "type"], sort=False)[columns].mean().reset_index()
+behind_norms = [reader.name for link in norm_links(model) for reader in link.readers]
+channels[channels["module"].isin(behind_norms)]["channel"].value_counts().head(5)
+
+# %% [markdown]
+# The other two models, from the recorded file:
 
 # %%
-stored = pd.read_csv(data_file("results/interventions.csv"), comment="#")
-known = stored.query("model == @MODEL")
-if len(known) and DOMAIN == "math" and TEXTS == 8:
-    both = live.merge(known, on=["intervention", "type"], suffixes=("", "_recorded"))
-    assert (both["share"] / both["share_recorded"] - 1).abs().max() < 0.02
-print("live interventions agree with the recorded ones" if len(known) else "no record of this model")
+by_model = recorded("channels.csv").groupby(["model", "type"], sort=False)
+by_model[["share", "participation", "channel_share", "column"]].median().round(2)
+
+# %% [markdown]
+# **What we saw.** In the two decoders the direction in front of the attention is one or two channels out of hundreds. The
+# value map's column for the largest one has a sixth to a quarter of the usual length; in SmolLM2 it is one of the five
+# shortest of 576 columns in 28 of 30 layers. Query and key have columns of nearly usual length there. In MiniLM, a BERT, the
+# shared direction is weak and spread over more channels.
+#
+# (A column's relative length *is* the NFN of an input along that channel. This is the definition, no finding.)
+#
+# Such *outlier channels* are well known from work on quantisation.
+# Such *outlier channels* are well known from work on quantisation, where they are a nuisance: a few channels are so much
+# larger than all others that eight bits do not hold both. BERT has them and breaks without them
+# ([Kovaleva et al. 2021](https://arxiv.org/abs/2105.06990)); in large language models the same few channels stand out in
+# every layer and for nearly all tokens ([LLM.int8(), Dettmers et al. 2022](https://arxiv.org/abs/2208.07339)); one
+# explanation is that attention heads use them to do nothing where there is nothing to do
+# ([Bondarenko et al. 2023](https://arxiv.org/abs/2306.12929)).
+
+# %% [markdown]
+# ### Take the channel away
+#
+# *An intervention on what the maps are shown. The model itself runs unchanged.*
+#
+# **Question.** How much of a type's score is due to this one channel?
+#
+# **What we do.** We show each map its inputs without its largest channel; then without the rest of the mean direction; then
+# without the whole mean direction. (That removing the direction changes the score follows from the identity of section
+# 1. How *much* of the change one channel brings does not.)
 
 # %%
-attention = stored[stored["type"].isin(["q_proj", "k_proj", "v_proj", "query", "key", "value"])]
-attention = attention.assign(type=attention["type"].map(lambda t: t[0]))
-table = attention.pivot_table(index=["model", "intervention"], columns="type", values=["share", "nfn_mean"], sort=False)
-def under(what):
-    return table.xs(what, level="intervention")
+removed = {
+    "without the channel": leading_channels(means),
+    "without the rest of the mean": other_channels(means),
+    "without the mean": means,
+}
+scores = {"as it is": plop.nfn_scores(model, texts, tokenizer, progress=False)}
+for what, directions in removed.items():
+    scores[what] = nfn_without(model, texts, tokenizer, directions, progress=False)
 
-trained = table["nfn_mean"].drop("untrained model", level="intervention").drop("minilm")
-assert (trained["v"] < 0.5).all() and (trained[["q", "k"]] > 1.1).all(axis=None)
-assert (under("first token left out") / under("as it is") - 1).abs().max(axis=None) < 0.06
-for what in ("tokens shuffled", "random tokens"):
-    assert (under(what)["share"] > under("as it is")["share"]).drop("minilm").all(axis=None)
-assert under("untrained model")["nfn_mean"].sub(1).abs().max(axis=None) < 0.05
+# %%
+table = pd.DataFrame({what: plop.by_type(s).set_index("type")["nfn"] for what, s in scores.items()})
+if is_default:
+    assert abs(table.loc["v_proj", "as it is"] / 0.602 - 1) < 0.02
+    assert abs(table.loc["v_proj", "without the channel"] / 0.821 - 1) < 0.02
 table.round(2)
 
 # %% [markdown]
-# * **Not the first token**: leaving it out changes next to nothing.
-# * **Not language**: with shuffled or random tokens the decoders share *more* of their direction, query and key still
-#   amplify it and value still suppresses it.
-# * **Learned**: an untrained model has a mean direction too (in MiniLM's shape even a stronger one), but its maps
-#   meet it like noise: NFN of the mean is 1.
+# **What we saw.** Without that single channel the value maps score 0.82 instead of 0.60, and without the whole mean 0.89.
+# So the channel is three quarters of what the mean does to them. With query and key it is the other way round: their scores
+# hardly change without the channel and fall to about 1 without the *rest* of the mean. Value maps are low because they do
+# not read the loud channel; query and key are high because they do read the quieter part of the shared direction.
 #
-# Is it the *same* direction then? Cosine between the mean directions with and without the change, median over a type's
-# maps: in front of the attention of SmolLM2 nearly so, elsewhere not.
+# The "negative alignment" of value maps is therefore largely this: the model carries a loud channel at every token, and value
+# maps keep it out of what attention writes back. What is left below 1 is not explained by it.
+#
+# ### Is it the first token? Is it language? Is it learned?
+#
+# **Question.** Many models park attention on the first token, the *attention sink*
+# ([Xiao et al. 2023](https://arxiv.org/abs/2309.17453)), whose hidden state has a few *massive* entries
+# ([Sun et al. 2024](https://arxiv.org/abs/2402.17762)). Is that token the reason? And does the channel need sentences?
+#
+# **What we do.** We take away one thing at a time (recorded): the first token is read but not counted; all other
+# tokens are shuffled; all other tokens are drawn at random from the vocabulary; the model has untrained weights. The table
+# shows the NFN of the shared direction.
 
 # %%
-def turned(data):
-    """Cosine of each map's mean direction on `data` with that on the texts, median by type."""
-    mean = mean_inputs(model, data)
-    cosine = pd.Series({m: torch.cosine_similarity(means[m], mean[m], dim=0).item() for m in mean})
-    return cosine.groupby(plop.module_table(model).set_index("module")["type"]).median()
-
-
-means = mean_inputs(model, batches["as it is"])
-cosines = pd.DataFrame({what: turned(data) for what, data in batches.items() if what != "as it is"})
-if MODEL == "SmolLM2-135M-Instruct":
-    assert (cosines.loc[["q_proj", "k_proj", "v_proj"]] > 0.8).all(axis=None) and cosines.loc["down_proj"].min() < 0.5
-cosines.round(2)
+roles = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}  # MiniLM's names
+changed = recorded("interventions.csv").assign(type=lambda t: t["type"].replace(roles))
+changed = changed[changed["type"].isin(roles.values())]
+changed.pivot_table(index=["model", "intervention"], columns="type", values="nfn_mean", sort=False).round(2)
 
 # %% [markdown]
-# There the direction belongs to the model more than to the text. Then the score itself should not need language either.
-# Scores on random tokens against those on math questions:
+# The first token is loud indeed. The next table looks in front of the norm, where the residual stream enters: the size of the
+# loudest token's largest entry, the median of the same entry over the other tokens, and how often the loudest token is
+# the first one. Medians over the layers:
 
 # %%
-both = stored[stored["intervention"].isin(["as it is", "random tokens"])]
-both = both.pivot_table(index=["model", "type"], columns="intervention", values="nfn", sort=False)
-order = both.groupby("model").corr(method="spearman").xs("as it is", level="intervention")["random tokens"]
-def lowest(column):
-    return both[column].groupby("model").apply(lambda t: set(t.droplevel(0).nsmallest(K).index))
-
-same = lowest("as it is") == lowest("random tokens")
-assert same["SmolLM2-135M-Instruct"] and (order.drop("minilm") > 0.7).all()
-print(f"rank correlation of types: {order.round(2).to_dict()}; same placement: {same.to_dict()}")
-both.round(2)
+stream = recorded("channels.csv").query("type in ['q_proj', 'query']").groupby("model", sort=False)
+stream[["loudest_is_first", "loudest_value", "other_value", "first_cosine", "channel_share", "channel_share_later"]].median().round(2)
 
 # %% [markdown]
-# NFN of the mean direction under the interventions, left of the line suppressed, right of it amplified:
+# **What we saw.**
+#
+# * *Not the first token.* It is hundreds of times louder than the others in SmolLM2, but it is one token among many, and a
+#   score takes only its direction. That direction is nearly unrelated to the shared one (`first_cosine`), and leaving the
+#   token out changes neither the scores nor the channel's share (`channel_share_later`). The massive entry of the first
+#   token and the outlier channel of all the others are two things.
+# * *Not language.* With shuffled or random tokens the decoders still stretch the direction in query and key and
+#   shrink it in value.
+# * *Learned.* Untrained maps meet the shared direction like noise: its NFN is 1.
+
+# %% [markdown]
+# ## 3. Same function, other score
+#
+# *Identities, and what the score makes of them.*
+#
+# **Question.** If a score tells how well a map fits its input, would it change when the network stays the same?
+#
+# **Intuition.** A network is stored as numbers, and many sets of numbers compute the same. In front of each group of maps
+# stands an RMSNorm: it brings the hidden state to length $\sqrt n$ and then multiplies each channel by a learned gain $g_j$.
+# The next map multiplies the channel by its column. Only the product of gain and column matters to what the network
+# computes. How the product is split up between the two is an accident of training.
+#
+# **What we do.** We take the first norm and move its gain into the maps that read it: column $j$ times $g_j$, and the gain
+# becomes 1. First by hand:
 
 # %%
-grid = sns.catplot(
-    attention, x="nfn_mean", y="intervention", hue="type", col="model", kind="strip", palette="colorblind", size=9,
-    height=3, aspect=1.1, jitter=False,
-)  # fmt: skip
-grid.refline(x=1, color="0.15", ls="--").set_titles("{col_name}").set(xscale="log")
-grid.set_axis_labels("NFN of the mean", "")
-for ax in grid.axes.flat:
-    ax.set_xticks([0.3, 0.5, 1, 2], ["0.3", "0.5", "1", "2"])
-    ax.minorticks_off()
+by_hand = copy.deepcopy(model)
+link = norm_links(by_hand)[0]
+with torch.no_grad():
+    for reader in link.readers:
+        reader.weight.mul_(link.gain)  # column j times gain j
+    link.module.weight.fill_(link.neutral)  # what this norm stores for a gain of 1
+print(f"{link.name} feeds {[reader.type for reader in link.readers]}")
+
+# %%
+question = tokenizer(texts[0], return_tensors="pt").to(model.device)
+with torch.no_grad():
+    before, after = (m(**question).logits for m in (model, by_hand))
+print(f"largest logit: {before.abs().max():.1f}; largest difference: {(after - before).abs().max():.2f}")
 
 # %% [markdown]
-# **Remove the direction.** Show each map its inputs without their component along the mean. The control, without their
-# component along a random direction, shows no more than that projecting does no harm: such a component is one part in 576.
-# The stronger test, turning the mean itself, comes next.
+# The logits are the same up to rounding. `plop.fold_norms` does it for every norm. It does not know the names of layers: it
+# runs the model and looks what reads each norm, and refuses where something else than a linear map does.
+
+# %%
+folded = plop.fold_norms(model)
+with torch.no_grad():
+    after = folded(**question).logits
+assert torch.allclose(after, before, atol=1e-2)
+print(f"largest logit: {before.abs().max():.1f}; largest difference: {(after - before).abs().max():.2f}")
+
+# %%
+norm_table(model).groupby("readers")[["smallest", "median", "largest"]].median().round(2)
+
+# %% [markdown]
+# **Predict:** which of the seven types will score differently in the folded model? Which will not?
+#
+# <details><summary>Answer</summary>
+#
+# Query, key, value, gate and up read a norm, so both their inputs and their columns change. Output and down read no norm:
+# their scores stay.
+#
+# </details>
+
+# %%
+in_folded = plop.nfn_scores(folded, texts, tokenizer, progress=False)
+two = {"stored": scores["as it is"], "folded": in_folded}
+pd.DataFrame({form: plop.by_type(s).set_index("type")["nfn"] for form, s in two.items()}).round(2)
+
+# %%
+for form, s in two.items():
+    print(f"{form}: adapters on {', '.join(plop.place(s, k=K).types)}")
+
+# %% [markdown]
+# **What we saw.** The same network, with the same answer to every question, gets another placement: PLoP now asks for gate
+# instead of down. (And gate moves the most, from 1.26 to 0.81.)
+#
+# You need no copy to see it: `form="folded"` scores the maps as if the gains had been folded.
+
+# %%
+without_copy = plop.nfn_scores(model, texts, tokenizer, form="folded", progress=False)
+assert np.allclose(without_copy["nfn"], in_folded["nfn"], rtol=1e-4)
+print(f"largest relative difference of two scores: {(without_copy['nfn'] / in_folded['nfn'] - 1).abs().max():.4f}")
+
+# %% [markdown]
+# ### Two more moves
+#
+# Gains are not the only freedom. In a gated MLP the output of `up` is multiplied entry by entry with another vector and
+# then read by `down`, so a row of up can be scaled if the matching column of down is scaled back. And between value and
+# output, each head can be mixed by any invertible matrix $M$ if output undoes it: $W_v \to M W_v$, $W_o \to W_o M^{-1}$,
+# because attention only averages values over tokens. `pair_links` finds such pairs by running the model:
+
+# %%
+pairs = pair_links(model)
+for kind in sorted({(pair.writer.type, pair.reader.type, pair.head or 1) for pair in pairs}):
+    print("{} and {}: blocks of {} rows can be mixed".format(*kind))
 
 # %%
 generator = torch.Generator().manual_seed(0)
-random = {m: torch.randn(len(v), generator=generator) for m, v in means.items()}
-scores = {
-    "as it is": plop.nfn_scores(model, texts, tokenizer),
-    "random direction removed": nfn_without(model, texts, tokenizer, random),
-    "mean direction removed": nfn_without(model, texts, tokenizer, means),
-}
-removed = pd.DataFrame({what: plop.by_type(s).set_index("type")["nfn"] for what, s in scores.items()})
-change = np.log(removed).sub(np.log(removed["as it is"]), axis=0).abs()
-assert change["random direction removed"].max() < 0.01
-if MODEL == "SmolLM2-135M-Instruct":
-    assert removed["mean direction removed"].std() < removed["as it is"].std() / 2
-removed.round(3)
+neurons = {p.writer.name: torch.exp(torch.randn(p.writer.shape[0], generator=generator)) for p in pairs if not p.head}
+scaled = moves.scale_neurons(model, neurons)
+heads = {p.writer.name: torch.randn(p.writer.shape[0] // p.head, p.head, p.head, generator=generator) for p in pairs if p.head}
+mixed = moves.mix_heads(model, heads)
+
+# %%
+for what, other in {"neurons scaled at random": scaled, "heads mixed at random": mixed}.items():
+    with torch.no_grad():
+        difference = (other(**question).logits - before).abs().max().item()
+    print(f"{what}: largest difference of the logits {difference:.2f}")
+    two[what] = plop.nfn_scores(other, texts, tokenizer, progress=False)
+pd.DataFrame({form: plop.by_type(s).set_index("type")["nfn"] for form, s in two.items()}).round(2)
 
 # %% [markdown]
-# ## Where the direction lies in the weights
+# How far can it be pushed? For each type the recorded table gives the score with folded gains, and the largest and smallest
+# that moves alone can make of it in SmolLM2, the function staying the same.
+
+# %%
+limits = recorded("form_limits.csv").query("move in ['gains', 'rows', 'columns'] and limit != 'bound'")
+limits.pivot(index=["type", "move"], columns="limit", values="nfn")[["folded", "largest", "smallest", "one channel"]].round(2)
+
+# %% [markdown]
+# **What we saw.** Every type can be brought above 1 and far below 1. With gains alone value reaches 1.14, and nearly zero if
+# one channel is made a hundred times louder than the others (`one channel`) while its columns shrink. A score in the stored
+# form is a number between these limits, and where it lies between them was decided by the optimiser, not by the function.
 #
-# $\mathrm{NFN}(\mu)^2$ is the mean of the squared singular values, weighted by how much of $\mu$ lies along each
-# right singular vector, over their plain mean. So turn $\mu$ at random, keeping $W$ and its spectrum: the score of
-# the mean has to fall to 1 if it owes everything to the *match* of $W$ and $\mu$.
+# ### A form to agree on
+#
+# A score that is to be compared between models needs a convention. We propose the form with the *smallest weights*: gains
+# are 1, and of all ways to scale up against down, and to mix value against output, the one with the least sum of squares
+# $\|W_1\|_F^2 + \|W_2\|_F^2$. Weight decay pulls towards it, it needs no texts, and it is unique as far as NFN can see. A row
+# of up and its column of down are then equally long; value and output are $\sqrt S V^T$ and $U \sqrt S$ of the singular
+# value decomposition $U S V^T$ of their product in each head.
+
+# %%
+canonical = plop.nfn_scores(model, texts, tokenizer, form="canonical", progress=False)
+moved = plop.nfn_scores(scaled, texts, tokenizer, form="canonical", progress=False)
+assert np.allclose(canonical["nfn"], moved["nfn"], rtol=1e-3)
+print(f"canonical: adapters on {', '.join(plop.place(canonical, k=K).types)}")
+
+# %% [markdown]
+# The canonical scores of the scaled model are those of the stored one, as they must be. What does the canonical form choose,
+# on all models and domains at hand? The table counts how many of the four domains (math, code, logic, history) give each
+# set of three.
+
+# %%
+by_type = recorded("form_scores.csv").query("model != 'minilm'")
+by_type = by_type.groupby(["model", "form", "domain", "type"], sort=False)["nfn"].mean()
+sets = by_type.groupby(["model", "form", "domain"], sort=False).apply(
+    lambda t: ", ".join(sorted(t.nsmallest(K).index.get_level_values("type").str.removesuffix("_proj")))
+)
+sets.groupby(["model", "form"], sort=False).value_counts().rename("domains").to_frame()
+
+# %% [markdown]
+# **What we saw.** The domain never changes a choice. The form changes it in three of the four models. In the folded and the canonical
+# form the two sizes of Qwen2.5-Coder get the same three types; as stored they do not.
+#
+# A second way to ask for steadiness: a type's score is a mean over its layers. Would the median choose the same? The table
+# counts model-domain pairs, 16 for each form:
+
+# %%
+rows = recorded("form_scores.csv").query("model != 'minilm'")
+rows["median"] = rows["median"].fillna(rows["nfn"])  # large models are recorded by type, with their median
+groups = rows.groupby(["form", "model", "domain", "type"], sort=False).agg(mean=("nfn", "mean"), median=("median", "median"))
+same = groups.groupby(["form", "model", "domain"], sort=False).apply(
+    lambda t: set(t["mean"].nsmallest(K).index) == set(t["median"].nsmallest(K).index)
+)
+same.groupby("form", sort=False).agg(["sum", "size"]).set_axis(["same choice", "of"], axis=1)
+
+# %% [markdown]
+# **What we saw.** As stored, mean and median disagree in ten of 16 cases, because a few layers with unusual gains decide.
+# With the gains folded they never do. The canonical choices agree on up and value everywhere and differ in the third (gate in
+# SmolLM2 and Gemma, output in Qwen). Four models of three families are few, and a steadier choice need not be a better
+# one: what trains better is another question.
+
+# %% [markdown]
+# ## 4. The test: does the best placement move with the score?
+#
+# *An experiment with a control.*
+#
+# **Question.** Is a low NFN the *reason* why adapters train well somewhere? Comparing value with query does not tell: they
+# differ in everything. But now we can change the score and nothing else. If the score is the reason, then the best
+# placement must follow the score when the function is stored in another form.
+#
+# **Intuition.** A doctor who wonders whether a high thermometer reading makes people ill holds the thermometer in hot
+# water. If nobody gets ill, the reading was a sign, and no cause.
+#
+# **What we do.** We write SmolLM2 in two forms, which compute the same function bit by bit (all factors are powers of
+# two). In the form *attention low* the maps of the attention have the lowest scores, so PLoP chooses query, key and value.
+# In the form *MLP low* it chooses gate, up and down. Both placements are trained in both forms:
+
+
+# %% [markdown]
+# ## 4. The test: does the best placement move with the score?
+#
+# *An experiment with a control.*
+#
+# **Question.** Is a low NFN the *reason* why adapters train well somewhere? A comparison of value with query cannot tell,
+# because the two differ in everything, not only in their scores. But now we can change the scores and nothing else. If the
+# score is the reason, then the best placement must move with it.
+#
+# **Intuition.** A doctor wonders whether a high reading of the thermometer makes people ill, and holds the thermometer into
+# hot water. The reading rises and nobody falls ill: it was a sign, and no cause.
+#
+# **What we do.** We write SmolLM2 in two forms that compute the same function bit by bit (all factors are powers of two). In
+# the form *attention low* PLoP chooses query, key and value; in the form *MLP low* it chooses gate, up and down. These are
+# the scores of the two forms, on texts of the two tasks:
+
+# %%
+in_forms = recorded("forms_nfn.csv").query("model == 'SmolLM2-135M-Instruct' and pair == 'reversed'")
+in_forms.pivot_table(index="type", columns=["task", "form"], values="nfn", sort=False).round(2)
+
+# %% [markdown]
+# Both placements are trained in both forms, with LoRA adapters of equal size. The tasks are *short sums* ("23 - 91 =") and
+# *spelling* words backwards. Each of the four cells of a task has its own learning rate, the best of five or more on
+# validation examples with three tuning seeds; then eight other seeds train at that rate and are judged by the loss on
+# test examples. The untrained losses of the two forms are equal: they are one function.
+
+# %%
+runs = recorded("forms.csv").query("model == 'SmolLM2-135M-Instruct' and split == 'test'")
+runs.groupby(["task", "form", "chosen_by"], sort=False)[["types", "r", "parameters", "lr", "steps"]].first()
+
+# %% [markdown]
+# *How much could we see?* We wrote this down before the test runs, from the tuning runs: the smallest advantage of a form's
+# own choice that eight seeds find four times out of five, in nats per token.
+
+# %%
+power = recorded("forms_power.csv").query("model == 'SmolLM2-135M-Instruct' and pair == 'reversed'").set_index("task")
+(power[["detectable_unpaired", "effect_in_attention low", "effect_in_MLP low"]] / [2, 1, 1]).round(3)
+
+# %% [markdown]
+# **Predict:** in each form, which placement has the lower loss, if the score is the cause? Which, if it is not?
+#
+# <details><summary>Answer</summary>
+#
+# If the score is the cause: query, key, value in the form *attention low*, and gate, up, down in the form *MLP low*. The two
+# lines of the figure cross. If it is not: the same placement in both forms, and the lines do not cross.
+#
+# </details>
+
+# %% tags=["nbval-ignore-output"]
+plot_crossing(runs);
+
+# %% [markdown]
+# The number that answers the question is the *advantage of one's own choice*: how much lower is the loss where adapters go
+# to what the scores of *this* form choose than where they go to what the scores of the *other* form choose, on average over
+# the two forms? What the placements are, and what the forms are, cancels in it. The intervals are over the eight seeds, at
+# 97.5 % for each of two tasks, so that both hold together at 95 %.
+
+# %%
+def own_choice(task):
+    """The advantage of each seed: positive if the best placement moves with the score."""
+    loss = task.pivot(index="seed", columns=["form", "chosen_by"], values="loss")
+    a, b = "attention low", "MLP low"
+    return ((loss[a, b] - loss[a, a]) + (loss[b, a] - loss[b, b])) / 2
+
+
+advantage = {task: plop.mean_interval(own_choice(part), level=0.975) for task, part in runs.groupby("task")}
+pd.DataFrame(advantage, index=["advantage", "low", "high"]).T.round(3)
+
+# %% [markdown]
+# RESULT
+#
+# **And Adam?** LoRA is not blind to the form either: Adam takes steps of equal size in the coordinates of the stored inputs,
+# whatever they are. So the *same* placement may train differently in the two forms. That part is in the table below: loss in
+# the form *attention low* minus loss in the form *MLP low*, each at its own tuned rate.
+
+# %%
+def form_effect(part):
+    loss = part.pivot(index="seed", columns="form", values="loss")
+    return plop.mean_interval(loss["attention low"] - loss["MLP low"], level=0.975)
+
+
+effects = {(task, types): form_effect(part) for (task, types), part in runs.groupby(["task", "types"])}
+pd.DataFrame(effects, index=["difference", "low", "high"]).T.round(3)
+
+# %% [markdown]
+# ADAM
+
+# %% [markdown]
+# ## 5. What to believe
+#
+# | statement | what it is |
+# |---|---|
+# | NFN² splits into what becomes of the shared direction and of the rest (section 1) | identity: true of every matrix and every text |
+# | gains, rows and heads can be moved, and the network stays the same (section 3) | identity |
+# | the shared direction is one or two channels, and value maps hardly read the largest (section 2) | measured in two decoders; in a third model, a BERT, the direction is weak |
+# | value maps score below 1 mostly because of that channel | measured, by showing the maps their inputs without it; three quarters of the way in SmolLM2 |
+# | which types are lowest depends on the form that the function is stored in (section 3) | measured in the decoders at hand |
+# | a low NFN is the reason why adapters train better there (section 4) | VERDICT |
+#
+# **Three things to remember.**
+#
+# 1. NFN compares a map with the coordinates that its inputs are stored in. It is a property of the stored weights, not
+#    of the function that they compute.
+# 2. In these models much of it is about a single loud channel, which belongs to the model rather than to the task.
+# 3. THIRD
+#
+# **Not established.** Why training keeps the channel out of the value maps. How the channel and the scores look in
+# models above 1.5 billion parameters. Whether another test would see a smaller effect, or one in another model or another
+# kind of task.
+#
+# **Where next.** Notebook 05 asks what placements are worth when they are trained as they come; notebook 03 shows the
+# profiles of several models.
+
+# %% [markdown]
+# ## Exercises
+#
+# Each has a cell to fill in and a check. The solutions are in the folded cells below each check.
+#
+# ### 1. Same product, any score (10 minutes)
+#
+# Let `z` be the first unit vector of eight. Find two pairs of 8 × 8 matrices, `(A, B)` and `(C, D)`, with `B @ A` equal to
+# `D @ C`, so that `A` has NFN 2 and `C` has NFN 0.5 for this input. *Hint:* begin with two identity matrices and scale rows of
+# one against columns of the other.
+
+# %%
+z = torch.eye(8)[0]
+A = B = C = D = None  # your turn
 
 
 # %%
-def spectrum(name):
-    """How the mean direction lies to the singular vectors of one map."""
-    W, mu = model.get_submodule(name).weight.detach().float(), means[name]
-    _, values, vectors = torch.linalg.svd(W, full_matrices=False)
-    energy = (vectors @ (mu / mu.norm())).square()
-    top = max(1, len(values) // 10)
-    turned = torch.randn(len(mu), DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(W.device)
-    def gain(d):
-        return ((W @ d).norm(dim=0) / (d.norm(dim=0) * W.norm() / len(mu) ** 0.5)).mean().item()
+def nfn(W, z):
+    return ((W @ z).norm() / (z.norm() * W.norm() / len(z) ** 0.5)).item()
 
-    return {"NFN of the mean": gain(mu[:, None]), "turned at random": gain(turned),
-            "energy in the top tenth": energy[:top].sum().item(), "by chance": top / len(mu),
-            "energy W can see": energy.sum().item(), "by chance ": len(values) / len(mu)}  # fmt: skip
+
+def check_pairs(A, B, C, D):
+    if A is None:
+        return "not yet filled in"
+    assert torch.allclose(B @ A, D @ C, atol=1e-5), "the products differ"
+    return f"one product, NFN {nfn(A, z):.2f} and {nfn(C, z):.2f}"
+
+
+check_pairs(A, B, C, D)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution. With A = diag(s, 1, ..., 1), NFN² = 8 s² / (s² + 7): 4 for s² = 7, and 1/4 for s² = 7/31.
+def pair(s):
+    scale = torch.ones(8)
+    scale[0] = s
+    return torch.diag(scale), torch.diag(1 / scale)
+
+
+solved = check_pairs(*pair(7**0.5), *pair((7 / 31) ** 0.5))
+assert solved == "one product, NFN 2.00 and 0.50"
+solved
+
+# %% [markdown]
+# ### 2. Find the channel (10 minutes)
+#
+# `means` holds the mean direction of every map's inputs. For the up map of layer 5, find the largest channel, its share of
+# the direction's square, and the relative length of the map's column for it. Fill in the three numbers.
+
+# %%
+up = "model.layers.5.mlp.up_proj"
+channel = share = column = None  # your turn
 
 
 # %%
-table = plop.module_table(model).query("status == 'scored'").set_index("module")
-rows = pd.DataFrame({m: spectrum(m) for m in means if table.loc[m, "layer"] % 3 == 0}).T
-spectra = rows.groupby(table["type"]).mean().loc[removed.index]
-assert spectra["turned at random"].between(0.85, 1.15).all()
-if MODEL == "SmolLM2-135M-Instruct":
-    assert spectra.loc["v_proj", "energy W can see"] < spectra.loc["v_proj", "by chance "] / 2
-    times = spectra["energy in the top tenth"] / spectra["by chance"]
-    assert (times[["q_proj", "k_proj"]] > 2).all() and times["v_proj"] < 1
-spectra.round(3)
+def check_channel(channel, share, column):
+    if channel is None:
+        return "not yet filled in"
+    row = channels.set_index("module").loc[up]
+    assert channel == row["channel"], "another channel is larger"
+    assert np.allclose([share, column], row[["channel_share", "column"]].tolist(), atol=0.01)
+    return f"channel {channel}: {share:.0%} of the direction, column {column:.2f}"
+
+
+check_channel(channel, share, column)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution.
+square = means[up].square() / means[up].square().sum()
+lengths = model.get_submodule(up).weight.detach().float().norm(dim=0).cpu()
+best = square.argmax().item()
+check_channel(best, square[best].item(), (lengths[best] / lengths.square().mean().sqrt()).item())
 
 # %% [markdown]
-# The value map of SmolLM2 keeps 192 of 576 directions. A random direction has a third of its energy among them; the
-# mean direction far less: it lies mostly where the map sees nothing. In query and key the top tenth of the singular
-# vectors holds more than twice as much of it as by chance, in value less than chance.
+# ### 3. Fold a norm yourself (15 minutes)
 #
-# ## How much of the ranking is the mean's?
-#
-# Over single modules: how well does each part alone predict the score?
+# A LayerNorm has a gain *and* a shift: $z = g \odot n + s$. Change the linear map behind it, so that the two of them compute the
+# same with `norm` replaced by `plain`, which has neither. *Hint:* where does $W s$ go?
 
 # %%
-def rank(t):
-    return pd.Series({c: t["nfn"].corr(t[c], method="spearman") for c in ["nfn_mean", "nfn_centred", "share"]})
+torch.manual_seed(0)
+norm, plain = torch.nn.LayerNorm(16), torch.nn.LayerNorm(16, elementwise_affine=False)
+torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+linear = torch.nn.Linear(16, 4)
+yours = None  # your turn: a Linear(16, 4) to stand behind `plain`
 
-predicts = everywhere.groupby("model", sort=False)[["nfn", "nfn_mean", "nfn_centred", "share"]].apply(rank)
-logs = np.log(by_type[["nfn", "nfn_centred"]])
-predicts["types' spread"] = logs["nfn"].groupby("model").std()
-predicts["without the mean"] = logs["nfn_centred"].groupby("model").std()
-assert (predicts["nfn_mean"] > 0.9).all() and (predicts["nfn_mean"] > predicts["nfn_centred"]).all()
-left = predicts["without the mean"] / predicts["types' spread"]
-assert (left.drop("minilm") < 0.45).all() and left["minilm"] > 0.7
-predicts.round(2)
-
-# %% [markdown]
-# Modules rank as the gain of their mean direction does (a part of the score, so some agreement is built in), and less
-# as what is left. The spread between types (standard deviation of log NFN) falls to a third in the decoders when the
-# mean is subtracted, and hardly in MiniLM.
-#
-# ## What would be recommended without the mean?
 
 # %%
-def pick(column):
-    return lambda t: ", ".join(sorted(short(x) for x in t.groupby("type")[column].mean().nsmallest(K).index))
+def check_fold(yours):
+    if yours is None:
+        return "not yet filled in"
+    x = torch.randn(100, 16)
+    return f"they agree: {torch.allclose(yours(plain(x)), linear(norm(x)), atol=1e-5)}"
 
-groups = recorded.groupby(["model", "domain"], sort=False)[["type", "nfn", "nfn_without", "nfn_centred"]]
-names = {"as it is": "nfn", "direction removed": "nfn_without", "mean subtracted": "nfn_centred"}
-recommended = pd.DataFrame({what: groups.apply(pick(column)) for what, column in names.items()})
-placements = recommended.groupby("model", sort=False).nunique()
-assert (placements["as it is"] == 1).all() and placements.loc["SmolLM2-135M-Instruct", "mean subtracted"] > 1
-assert all("v" in p.split(", ") for p in recommended["mean subtracted"].drop("minilm", level="model"))
-recommended
 
-# %% [markdown]
-# Value and up stay among the lowest in both decoders. The third place is lost: without the mean the candidates for it lie
-# within a few percent of each other, and with the mean subtracted the choice changes with the domain. So the centred
-# score decides less, and no `variant="centred"` is offered by `nfn_scores`; `plop_nb.geometry.nfn_without` gives it for
-# experiments.
+check_fold(yours)
 
-# %% [markdown]
-# ## What is established, and what not
-#
-# **Established**, for SmolLM2-135M and Gemma-3-270M on these short English texts:
-#
-# * the split is exact, and the shared mean direction carries most of what sets the types apart;
-# * value maps score below 1 mainly because they suppress that direction, in SmolLM2 by keeping it out of the
-#   directions that they can see; without it they still score about 0.85, so suppression is most of the answer, not
-#   all;
-# * in front of the attention it is nearly the same direction on all four domains, in SmolLM2 even with random tokens, and
-#   untrained weights do not treat it specially. Here the score says more about the model than about the task.
-#
-# **Not established**: why training suppresses the direction; whether it is so in Qwen3 or larger models; in BERT the share
-# is small, and value near 1. Removing the direction changes what a map is shown here, not what the model
-# computes downstream. And whether a placement should count the shared direction at all can only be told by
-# finetuning.
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution: W (g * n + s) + b = (W diag(g)) n + (W s + b).
+by_gain = torch.nn.Linear(16, 4)
+with torch.no_grad():
+    by_gain.weight.copy_(linear.weight * norm.weight)
+    by_gain.bias.copy_(linear.weight @ norm.bias + linear.bias)
+assert check_fold(by_gain) == "they agree: True"
+check_fold(by_gain)

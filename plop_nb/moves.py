@@ -172,7 +172,9 @@ def canonical(model: nn.Module, *, batch: Batch | None = None) -> nn.Module:
 
     What is left as stored: norms that feed something else as well, what may be scaled between
     query and key, value maps that are one matrix with query and key, and the second pair of a map
-    that is in two (a gate with a ReLU, and up, against down).
+    that is in two (a gate with a ReLU, and up, against down). To balance each rotary pair between
+    query and key as well would move SmolLM2's q by 4 % and k by 2 %, and no choice; left free,
+    these scales put either anywhere from 0.5 to 4.5 (data/results/form_limits.csv).
 
     Arguments, and errors, as in `fold_norms` with `strict=False`.
     """
