@@ -7,6 +7,7 @@ how much the map reads of it, and look in front of the norm, where the residual 
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,11 +17,19 @@ from torch import nn
 from plop_nb import batches
 from plop_nb.checks import positive_integer
 from plop_nb.forwards import evaluating, forward
+from plop_nb.links import NormLink, after
 from plop_nb.maps import SCORED, LinearMap, linear_maps
 from plop_nb.norms import baseline_gain
 from plop_nb.offload import loaded
+from plop_nb.probing import norm_links
 from plop_nb.sources import elements
-from plop_nb.wrappers import trunk_of, unwrapped
+from plop_nb.wrappers import trunk_of
+
+# Columns of `stream_channels`.
+STREAM = [
+    "module", "norm", "channel", "gain", "stream_share", "stream_participation", "stream_channel",
+    "before",
+]  # fmt: skip
 
 
 def mean_channels(
@@ -128,27 +137,33 @@ def stream_channels(
 
     Parameters
     ----------
+    model : torch.nn.Module
+        As in `probing.norm_table`, which tells which norms there are and what reads them.
+    texts : iterable of str
+        What `means` were taken over; one text runs at a time.
+    tokenizer, max_length
+        As in `nfn_scores`.
     means : dict
         As in `mean_channels`: of what comes out of the norm.
-
-    Other arguments as in `nfn_scores`; one text runs at a time.
 
     Returns
     -------
     pandas.DataFrame
-        One row per map: `module`, `norm` (its name), `channel` (the leading one of `means`),
-        `gain` (size of the norm's gain for it over the root mean square of all gains);
-        `stream_share`, `stream_participation`, `stream_channel` (as `share`, `participation` and
-        `channel`, of the mean direction of what enters the norm); `before` (the square of
-        `channel` in that direction, over the whole; `channel_share` says it behind the gain).
+        One row per norm and map of `means` that reads it: `module`, `norm` (its name), `channel`
+        (the leading one of `means`), `gain` (size of the norm's gain for it over the root mean
+        square of all gains); `stream_share`, `stream_participation`, `stream_channel` (as `share`,
+        `participation` and `channel`, of the mean direction of what enters the norm); `before` (the
+        square of `channel` in that direction, over the whole; `channel_share` says it behind the
+        gain). All dimensionless but names and channels.
 
     Raises
     ------
     TypeError, ValueError
-        As `nfn_scores`; or `means` does not fit the model (see `mean_channels`).
+        Bad texts or no tokenizer, as in `nfn_scores`; a model that `probing.norm_table` refuses; or
+        `means` does not fit the model (see `mean_channels`).
     """
     _check(means, _scored(model))
-    totals: dict[str, torch.Tensor] = {}
+    totals: dict[str, torch.Tensor] = {}  # norm -> sum of its inputs' directions
     tokens: dict[str, int] = {}
 
     def add(norm, _, stream):
@@ -156,27 +171,15 @@ def stream_channels(
         totals[norm] = totals.get(norm, 0) + total
         tokens[norm] = tokens.get(norm, 0) + len(stream)
 
-    norm_of = _watch(model, texts, tokenizer, max_length, add)
-    gains = {norm: gain_of(module) for norm, module in _norms(model) if norm in totals}
     rows = []
-    for name, norm in norm_of.items():
-        if name not in means:
+    for link in _watch(model, texts, tokenizer, max_length, add):
+        if link.name not in totals:  # in a layer that no text took
             continue
-        square, gain = (totals[norm] / tokens[norm]).square(), gains[norm]
-        channel = int(means[name].abs().argmax())
-        rows.append(
-            {
-                "module": name,
-                "norm": norm,
-                "channel": channel,
-                "gain": (gain[channel].abs() / gain.square().mean().sqrt()).item(),
-                "stream_share": square.sum().item(),
-                "stream_participation": _participation(square),
-                "stream_channel": int(square.argmax()),
-                "before": (square[channel] / square.sum()).item(),
-            }
-        )
-    return pd.DataFrame(rows)
+        square = (totals[link.name] / tokens[link.name]).square()
+        for reader in link.readers:
+            if reader.name in means:
+                rows.append(_in_front(link, reader.name, means[reader.name], square))
+    return pd.DataFrame(rows, columns=STREAM)
 
 
 def loudest_tokens(
@@ -187,15 +190,17 @@ def loudest_tokens(
     In many language models it is the first token, to which the others attend without need:
     an attention sink (arXiv 2309.17453) with massive activations (arXiv 2402.17762).
 
-    Arguments as in `stream_channels`.
+    Arguments, and errors, as in `stream_channels`.
 
     Returns
     -------
     pandas.DataFrame
-        One row per norm in front of a map, and text: `norm`, `sample`, `position` (from 0),
-        `size` (||x|| of that token as it enters the norm), `other_size` (median over the text's
-        other tokens), `channel` (its largest), `value`, `other_value` (|x_c| there, and the median
-        over the others). Sizes are in the units of the residual stream. NaN in texts of one token.
+        One row per norm that linear maps read (see `probing.norm_table`), and text: `norm`,
+        `sample` (position in `texts`), `position` (from 0), `size` (||x|| of that token as it
+        enters the norm), `other_size` (median over the text's other tokens), `channel` (its
+        largest), `value`, `other_value` (|x_c| there, and the median over the others). Sizes are in
+        the units of the residual stream. NaN in texts of one token. A norm that runs several times
+        in one forward has as many rows.
     """
     rows = []
 
@@ -222,73 +227,57 @@ def loudest_tokens(
 
 
 @torch.no_grad()
-def gain_of(norm: nn.Module, *, size: float = 1.0) -> torch.Tensor:
-    """By what a norm multiplies each normalised channel: (width,), float32, on the CPU.
-
-    Asked of the norm and not read from it: some store the gain, others the gain less 1. `size` is
-    that of the inputs with which it is asked.
-    """
-    with loaded(norm):
-        weight = norm.weight
-        ones = torch.ones_like(weight)
-        ones[1::2] = -1  # mean 0, mean square 1: the same for a LayerNorm as for an RMSNorm
-        outputs = norm(torch.stack([size * ones, -size * ones])).float()
-    return ((outputs[0] - outputs[1]) / 2 * ones.float()).cpu()  # a LayerNorm's shift drops out
-
-
 def _watch(
     model: nn.Module,
     texts: Iterable[str],
     tokenizer: Any,
     max_length: int,
     note: Callable[[str, int, torch.Tensor], None],
-) -> dict[str, str]:
-    """Run texts one by one: `note(norm, sample, stream)` for every norm that a map reads.
+) -> list[NormLink]:
+    """Run texts one by one: `note(norm, sample, stream)` whenever a norm that maps read has run.
 
-    `stream` (tokens, width), float32, on the CPU, is what enters the norm. Returns {map: its norm}.
+    `stream` (tokens, width), float32, on the CPU, is what has entered it. Returns the norms.
     """
-    norm_of: dict[str, str] = {}
-    passed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # {norm: what entered, what left}
-
-    def at_norm(name, args, out):
-        passed[name] = (args[0].detach(), out)
-
-    def at_map(name, args, kwargs):
-        z = args[0] if args else next(iter(kwargs.values()))
-        for norm, (_, out) in passed.items():
-            if out is z:
-                norm_of[name] = norm
-
-    with ExitStack() as hooks, evaluating(model), torch.no_grad():
-        for name, norm in _norms(model):
-            hook = norm.register_forward_hook(
-                lambda _, args, out, name=name: at_norm(name, args, out)
-            )
-            hooks.callback(hook.remove)
-        for name, linear_map in _scored(model).items():
-            hook = linear_map.module.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: at_map(name, args, kwargs), with_kwargs=True
-            )
-            hooks.callback(hook.remove)
-        for sample, row in enumerate(batches.encode(list(elements(texts)), tokenizer, max_length)):
-            passed.clear()
-            forward(trunk_of(model), {key: value[None] for key, value in row.items()})
-            for norm in dict.fromkeys(norm_of.values()):
-                if norm not in passed:  # a layer that this text did not take
-                    continue
-                stream = passed[norm][0].float().cpu()
-                note(norm, sample, stream.reshape(-1, stream.shape[-1]))
-    return norm_of
+    rows = batches.encode(_listed(texts), tokenizer, max_length)
+    links = norm_links(model)
+    with evaluating(model):
+        for sample, row in enumerate(rows):
+            with ExitStack() as hooks:
+                for link in links:
+                    see = partial(_see, note, link.name, sample)
+                    hooks.enter_context(after(link.module, see))
+                forward(trunk_of(model), {key: value[None] for key, value in row.items()})
+    return links
 
 
-def _norms(model):
-    """(name, module) of every norm: one weight per channel, and blind to the size of its input."""
-    for name, module in unwrapped(model).named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or weight.ndim != 1 or any(module.children()):
-            continue
-        if torch.allclose(gain_of(module), gain_of(module, size=2.0), rtol=0.02):
-            yield name, module
+def _see(note, norm, sample, x, _):
+    """After a norm's forward: pass on what has entered it."""
+    note(norm, sample, x.detach().float().reshape(-1, x.shape[-1]).cpu())
+
+
+def _listed(texts):
+    """The texts as a list; one text alone, or none, is refused."""
+    if isinstance(texts, str):
+        raise TypeError("texts is one str, expected a list of texts: put it in a list")
+    found = list(elements(texts))
+    if not found:
+        raise ValueError("texts is empty: pass one text at least (see plop.load_texts)")
+    return found
+
+
+def _in_front(link, module, mean, square):
+    """One row of `stream_channels`; `square` (width,): of the mean direction before the norm."""
+    gain, channel = link.gain.cpu(), int(mean.abs().argmax())
+    return {
+        "module": module,
+        "norm": link.name,
+        "channel": channel,
+        "gain": (gain[channel].abs() / gain.square().mean().sqrt()).item(),
+        "stream_share": square.sum().item(),
+        "stream_participation": _participation(square),
+        "stream_channel": int(square.argmax()),
+        "before": (square[channel] / square.sum()).item(),
+    }
 
 
 def _scored(model) -> dict[str, LinearMap]:

@@ -33,31 +33,47 @@ def plot_crossing(runs: pd.DataFrame) -> np.ndarray:
     Raises
     ------
     ValueError
-        A column is missing, or a task has not two forms with both placements.
+        A column is missing, there are no runs, a task has not two forms with both placements, or
+        one of these has fewer than two seeds or a loss that is not finite.
     """
     if missing := COLUMNS - set(getattr(runs, "columns", ())):
         raise ValueError(f"runs lacks the columns {sorted(missing)}: pass those of forms.csv")
     tasks = dict(list(runs.groupby("task", sort=False)))
+    if not tasks:
+        raise ValueError("runs is an empty frame: there is nothing to draw")
+    for task, own in tasks.items():
+        _check(task, own)
     figure, axes = plt.subplots(
         1, len(tasks), figsize=(4.6 * len(tasks), 4), squeeze=False, layout="constrained"
     )
     for ax, (task, own) in zip(axes[0], tasks.items(), strict=True):
         _draw(ax, task, own)
     axes[0][0].set_ylabel("test loss (nats per token)")
-    figure.supxlabel("ring: what the form's own scores choose; bars: 95 % over seeds", fontsize=10)
+    bars = f"bars: {100 * LEVEL:.0f} % over seeds"
+    figure.supxlabel(f"ring: what the form's own scores choose; {bars}", fontsize=10)
     sns.despine(fig=figure)
     return axes[0]
 
 
-def _draw(ax: Axes, task: str, runs: pd.DataFrame) -> None:
-    """One line per placement, from one form to the other."""
-    forms = runs["form"].unique().tolist()
+def _check(task: str, runs: pd.DataFrame) -> None:
+    """Refuse a task that is not two forms, each with its own choice and that of the other."""
+    forms = set(runs["form"])
     cells = runs.groupby(["form", "chosen_by"]).ngroups
     if len(forms) != 2 or cells != 4:
         raise ValueError(
             f"runs of task {task!r} have {len(forms)} forms and {cells} cells, expected 2 forms "
             "with what each of them chooses: 4 cells"
         )
+    if set(runs["chosen_by"]) != forms:
+        raise ValueError(
+            f"runs of task {task!r} are chosen by {sorted(set(runs['chosen_by']))}, expected its "
+            f"forms {sorted(forms)}: chosen_by names the form whose scores chose the placement"
+        )
+
+
+def _draw(ax: Axes, task: str, runs: pd.DataFrame) -> None:
+    """One line per placement, from one form to the other."""
+    forms = runs["form"].unique().tolist()
     for color, chosen_by in zip((OWN, OTHER), forms, strict=True):
         placement = runs[runs["chosen_by"] == chosen_by]
         losses = [placement.loc[placement["form"] == form, "loss"] for form in forms]
@@ -71,4 +87,4 @@ def _draw(ax: Axes, task: str, runs: pd.DataFrame) -> None:
         style = {"color": color, "va": "center", "annotation_clip": False}
         ax.annotate(name, (1, means[1]), (18, 0), textcoords="offset points", **style)
     ax.set(title=task, xlim=(-0.25, 1.25))
-    ax.set_xticks([0, 1], [f"{form}" for form in forms])
+    ax.set_xticks([0, 1], forms)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from plop_nb.links import NormLink, PairLink, after
+from plop_nb.links import NormLink, PairLink, after, apart
 from plop_nb.maps import LinearMap, linear_maps
 from plop_nb.moves import (
     Balance,
@@ -24,11 +24,12 @@ from plop_nb.moves import (
     changed_rows,
 )
 from plop_nb.norms import baseline_gain
-from plop_nb.probing import Probe, apart, norm_links, pair_links
+from plop_nb.probing import Probe, norm_links, pair_links
 from plop_nb.recording import Observer
 from plop_nb.tally import Observation
 
 FORMS = ("stored", "folded", "canonical")
+LEVEL = 6  # of the stack: up from `_warn`, past `contextlib`, to the caller of `nfn_scores`
 
 
 def check_form(form: str) -> str:
@@ -42,16 +43,21 @@ def check_form(form: str) -> str:
 def observing(
     model: nn.Module, form: str, *, baseline: str = "rms", seed: int = 0
 ) -> Iterator[Observer | None]:
-    """While inside: an observer that measures every map as it is in another form.
+    """While inside: an observer that measures every map as it is in another form, or None.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With its weights in memory, neither quantised nor with adapters.
+        With its weights in memory, neither quantised, nor in float16, nor with adapters.
     form : {"stored", "folded", "canonical"}
-        See `nfn_scores`.
+        See `nfn_scores`. "stored" needs no observer, and takes every model.
     baseline, seed
         See `norms.baseline_gain`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `form` is unknown, or as `probing.norm_links`.
 
     Warns
     -----
@@ -122,14 +128,14 @@ def _warn(model, mixed):
         warnings.warn(
             f"{len(mixed)} norms, such as {mixed[0].name!r}, feed more than linear maps: their "
             "gains are part of the function, and these maps are scored as they are stored",
-            stacklevel=5,
+            stacklevel=LEVEL,
         )
     stacks = {m.target for m in linear_maps(model) if m.expert is not None}
     if stacks:
         warnings.warn(
             f"{len(stacks)} stacks of experts, such as {min(stacks)!r}, are scored as they are "
             "stored",
-            stacklevel=5,
+            stacklevel=LEVEL,
         )
 
 

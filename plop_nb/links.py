@@ -3,7 +3,7 @@ the rows of one map and the columns of the next."""
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -101,11 +101,23 @@ class Change:
         return z[..., self.unorder.to(z.device)] * self.unstretch.to(z)
 
 
+def apart(links: Sequence[PairLink]) -> list[PairLink]:
+    """Those pairs that share no map with an earlier one: each of these has a form of its own."""
+    found: list[PairLink] = []
+    taken: set[str] = set()
+    for link in links:
+        names = {link.writer.name, link.reader.name}
+        if not names & taken:
+            found.append(link)
+            taken |= names
+    return found
+
+
 @torch.no_grad()
 def with_parameters(norm: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What a norm makes of `x` with another weight, and no shift; its hooks do not run.
+    """What a norm makes of `x` (..., size) with another weight (size,), and no shift.
 
-    Nothing is written to the norm: other threads may be running it.
+    Its hooks do not run, and nothing is written to it: other threads may be running it.
     """
     twin = copy.copy(norm)
     twin._parameters = {**norm._parameters, "weight": weight}
@@ -118,8 +130,11 @@ def with_parameters(norm: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> t
 def neutral_weight(norm: nn.Module, x: torch.Tensor, out: torch.Tensor) -> float | None:
     """The stored weight that is a gain of one, 1 or 0, given what the norm has made of `x`.
 
-    None: the weight is no gain, or the norm reads more than `x`, such as a gate.
+    `x` and `out` are both (..., size). None: the weight is no gain for each of `size` channels, or
+    the norm reads more than `x`, such as a gate.
     """
+    if norm.weight.shape != out.shape[-1:]:
+        return None
     try:
         if not torch.equal(_forward(norm)(norm, x), out):
             return None
@@ -139,8 +154,9 @@ def neutral_weight(norm: nn.Module, x: torch.Tensor, out: torch.Tensor) -> float
 
 @contextmanager
 def after(module: nn.Module, change: Callable) -> Iterator[None]:
-    """While inside: `change(x, out)` after every forward of a module, instead of `out` if given.
+    """While inside, call `change(x, out)` after every forward of a module.
 
+    What it returns takes the place of `out`; None leaves it. `x` is the module's first argument.
     Only in this thread: others may be using the model.
     """
     thread = threading.get_ident()
@@ -159,9 +175,10 @@ def after(module: nn.Module, change: Callable) -> Iterator[None]:
 
 @contextmanager
 def before(module: nn.Module, change: Callable) -> Iterator[None]:
-    """While inside: `change(x)` before every forward of a module, instead of `x` if given.
+    """While inside, call `change(x)` before every forward of a module.
 
-    Only in this thread.
+    What it returns takes the place of `x`, the module's first argument; None leaves it. Only in
+    this thread.
     """
     thread = threading.get_ident()
 
@@ -188,8 +205,8 @@ def _forward(module):
 
 
 def _first(args, kwargs):
-    """A module's input, given by position or by name."""
-    return args[0] if args else next(iter(kwargs.values()))
+    """A module's input, given by position or by name; None for a module that takes none."""
+    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def _finer(parameter):

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from plop_nb.inputs import Batch
-from plop_nb.links import NormLink, PairLink
+from plop_nb.links import NormLink, PairLink, apart
 from plop_nb.maps import LinearMap
-from plop_nb.probing import Probe, apart, check_plain, norm_links, pair_links
+from plop_nb.probing import Probe, check_plain, norm_links, pair_links
 
 TOLERANCE = 1e3  # for outputs, in units of their rounding
 
@@ -37,12 +37,14 @@ def fold_norms(model: nn.Module, *, strict: bool = True, batch: Batch | None = N
     `W (g * n + s) + b = (W diag(g)) n + (W s + b)`: the norm's gain becomes 1 and its shift 0.
     Norms that no map reads directly (before the head, of queries and keys, before a residual sum,
     before nothing but stacks of experts) stay as they are, and so do those that do not run on
-    `batch` (of an image's tower, on tokens).
+    `batch` (of an image's tower, on tokens). Where a norm has a shift, maps without a bias get one;
+    `from_pretrained` does not load it where the architecture has none.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With its weights in memory, neither quantised nor with adapters; comes back untouched.
+        With its weights in memory, in bfloat16 or finer, neither quantised nor with adapters; comes
+        back untouched.
     strict : bool
         Refuse a model with norms that maps and something else read. False: leave these norms.
     batch : dict of tensors, optional
@@ -57,8 +59,8 @@ def fold_norms(model: nn.Module, *, strict: bool = True, batch: Batch | None = N
     ------
     TypeError, ValueError
         A norm feeds something else than maps, such as a residual stream (names it); two norms feed
-        one map, or a map shares its weight; the model is offloaded, quantised or has adapters; or
-        the copy's outputs differ.
+        one map, or a map shares its weight; the model is offloaded, quantised, in float16, or has
+        adapters; or the copy's outputs differ by more than rounding.
 
     Examples
     --------
@@ -97,7 +99,7 @@ def move_gains(
     """
     moved = _Copy(model, batch)
     links = {link.name: link for link in norm_links(moved.probe)}
-    for name, gain in gains.items():
+    for name, gain in _items("gains", gains):
         link = _named(links, name, "gains", "norm that maps read (see norm_table)")
         _refuse_mixed([link])
         _check_factors(f"gains[{name!r}]", gain, link.gain.shape)
@@ -121,7 +123,7 @@ def scale_neurons(
     """
     moved = _Copy(model, batch)
     links = {link.writer.name: link for link in pair_links(moved.probe)}
-    for name, factor in factors.items():
+    for name, factor in _items("factors", factors):
         what = "map whose rows scale against another one's columns"
         link = _named(links, name, "factors", what)
         _check_factors(f"factors[{name!r}]", factor, (link.writer.shape[0],))
@@ -149,7 +151,7 @@ def mix_heads(
     """
     moved = _Copy(model, batch)
     links = {link.writer.name: link for link in pair_links(moved.probe) if link.head}
-    for name, matrix in matrices.items():
+    for name, matrix in _items("matrices", matrices):
         link = _named(links, name, "matrices", "value map whose heads can be mixed")
         heads = link.writer.shape[0] // link.head
         _check_factors(f"matrices[{name!r}]", matrix, (heads, link.head, link.head), zeros=True)
@@ -345,10 +347,21 @@ def _refuse_mixed(links):
         )
 
 
+def _items(argument, given):
+    """What a dict holds: [(module, tensor)]."""
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{argument} is {type(given).__name__}, expected a dict {{module name: tensor}}"
+        )
+    return list(given.items())
+
+
 def _named(links, name, argument, what):
+    """The link of this name."""
     if name not in links:
         known = ", ".join(list(links)[:3]) or "none"
-        raise ValueError(f"{argument} names {name!r}, which is no {what}; there are: {known} ...")
+        more = ", ..." if len(links) > 3 else ""
+        raise ValueError(f"{argument} names {name!r}, which is no {what}; there are: {known}{more}")
     return links[name]
 
 

@@ -7,7 +7,7 @@ texts make, other than by a linear map.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -37,14 +37,21 @@ def norm_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[N
     Parameters
     ----------
     model : torch.nn.Module or Probe
-        A probe saves its first runs.
+        With its weights in memory, in bfloat16 or finer, without adapters. A probe saves its first
+        runs.
     batch : dict of tensors, optional
-        What to run the model on; by default random tokens.
+        What to run the model on, as a tokenizer gives it; by default random tokens.
+
+    Returns
+    -------
+    list of NormLink
+        `is_free` says whether these maps are all that reads the norm.
 
     Raises
     ------
     TypeError, ValueError
-        `model` is offloaded, quantised or has adapters, reads no tokens, or is not deterministic.
+        `model` is offloaded, quantised, in float16, or has adapters; it reads no tokens and there
+        is no `batch`, or `batch` is nothing that it reads; or it is not deterministic.
     """
     probe = model if isinstance(model, Probe) else Probe(model, batch)
     found = probe.norms()
@@ -59,8 +66,13 @@ def norm_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[N
 def pair_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[PairLink]:
     """Pairs of maps of one layer whose scale can go from one to the other, as up and down can.
 
-    Takes and raises what `norm_links` does. Which pairs there are is decided for all layers
+    Arguments, and errors, as in `norm_links`. Which pairs there are is decided for all layers
     together.
+
+    Returns
+    -------
+    list of PairLink
+        A map may be in two of them (see `links.apart`).
     """
     probe = model if isinstance(model, Probe) else Probe(model, batch)
     links = []
@@ -73,29 +85,18 @@ def pair_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[P
     return links
 
 
-def apart(links: Sequence[PairLink]) -> list[PairLink]:
-    """Those pairs that share no map with an earlier one: each of these has a form of its own."""
-    found: list[PairLink] = []
-    taken: set[str] = set()
-    for link in links:
-        names = {link.writer.name, link.reader.name}
-        if not names & taken:
-            found.append(link)
-            taken |= names
-    return found
-
-
 def norm_table(model: nn.Module, batch: Batch | None = None) -> pd.DataFrame:
-    """Every norm that linear maps read, one row each.
+    """Every norm that linear maps read, one row each: whose gains `moves.fold_norms` can move.
 
-    Takes and raises what `norm_links` does.
+    Arguments, and errors, as in `norm_links`.
 
     Returns
     -------
     pandas.DataFrame
         `norm` (its name), `readers` (types of the maps, joined by commas), `smallest`, `median`
-        and `largest` (of the gain's absolute values), `free` (whether the gain can move into the
-        maps, as nothing else reads the norm).
+        and `largest` (of the gain's absolute values, dimensionless), `free` (whether the gain can
+        move into the maps, as nothing else reads the norm). A gain is what multiplies the
+        normalised input, also where it is stored less 1.
     """
     rows = []
     for link in norm_links(model, batch):
@@ -134,7 +135,12 @@ class Probe:
             is_alone = isinstance(linear_map.module, (nn.Linear, Conv1D))
             if is_alone and linear_map.status not in (HEAD, NOT_PLAIN):
                 self._maps.append(linear_map)
-        given = _random_tokens(self._trunk) if batch is None else batch
+        if batch is not None and not isinstance(batch, Mapping):
+            raise TypeError(
+                f"batch is {type(batch).__name__}, expected a dict of tensors, such as "
+                'tokenizer(texts, return_tensors="pt", padding=True)'
+            )
+        given = _random_tokens(self._trunk) if batch is None else dict(batch)
         try:
             given = inputs.padded_to_multiple(self._trunk, given)
             self._arguments = inputs.arguments(self._trunk, given)
@@ -200,7 +206,9 @@ class Probe:
                 continue
             both = [(writers[block], readers[block]) for block in writers]
             if all(order.index(a.name) < order.index(b.name) for a, b in both):
-                yield from _candidates(both, head)
+                candidates = _candidates(both, head)
+                if candidates:
+                    yield candidates
 
     def same_with(
         self, links: Sequence[NormLink | PairLink], *, undone: bool = True, mixed: bool = False
@@ -251,6 +259,8 @@ class _Readers:
 
     def note_norm(self, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
         """A norm has run. Outputs are kept: their memory must not be given to others."""
+        if not isinstance(x, torch.Tensor) or not isinstance(out, torch.Tensor):
+            return  # it does more than to normalise: it adds a residual as well, say
         self.visits[name] = x.clone(), out.clone()
         self._memory[out.untyped_storage().data_ptr()] = name, out
 
@@ -370,16 +380,16 @@ def _setting(config, name):
 
 
 def _candidates(pairs, head):
-    """The pairs as links, if their shapes allow it: heads may share what they read."""
+    """The pairs as links; none if their shapes do not allow it. Heads may share what they read."""
     links = []
     for writer, reader in pairs:
         outputs, columns = writer.shape[0], torch.arange(reader.shape[1])
         sharing, left = divmod(len(columns), outputs)
         fits = head is not None and outputs % head == 0
         if left or not sharing or (sharing > 1 and not fits):
-            return
+            return []
         rows = columns
         if sharing > 1:  # so many heads of the reader share one of the writer
             rows = columns // head // sharing * head + columns % head
         links.append(PairLink(writer, reader, rows, head if fits else None))
-    yield links
+    return links

@@ -85,7 +85,7 @@ def nfn_scores(
         How the function is written down, on which NFN depends. "stored": the weights as they are,
         as in the paper. "folded": gains of norms in the maps that read them (`moves.fold_norms`).
         "canonical": the smallest weights that compute the same (`moves.canonical`). Nothing is
-        copied.
+        copied; which models these two take, `probing.norm_links` says.
     progress : bool
         Show a progress bar.
     stop : float, optional

@@ -11,7 +11,6 @@ import plop_nb as plop
 from plop_nb.channel_plots import plot_channels
 from plop_nb.channels import (
     column_sizes,
-    gain_of,
     leading_channels,
     loudest_tokens,
     mean_channels,
@@ -19,7 +18,9 @@ from plop_nb.channels import (
     stream_channels,
 )
 from plop_nb.geometry import mean_inputs, nfn_without
+from plop_nb.probing import norm_table
 from tests.conftest import TEXTS
+from tests.tiny_models import build
 
 QUERY = "model.layers.1.self_attn.q_proj"
 NORM = "model.layers.1.input_layernorm"
@@ -160,21 +161,24 @@ def test_a_massive_channel_is_found_where_it_was_put(tiny_llama, byte_tokenizer)
     assert (table["value"] / table["other_value"]).min() > 50
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.RMSNorm(6)])
-def test_the_gain_of_a_norm(norm):
+@pytest.mark.parametrize("name, stored_less", [("gemma3_text", 1.0), ("gpt2", 0.0), ("bert", 0.0)])
+def test_gains_stored_less_one_and_gains_beside_a_shift(byte_tokenizer, name, stored_less):
+    """Gemma's 1 + weight; GPT-2's and BERT's LayerNorms, with another gain in every channel."""
+    model = build(name)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        norm.weight.copy_(torch.arange(-2.0, 4.0))
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.fill_(3)
-    torch.testing.assert_close(gain_of(norm), torch.arange(-2.0, 4.0), atol=1e-4, rtol=1e-4)
-
-
-def test_a_gain_stored_less_one():
-    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
-
-    norm = Gemma3RMSNorm(4)
-    norm.weight.data = torch.tensor([0.0, 1.0, -0.5, 2.0])
-    torch.testing.assert_close(gain_of(norm), norm.weight.detach() + 1, atol=1e-4, rtol=1e-4)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    texts = ["ABC", "DAB"]  # of the first tokens: the tiny vocabulary has 128
+    means = mean_inputs(model, texts, byte_tokenizer, progress=False)
+    table = stream_channels(model, texts, byte_tokenizer, means)
+    assert len(table) >= 4
+    for row in table.itertuples():
+        assert row.channel == means[row.module].abs().argmax()
+        gain = model.get_submodule(row.norm).weight.detach().double().numpy() + stored_less
+        expected = abs(gain[row.channel]) / np.sqrt(np.mean(gain**2))
+        assert row.gain == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_gain_decides_what_leads(tiny_llama, byte_tokenizer):
@@ -254,6 +258,22 @@ def test_other_bad_input(tiny_llama, byte_tokenizer, tiny_means):
         loudest_tokens(tiny_llama, TEXTS, None)
     with pytest.raises(ValueError, match="means names 'q'"):
         stream_channels(tiny_llama, TEXTS, byte_tokenizer, {"q": torch.ones(32)})
+    with pytest.raises(TypeError, match="texts is one str"):
+        loudest_tokens(tiny_llama, TEXTS[0], byte_tokenizer)
+    with pytest.raises(ValueError, match="texts is empty"):
+        loudest_tokens(tiny_llama, [], byte_tokenizer)
+
+
+def test_maps_behind_no_norm_have_no_row(tiny_llama, byte_tokenizer, tiny_means):
+    down = "model.layers.0.mlp.down_proj"
+    table = stream_channels(tiny_llama, TEXTS, byte_tokenizer, {down: tiny_means[down]})
+    assert table.empty and {"module", "norm", "before"} < set(table.columns)
+
+
+def test_rows_are_the_norms_of_norm_table(tiny_llama, byte_tokenizer):
+    table = loudest_tokens(tiny_llama, TEXTS, byte_tokenizer)
+    assert set(table["norm"]) == set(norm_table(tiny_llama)["norm"])
+    assert not table.duplicated(["norm", "sample"]).any()
 
 
 # The picture
