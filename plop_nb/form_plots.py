@@ -34,7 +34,7 @@ PANEL = (2.9, 5.6)  # inches
 def plot_forms(scores: pd.DataFrame, k: int = 3) -> np.ndarray:
     """Scores of each type in every form of each model; the lowest of each form as large dots.
 
-    One panel per model, one line per type, on a logarithmic axis that all panels share. Titles
+    One panel per model, one line per type, each on a logarithmic axis of its own. Titles
     say which of the lowest types change from form to form.
 
     Parameters
@@ -68,18 +68,20 @@ def plot_forms(scores: pd.DataFrame, k: int = 3) -> np.ndarray:
     tables = _tables(scores)
     k = positive_integer("k", k)
     axes = _panels(len(tables))
-    _set_scale(axes[0], tables)
     changes = []
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         chosen = {form: table[form].nsmallest(k).index.tolist() for form in table}
+        _set_scale(ax, table)
         _draw(ax, table, chosen)
         changes.append(_changes(chosen))
         _set_title(ax, name, changes[-1])
     figure = axes[0].figure
-    figure.supxlabel(f"large dots: the {k} lowest types of a form", fontsize=FONT)
+    domains = scores["domain"].unique() if "domain" in scores else []
+    texts = f" (texts: {', '.join(domains)})" if len(domains) else ""
+    figure.supxlabel(f"large dots: the {k} lowest types of a form{texts}", fontsize=FONT)
     if len(tables) > 1:
         of_all = f"{sum(map(bool, changes))} of {len(tables)} models"
-        title = f"Same function, other form: other types are lowest, in {of_all}"
+        title = f"The same function in another form: other types are lowest, in {of_all}"
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
     return axes
 
@@ -146,12 +148,10 @@ def _tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _panels(count: int) -> np.ndarray:
-    """Axes side by side, with one scale."""
+    """Axes side by side, each with a scale of its own."""
     width, height = PANEL
     size = (width * count + 0.5, height)
-    figure, axes = plt.subplots(
-        1, count, figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
     axes[0, 0].set_ylabel(NFN)
     sns.despine(fig=figure)
     return axes[0]
@@ -179,12 +179,11 @@ def _short(names):
     return ", ".join(role_of(name) for name in names)
 
 
-def _set_scale(ax: Axes, tables: dict[str, pd.DataFrame]) -> None:
-    """A logarithmic axis for all scores, with plain numbers."""
-    low = min(table.min(axis=None) for table in tables.values())
-    high = max(table.max(axis=None) for table in tables.values())
+def _set_scale(ax: Axes, table: pd.DataFrame) -> None:
+    """A logarithmic axis for all scores of a model, with plain numbers."""
+    low, high = table.min(axis=None), table.max(axis=None)
     ax.set(yscale="log", ylim=(min(low, 1) / 1.15, max(high, 1) * 1.15))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
