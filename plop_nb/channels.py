@@ -25,10 +25,13 @@ from plop_nb.probing import norm_links
 from plop_nb.sources import elements
 from plop_nb.wrappers import trunk_of
 
-# Columns of `stream_channels`.
+# Columns of `stream_channels` and of `loudest_tokens`, also where no map reads a norm.
 STREAM = [
     "module", "norm", "channel", "gain", "stream_share", "stream_participation", "stream_channel",
     "before",
+]  # fmt: skip
+LOUDEST = [
+    "norm", "sample", "position", "size", "other_size", "channel", "value", "other_value",
 ]  # fmt: skip
 
 
@@ -223,7 +226,7 @@ def loudest_tokens(
         )
 
     _watch(model, texts, tokenizer, max_length, note)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=LOUDEST)
 
 
 @torch.no_grad()
@@ -252,7 +255,7 @@ def _watch(
 
 def _see(note, norm, sample, x, _):
     """After a norm's forward: pass on what has entered it."""
-    note(norm, sample, x.detach().float().reshape(-1, x.shape[-1]).cpu())
+    note(norm, sample, x.float().reshape(-1, x.shape[-1]).cpu())
 
 
 def _listed(texts):

@@ -182,6 +182,13 @@ class _InForm:
         self._looks, self._inputs = looks, inputs
         self._baseline, self._seed = baseline, seed
         self._gains: dict[str, torch.Tensor] = {}
+        self._shifts: dict[str, torch.Tensor] = {}  # what each map makes of its norm's shift
+
+    def _of_shift(self, linear_map: LinearMap, shift: torch.Tensor) -> torch.Tensor:
+        name = linear_map.name
+        if name not in self._shifts:
+            self._shifts[name] = linear_map.weight.float() @ shift.float()
+        return self._shifts[name]
 
     @torch.no_grad()
     def __call__(self, linear_map: LinearMap, z, features, mask) -> Observation | None:
@@ -193,9 +200,8 @@ class _InForm:
             self._gains[linear_map.name] = baseline_gain(weight, self._baseline, self._seed)
         if look.norm is not None:
             z = self._inputs.of(look.norm, linear_map.name, z, mask)
-            shift = look.norm.shift
-            if shift is not None:
-                features = features.float() - linear_map.weight.float() @ shift.float()
+            if look.norm.shift is not None:
+                features = features.float() - self._of_shift(linear_map, look.norm.shift)
         if look.into is not None:
             features = changed_outputs(features.float(), look.into)
         if look.pair is not None and look.balance is not None:

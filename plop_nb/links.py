@@ -54,6 +54,32 @@ class PairLink:
     head: int | None  # width of the blocks in which outputs may be mixed as well; None: no mixing
 
 
+def candidate_pairs(
+    pairs: Sequence[tuple[LinearMap, LinearMap]], head: int | None
+) -> list[PairLink]:
+    """Writers and readers as links; none if the shapes of any do not allow it.
+
+    Parameters
+    ----------
+    pairs : sequence of (LinearMap, LinearMap)
+        Writer and reader.
+    head : int or None
+        Width of a head's values. Heads of a reader may share one of its writer.
+    """
+    links = []
+    for writer, reader in pairs:
+        outputs, columns = writer.shape[0], torch.arange(reader.shape[1])
+        sharing, left = divmod(len(columns), outputs)
+        fits = head is not None and outputs % head == 0
+        if left or not sharing or (sharing > 1 and not fits):
+            return []
+        rows = columns
+        if sharing > 1:  # so many heads of the reader share one of the writer
+            rows = columns // head // sharing * head + columns % head
+        links.append(PairLink(writer, reader, rows, head if fits else None))
+    return links
+
+
 @dataclass(frozen=True)
 class Change:
     """Something done to the outputs of links, and undone at those who read them, for a probe.
@@ -124,6 +150,14 @@ def with_parameters(norm: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> t
     if getattr(norm, "bias", None) is not None:
         twin._parameters["bias"] = torch.zeros_like(weight)
     return _forward(norm)(twin, x)
+
+
+def may_be_norm(module: nn.Module) -> bool:
+    """Whether a module holds a gain, and at most a shift, and nothing else."""
+    parameters = dict(module.named_parameters())
+    if not parameters.keys() <= {"weight", "bias"} or next(module.children(), None) is not None:
+        return False
+    return "weight" in parameters and all(p.ndim == 1 for p in parameters.values())
 
 
 @torch.no_grad()

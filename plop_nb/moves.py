@@ -327,9 +327,11 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 @torch.no_grad()
 def _add_to_bias(linear_map: LinearMap, more: torch.Tensor) -> None:
-    """Add to a map's bias, which it gets where it has none."""
+    """Add to a map's bias, which it gets where it has none, and which trains if its weight does."""
+    stored = linear_map.stored
     if linear_map.bias is None:
-        linear_map.module.bias = nn.Parameter(more.to(linear_map.stored.dtype))
+        bias = nn.Parameter(more.to(stored.dtype), requires_grad=stored.requires_grad)
+        linear_map.module.bias = bias
     else:
         linear_map.bias.add_(more.to(linear_map.bias))
 
@@ -343,7 +345,7 @@ def _refuse_mixed(links):
         raise ValueError(
             f"norm {link.name!r} feeds {', '.join(reader.name for reader in link.readers)} and "
             f"something else, such as a residual stream{more}: its gain is part of the function. "
-            "fold_norms(model, strict=False) leaves such norms as they are"
+            "leave it out of gains, or as it is by fold_norms(model, strict=False)"
         )
 
 
@@ -370,8 +372,14 @@ def _check_factors(what, values, shape, *, zeros=False):
     if not isinstance(values, torch.Tensor) or tuple(values.shape) != tuple(shape):
         got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise ValueError(f"{what} is {got}, expected a tensor of shape {tuple(shape)}")
-    if not torch.isfinite(values).all() or (not zeros and (values == 0).any()):
-        raise ValueError(f"{what} has entries that are zero or not finite: they cannot be undone")
+    if (
+        values.is_complex()
+        or not torch.isfinite(values).all()
+        or (not zeros and (values == 0).any())
+    ):
+        raise ValueError(
+            f"{what} has entries that are zero, complex or not finite: expected others"
+        )
 
 
 def _columns_of_head(link, below, head):

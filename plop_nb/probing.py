@@ -21,7 +21,16 @@ from transformers.pytorch_utils import Conv1D
 from plop_nb import inputs
 from plop_nb.forwards import evaluating
 from plop_nb.inputs import Batch
-from plop_nb.links import Change, NormLink, PairLink, after, before, neutral_weight
+from plop_nb.links import (
+    Change,
+    NormLink,
+    PairLink,
+    after,
+    before,
+    candidate_pairs,
+    may_be_norm,
+    neutral_weight,
+)
 from plop_nb.maps import HEAD, NOT_PLAIN, SCORED, LinearMap, linear_maps
 from plop_nb.offload import is_offloaded
 from plop_nb.wrappers import trunk_of, unwrapped
@@ -141,6 +150,7 @@ class Probe:
                 'tokenizer(texts, return_tensors="pt", padding=True)'
             )
         given = _random_tokens(self._trunk) if batch is None else dict(batch)
+        _check_length(given)
         try:
             given = inputs.padded_to_multiple(self._trunk, given)
             self._arguments = inputs.arguments(self._trunk, given)
@@ -177,7 +187,7 @@ class Probe:
 
     def norms(self) -> list[NormLink]:
         """Norms whose output is the input of a map; that nothing else reads it is not yet known."""
-        norms = {name: m for name, m in self._modules.items() if _may_be_norm(m)}
+        norms = {name: m for name, m in self._modules.items() if may_be_norm(m)}
         seen = _Readers()
         with ExitStack() as hooks:
             for name, module in norms.items():
@@ -206,7 +216,7 @@ class Probe:
                 continue
             both = [(writers[block], readers[block]) for block in writers]
             if all(order.index(a.name) < order.index(b.name) for a, b in both):
-                candidates = _candidates(both, head)
+                candidates = candidate_pairs(both, head)
                 if candidates:
                     yield candidates
 
@@ -301,6 +311,16 @@ def check_plain(model: nn.Module) -> None:
             )
 
 
+def _check_length(batch):
+    """Refuse texts of one token: attention over one token reads no keys."""
+    ids = batch.get("input_ids")
+    if isinstance(ids, torch.Tensor) and ids.shape[-1] < 2:
+        raise ValueError(
+            f"batch has input_ids of shape {tuple(ids.shape)}: what reads a norm does not show on "
+            "single tokens, pass texts of two or more"
+        )
+
+
 def _random_tokens(trunk):
     """A batch of random tokens."""
     try:
@@ -322,14 +342,6 @@ def _text_config(trunk):
     if config is not None and hasattr(config, "get_text_config"):
         return config.get_text_config()
     return config
-
-
-def _may_be_norm(module):
-    """Whether a module holds a gain, and at most a shift, and nothing else."""
-    parameters = dict(module.named_parameters())
-    if not parameters.keys() <= {"weight", "bias"} or next(module.children(), None) is not None:
-        return False
-    return "weight" in parameters and all(p.ndim == 1 for p in parameters.values())
 
 
 def _note_input(read, linear_map, z):
@@ -377,19 +389,3 @@ def _setting(config, name):
         return getattr(config, name, None)
     except Exception:  # transformers' own class of error, for what differs from layer to layer
         return None
-
-
-def _candidates(pairs, head):
-    """The pairs as links; none if their shapes do not allow it. Heads may share what they read."""
-    links = []
-    for writer, reader in pairs:
-        outputs, columns = writer.shape[0], torch.arange(reader.shape[1])
-        sharing, left = divmod(len(columns), outputs)
-        fits = head is not None and outputs % head == 0
-        if left or not sharing or (sharing > 1 and not fits):
-            return []
-        rows = columns
-        if sharing > 1:  # so many heads of the reader share one of the writer
-            rows = columns // head // sharing * head + columns % head
-        links.append(PairLink(writer, reader, rows, head if fits else None))
-    return links

@@ -270,6 +270,37 @@ def test_maps_behind_no_norm_have_no_row(tiny_llama, byte_tokenizer, tiny_means)
     assert table.empty and {"module", "norm", "before"} < set(table.columns)
 
 
+def test_a_model_whose_maps_read_no_norm(byte_tokenizer):
+    """OLMo 2 has its norms behind the maps."""
+    model, texts = build("olmo2").eval(), ["ABC"]
+    means = mean_inputs(model, texts, byte_tokenizer, progress=False)
+    streams = stream_channels(model, texts, byte_tokenizer, means)
+    loudest = loudest_tokens(model, texts, byte_tokenizer)
+    assert streams.empty and "module" in streams
+    assert loudest.empty and "norm" in loudest
+
+
+def test_a_norm_that_all_layers_share_counts_every_time(byte_tokenizer):
+    """ALBERT runs one layer over and over: its mean is over all that enters, as that of maps is."""
+    model, texts = build("albert").eval(), ["ABC", "DABCC"]
+    entered = []
+    norm = next(name for name in norm_table(model)["norm"] if name.endswith("attention.LayerNorm"))
+    hook = model.get_submodule(norm).register_forward_pre_hook(
+        lambda _, args: entered.append(args[0][0].double().numpy())
+    )
+    with torch.no_grad():
+        for text in texts:
+            model(**byte_tokenizer([text], return_tensors="pt"))
+    hook.remove()
+    assert len(entered) > len(texts)
+    means = mean_inputs(model, texts, byte_tokenizer, progress=False)
+    table = stream_channels(model, texts, byte_tokenizer, means).set_index("norm").loc[[norm]]
+    expected = np.sum(mean_direction(entered) ** 2)
+    assert table["stream_share"].tolist() == pytest.approx([expected] * len(table), rel=1e-4)
+    loudest = loudest_tokens(model, texts, byte_tokenizer)
+    assert (loudest["norm"] == norm).sum() == len(entered)
+
+
 def test_rows_are_the_norms_of_norm_table(tiny_llama, byte_tokenizer):
     table = loudest_tokens(tiny_llama, TEXTS, byte_tokenizer)
     assert set(table["norm"]) == set(norm_table(tiny_llama)["norm"])
