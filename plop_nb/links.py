@@ -68,15 +68,15 @@ def candidate_pairs(
     """
     links = []
     for writer, reader in pairs:
-        outputs, columns = writer.shape[0], torch.arange(reader.shape[1])
+        outputs, columns = len(writer.weight), torch.arange(reader.weight.shape[1])
         sharing, left = divmod(len(columns), outputs)
-        fits = head is not None and outputs % head == 0
-        if left or not sharing or (sharing > 1 and not fits):
-            return []
+        width = head if head is not None and outputs % head == 0 else None
         rows = columns
-        if sharing > 1:  # so many heads of the reader share one of the writer
-            rows = columns // head // sharing * head + columns % head
-        links.append(PairLink(writer, reader, rows, head if fits else None))
+        if left or not sharing or (sharing > 1 and width is None):
+            return []
+        if width is not None:  # `sharing` heads of the reader share one of the writer
+            rows = columns // width // sharing * width + columns % width
+        links.append(PairLink(writer, reader, rows, width))
     return links
 
 

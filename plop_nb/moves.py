@@ -378,7 +378,7 @@ def _check_factors(what, values, shape, *, zeros=False):
         or (not zeros and (values == 0).any())
     ):
         raise ValueError(
-            f"{what} has entries that are zero, complex or not finite: expected others"
+            f"{what} has entries that are zero or not finite, or complex: expected others"
         )
 
 
