@@ -10,6 +10,7 @@ from plop_nb.stats import mean_interval
 
 OWN, OTHER = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
 LEVEL = 0.95
+SHIFT = 0.02  # of a placement's marks to the side, so that bars do not cover each other
 COLUMNS = {"task", "form", "chosen_by", "types", "seed", "loss"}
 
 
@@ -44,7 +45,7 @@ def plot_crossing(runs: pd.DataFrame) -> np.ndarray:
     for task, own in tasks.items():
         _check(task, own)
     figure, axes = plt.subplots(
-        1, len(tasks), figsize=(4.6 * len(tasks), 4), squeeze=False, layout="constrained"
+        1, len(tasks), figsize=(5 * len(tasks), 4), squeeze=False, layout="constrained"
     )
     for ax, (task, own) in zip(axes[0], tasks.items(), strict=True):
         _draw(ax, task, own)
@@ -80,11 +81,24 @@ def _draw(ax: Axes, task: str, runs: pd.DataFrame) -> None:
         found = [mean_interval(loss, level=LEVEL) for loss in losses]
         means = [interval.mean for interval in found]
         arms = [interval.high - interval.mean for interval in found]
-        ax.errorbar([0, 1], means, yerr=arms, color=color, marker="o", capsize=4, lw=1.8)
+        places = np.array([0, 1]) + (SHIFT if chosen_by == forms[0] else -SHIFT)
+        ax.errorbar(places, means, yerr=arms, color=color, marker="o", capsize=4, lw=1.8)
         ring = {"s": 260, "facecolor": "none", "edgecolor": color, "lw": 2}
-        ax.scatter(forms.index(chosen_by), means[forms.index(chosen_by)], **ring)
+        own = forms.index(chosen_by)
+        ax.scatter(places[own], means[own], **ring)
         name = placement["types"].iloc[0].replace("_proj", "").replace("+", ", ")
         style = {"color": color, "va": "center", "annotation_clip": False}
         ax.annotate(name, (1, means[1]), (18, 0), textcoords="offset points", **style)
-    ax.set(title=task, xlim=(-0.25, 1.25))
-    ax.set_xticks([0, 1], forms)
+    ax.set_title(f"{task}: {_finding(runs)}", loc="left", fontsize=11)
+    ax.set_xlim(-0.25, 1.25)
+    ax.set_xticks([0, 1], [f"form “{form}”" for form in forms])
+
+
+def _finding(runs: pd.DataFrame) -> str:
+    """Which placement has the lower mean loss, in words."""
+    means = runs.groupby(["form", "chosen_by"])["loss"].mean().unstack()
+    best = means.idxmin(axis=1)
+    if best.nunique() == 1:
+        return "the same placement is best"
+    moves = (best == best.index).all()
+    return "the best moves with the score" if moves else "the best moves against the score"

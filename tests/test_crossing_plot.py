@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 
-from plop_nb.crossing_plot import plot_crossing
+from plop_nb.crossing_plot import SHIFT, plot_crossing
 
 FORMS = ["attention low", "MLP low"]
 TYPES = {"attention low": "q_proj+k_proj", "MLP low": "up_proj+down_proj"}
@@ -31,13 +31,14 @@ def runs():
 
 def test_means_and_rings_stand_where_the_losses_are():
     axes = plot_crossing(runs())
-    assert [ax.get_title() for ax in axes] == ["a", "b"]
+    titles = [ax.get_title(loc="left") for ax in axes]
+    assert titles == ["a: the best moves with the score", "b: the best moves with the score"]
     lines = [line for line in axes[0].lines if len(line.get_xdata()) == 2]
     means = [line.get_ydata().tolist() for line in lines if line.get_marker() == "o"]
     assert means == [pytest.approx([1.01, 1.51]), pytest.approx([1.51, 1.01])]
     drawn = [c for c in axes[0].collections if isinstance(c, PathCollection)]
     rings = [ring.get_offsets().tolist()[0] for ring in drawn]
-    assert sorted(rings) == [pytest.approx([0, 1.01]), pytest.approx([1, 1.01])]
+    assert sorted(rings) == [pytest.approx([SHIFT, 1.01]), pytest.approx([1 - SHIFT, 1.01])]
     assert [text.get_text() for text in axes[0].texts] == ["q, k", "up, down"]
 
 
@@ -53,3 +54,16 @@ def test_missing_columns_and_cells_are_refused():
                 | (one["form"] == "MLP low")
             ]
         )
+
+
+@pytest.mark.parametrize(
+    ("lower", "finding"),
+    [
+        (lambda t: t["form"] != t["chosen_by"], "a: the best moves against the score"),
+        (lambda t: t["chosen_by"] == "MLP low", "a: the same placement is best"),
+    ],
+)
+def test_title_says_which_placement_is_best(lower, finding):
+    table = runs().query("task == 'a'")
+    axes = plot_crossing(table.assign(loss=2 - lower(table) + 0.01 * table["seed"]))
+    assert axes[0].get_title(loc="left") == finding
