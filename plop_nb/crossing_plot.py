@@ -51,7 +51,8 @@ def plot_crossing(runs: pd.DataFrame) -> np.ndarray:
         _draw(ax, task, own)
     axes[0][0].set_ylabel("test loss (nats per token)")
     bars = f"bars: {100 * LEVEL:.0f} % over seeds"
-    figure.supxlabel(f"ring: what the form's own scores choose; {bars}", fontsize=10)
+    ring = "ring: where the scores of this form are lowest"
+    figure.supxlabel(f"{ring}; {bars}", fontsize=10)
     sns.despine(fig=figure)
     return axes[0]
 
@@ -86,7 +87,7 @@ def _draw(ax: Axes, task: str, runs: pd.DataFrame) -> None:
         ring = {"s": 260, "facecolor": "none", "edgecolor": color, "lw": 2}
         own = forms.index(chosen_by)
         ax.scatter(places[own], means[own], **ring)
-        name = placement["types"].iloc[0].replace("_proj", "").replace("+", ", ")
+        name = f"on {_short(placement['types'].iloc[0])}"
         style = {"color": color, "va": "center", "annotation_clip": False}
         ax.annotate(name, (1, means[1]), (18, 0), textcoords="offset points", **style)
     ax.set_title(f"{task}: {_finding(runs)}", loc="left", fontsize=11)
@@ -99,6 +100,13 @@ def _finding(runs: pd.DataFrame) -> str:
     means = runs.groupby(["form", "chosen_by"])["loss"].mean().unstack()
     best = means.idxmin(axis=1)
     if best.nunique() == 1:
-        return "the same placement is best"
+        types = runs.loc[runs["chosen_by"] == best.iloc[0], "types"].iloc[0]
+        return f"{_short(types)} lower in both forms"
     moves = (best == best.index).all()
-    return "the best moves with the score" if moves else "the best moves against the score"
+    return (
+        "the lower one moves with the score" if moves else "the lower one moves against the score"
+    )
+
+
+def _short(types: str) -> str:
+    return types.replace("_proj", "").replace("+", ", ")

@@ -78,7 +78,9 @@ def plot_forms(scores: pd.DataFrame, k: int = 3) -> np.ndarray:
     figure = axes[0].figure
     domains = scores["domain"].unique() if "domain" in scores else []
     texts = f" (texts: {', '.join(domains)})" if len(domains) else ""
-    figure.supxlabel(f"large dots: the {k} lowest types of a form{texts}", fontsize=FONT)
+    figure.supxlabel(
+        f"large dots: the {k} lowest types of a form{texts}; scales differ", fontsize=FONT
+    )
     if len(tables) > 1:
         of_all = f"{sum(map(bool, changes))} of {len(tables)} models"
         title = f"The same function in another form: other types are lowest, in {of_all}"

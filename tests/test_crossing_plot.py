@@ -32,14 +32,17 @@ def runs():
 def test_means_and_rings_stand_where_the_losses_are():
     axes = plot_crossing(runs())
     titles = [ax.get_title(loc="left") for ax in axes]
-    assert titles == ["a: the best moves with the score", "b: the best moves with the score"]
+    assert titles == [
+        "a: the lower one moves with the score",
+        "b: the lower one moves with the score",
+    ]
     lines = [line for line in axes[0].lines if len(line.get_xdata()) == 2]
     means = [line.get_ydata().tolist() for line in lines if line.get_marker() == "o"]
     assert means == [pytest.approx([1.01, 1.51]), pytest.approx([1.51, 1.01])]
     drawn = [c for c in axes[0].collections if isinstance(c, PathCollection)]
     rings = [ring.get_offsets().tolist()[0] for ring in drawn]
     assert sorted(rings) == [pytest.approx([SHIFT, 1.01]), pytest.approx([1 - SHIFT, 1.01])]
-    assert [text.get_text() for text in axes[0].texts] == ["q, k", "up, down"]
+    assert [text.get_text() for text in axes[0].texts] == ["on q, k", "on up, down"]
 
 
 def test_missing_columns_and_cells_are_refused():
@@ -59,8 +62,8 @@ def test_missing_columns_and_cells_are_refused():
 @pytest.mark.parametrize(
     ("lower", "finding"),
     [
-        (lambda t: t["form"] != t["chosen_by"], "a: the best moves against the score"),
-        (lambda t: t["chosen_by"] == "MLP low", "a: the same placement is best"),
+        (lambda t: t["form"] != t["chosen_by"], "a: the lower one moves against the score"),
+        (lambda t: t["chosen_by"] == "MLP low", "a: up, down lower in both forms"),
     ],
 )
 def test_title_says_which_placement_is_best(lower, finding):
