@@ -33,7 +33,7 @@
 # | | |
 # |---|---|
 # | **You need** | notebook 00; what a matrix norm and a mean are; roughly how a transformer block is built |
-# | **It takes** | three minutes on two CPU cores; no GPU |
+# | **It takes** | one to three minutes on two CPU cores; no GPU |
 # | **It runs** | SmolLM2-135M on 8 math questions, live; other models (on 16 texts), and all training runs, from recorded files |
 #
 # Some statements below are *identities*: they hold by algebra and cannot fail. Some are *measurements* of a few
@@ -101,7 +101,8 @@ plot_forms(recorded("form_scores.csv").query("domain == 'math' and model != 'min
 # *An identity.*
 #
 # **Question.** In this model the value maps score far below 1: their outputs are shorter than those that random
-# inputs of the same length would give. The paper reports the same for Qwen3 and Gemma 3 and leaves it open why. Which part of the input is to blame?
+# inputs of the same length would give. The paper reports the same for Qwen3 and Gemma 3 and leaves it open why. Which part
+# of the input is to blame?
 #
 # **Intuition.** The inputs of a map are not scattered around zero. They share a common direction, as a swarm of flies that
 # moves along a street shares the direction of the street. What the map does with the common direction and what it does
@@ -115,8 +116,7 @@ plot_forms(recorded("form_scores.csv").query("domain == 'math' and model != 'min
 # \mathrm{NFN}(u - \mu)^2 := \frac{\mathbb E\|W (u - \mu)\|^2}{\mathbb E\|u - \mu\|^2\,\|W\|_F^2 / n} .$$
 #
 # The cross term vanishes, because $u - \mu$ averages to zero. (The identity is about squares, and needs the closed-form
-# baseline $\|W\|_F / \sqrt n$; PLoP itself averages NFN, which is nearly the root of it.) We check
-# it by hand on the value map of one layer, whose inputs we collect with a hook:
+# baseline $\|W\|_F / \sqrt n$; PLoP itself averages NFN, which is nearly the root of it.) We check it by hand on the value map of one layer, whose inputs we collect with a hook:
 
 # %%
 values = plop.module_table(model).query("type.str.contains('v_proj|value')")
@@ -153,9 +153,8 @@ types = split.groupby("type")[["share", "nfn", "nfn_mean", "nfn_centred"]].mean(
 types.sort_values("nfn").round(2)
 
 # %% [markdown]
-# **What we saw.** (The columns are means over layers, so they do not add up as the squares of one map do.) The column `share` is
-# $f$: in front of the attention more than half of the (squared) input is one direction
-# that all tokens share. Query and key stretch this direction, and value shrinks it to a third (`nfn_mean`). With the
+# **What we saw.** The column `share` is $f$: in front of the attention more than half of the (squared) input is one direction
+# that all tokens share. (The columns are means over layers, so they do not add up as the squares of one map do.) Query and key stretch this direction, and value shrinks it to a third (`nfn_mean`). With the
 # direction subtracted (`nfn_centred`), the types lie much closer together, and value is not far below 1.
 #
 # **Before you read on:** what might such a direction be? A topic? A token that is in every text? A property of the model?
@@ -232,8 +231,8 @@ table.join(by_model["among 5 shortest"].sum()).join(by_model.size().rename("of l
 # Such *outlier channels* are well known from work on quantisation, where they are a nuisance: a few channels are so much
 # larger than all others that eight bits do not hold both. BERT has them and breaks without them
 # ([Kovaleva et al. 2021](https://arxiv.org/abs/2105.06990)); in large language models the same few channels stand out in
-# every layer, there from some 6.7 billion parameters on ([LLM.int8(), Dettmers et al. 2022](https://arxiv.org/abs/2208.07339)); one
-# explanation is that attention heads use them to do nothing where there is nothing to do
+# every layer, there from some 6.7 billion parameters on
+# ([LLM.int8(), Dettmers et al. 2022](https://arxiv.org/abs/2208.07339)); one explanation is that attention heads use them to do nothing where there is nothing to do
 # ([Bondarenko et al. 2023](https://arxiv.org/abs/2306.12929)).
 
 # %% [markdown]
@@ -311,8 +310,8 @@ loud.groupby("model", sort=False).agg(layers=("first", "size"), first=("first", 
 # %% [markdown]
 # **What we saw.**
 #
-# * *Not the first token.* Its largest entry is about a hundred times as large as the others' in SmolLM2, and often sits in one of
-#   the same few channels. But the shared direction does not come from that token: without it neither the share, nor the NFN
+# * *Not the first token.* It is the loudest in 18 of 30 layers of SmolLM2, its largest entry is about a hundred times as large
+#   as the others', and often sits in one of the same few channels. But the shared direction does not come from that token: without it neither the share, nor the NFN
 #   of the direction, nor the score changes by more than a few percent. It is one token of many, and a score takes only its
 #   direction.
 # * *Not language.* With shuffled or random tokens the decoders still stretch the direction in query and key and
@@ -351,8 +350,9 @@ with torch.no_grad():
 print(f"largest logit: {before.abs().max():.1f}; largest difference: {(after - before).abs().max():.2f}")
 
 # %% [markdown]
-# On this question the logits are the same up to rounding, and by the algebra on every other. `plop.fold_norms` does it for every norm. It does not know the names of layers: it
-# runs the model and looks what reads each norm, and refuses where something else than a linear map does.
+# On this question the logits are the same up to rounding, and by the algebra on every other. `plop.fold_norms` does it for
+# every norm. It does not know the names of layers: it runs the model and looks what reads each norm, and refuses where
+# something else than a linear map does.
 
 # %%
 folded = plop.fold_norms(model)
@@ -448,7 +448,7 @@ limits[["folded", "balanced", "largest", "smallest", "one channel"]].astype(obje
 
 # %% [markdown]
 # **What we saw.** Every type can be brought above 1, and well below. The stored score is one of many that this function could
-# have, and nothing in the function singles it out.
+# have.
 #
 # ### What of section 2 survives?
 #
@@ -532,8 +532,8 @@ same_choice.set_axis(["same choice", "of"], axis=1)
 # So the folded form decides more clearly. Three warnings. Canonical and folded choose the same three types in all these
 # cases, so the further step brings nothing here. In Gemma the five types behind a norm fall to between a sixth and
 # a fifteenth; we think because its gains turn loud channels down, which is not shown here. A form that undoes this makes
-# the score even more a matter of loud channels. And four models of three families are few; a
-# clearer choice need not be a better one. What trains better is another question.
+# the score even more a matter of loud channels. And four models of three families are few; a clearer choice need not be a
+# better one. What trains better is another question.
 
 # %% [markdown]
 # ## 4. The test: does the best placement move with the score?
@@ -641,17 +641,17 @@ pd.DataFrame(gain, index=["gain where low", "low", "high"]).T.round(3)
 #
 # **And Adam?** LoRA is not blind to the form: Adam takes steps of equal size in the coordinates of the stored inputs, and
 # begins from random matrices in them. So the form can change training without any help from NFN, and this experiment does
-# not tell how much of the 0.21 is the score's and how much is Adam's own. Look at the rates. Here are the
-# tuning losses of gate, up and down on spelling in the two forms (three seeds each):
+# not tell how much of the 0.21 is the score's and how much is Adam's own. Look at the rates. Here are the tuning losses of
+# gate, up and down on spelling in the two forms (three seeds each):
 
 # %%
 tuning = recorded("forms.csv").query("task == 'spelling' and split == 'validation' and chosen_by == 'MLP low'")
 tuning.pivot_table(index="lr", columns="form", values="loss", aggfunc="mean").round(2)
 
 # %% [markdown]
-# At equal rates the two forms train alike up to 0.002. What the form *MLP low* adds is that it bears higher rates: it is best at
-# 0.004, where the form *attention low* gains nothing any more. That is a matter of step sizes in stored coordinates, as
-# one would expect of Adam.
+# Up to 0.002 the two forms train nearly alike. The form *MLP low* is best at 0.004, where the form *attention low* gains nothing
+# any more: it seems to bear larger steps. Steps in stored coordinates are Adam's, so this may be Adam's part of the 0.21; three
+# seeds do not prove it.
 #
 # So the experiment does not isolate the score, and cannot acquit it either. What it shows is this: to lower a placement's
 # scores did not make it the better of the two.
@@ -677,8 +677,7 @@ tuning.pivot_table(index="lr", columns="form", values="loss", aggfunc="mean").ro
 #    they are published: that is a correlation, and notebook 05 looks at it.
 #
 # **Not established.** How it comes about in training that value maps hardly read the channel. How much of the move on
-# spelling is NFN's and how much is Adam's. How the channel and the scores look in
-# models above 1.5 billion parameters. What the test would say of other models, longer training, other optimisers, or the
+# spelling is NFN's and how much is Adam's. How the channel and the scores look in models above 1.5 billion parameters. What the test would say of other models, longer training, other optimisers, or the
 # milder pair of forms *stored* and *folded* (`record_forms.py --pair folded` trains it).
 #
 # **Where next.** Notebook 05 asks what placements are worth when they are trained as they come; notebook 03 shows the
