@@ -14,7 +14,7 @@ from tests import arithmetic
 
 ROOT = Path(__file__).parents[1]
 
-CHEAP = ["notebooks/04_what_nfn_measures.ipynb", "notebooks/07_explore_your_model.ipynb"]
+CHEAP = ["notebooks/07_explore_your_model.ipynb"]
 # A line for torch and one for numpy, of every digit of what they compute; then the vectors in use.
 DIGITS = """
 import hashlib, numpy as np, torch
