@@ -206,6 +206,8 @@ def interventions(
         shuffled" (all but the first); "random tokens" (drawn evenly from the vocabulary, but for
         the first).
     """
+    if isinstance(texts, str):
+        raise TypeError(f"texts is one text, {texts[:20]!r}: put it in a list")
     generator = torch.Generator().manual_seed(seed)
     texts = list(elements(texts))
     rows = [row["input_ids"] for row in batches.encode(texts, tokenizer, max_length)]

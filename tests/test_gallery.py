@@ -138,3 +138,13 @@ def test_running_time_is_noted_and_shown(tmp_path, monkeypatch):
     assert isinstance(noted, int) and noted >= 0
     gallery.render(tmp_path / "gallery", notebooks=tmp_path)
     assert f"Ran in {noted} s" in (tmp_path / "gallery" / "index.html").read_text()
+
+
+def test_solutions_are_hidden_until_they_are_asked_for(folder, phone):
+    phone.goto(f"file://{folder}/04_what_nfn_measures.html")
+    solution = phone.locator(".celltag_solution").first
+    code = solution.locator(".input pre")
+    assert not code.is_visible()
+    solution.scroll_into_view_if_needed()
+    solution.hover()
+    assert code.is_visible() and "Solution" in code.inner_text()

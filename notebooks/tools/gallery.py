@@ -41,6 +41,9 @@ img { max-width: 100%; height: auto }
 pre { overflow-x: auto; overflow-wrap: normal; margin: 0 0 1rem; font-size: 0.85rem;
       line-height: 1.4 }
 .input pre, .rendered_html pre { background: #f5f6f8; padding: 0.7rem }
+.celltag_solution .input::before { content: "Solution (point at it, or tap it)" }
+.celltag_solution .input pre { visibility: hidden; max-height: 0; padding: 0 }
+.celltag_solution:hover .input pre { visibility: visible; max-height: none; padding: 0.7rem }
 .output pre { border-left: 3px solid #d5d9e0; padding-left: 0.7rem }
 .output_stream pre { white-space: pre-wrap }
 .output_html, .rendered_html table, .formula { display: block; overflow-x: auto }
