@@ -6,8 +6,8 @@
                                                    notebook 03 (3 minutes)
     python notebooks/tools/record.py transfer      SmolLM2 finetuned on math and scored on the way,
                                                    for notebook 03 (a GPU: 4 minutes)
-    python notebooks/tools/record.py directions    the mean split of three models, and
-                                                   interventions, for notebook 04 (6 minutes)
+    python notebooks/tools/record.py interventions the mean split of three models whose texts or
+                                                   weights are changed, for notebook 04 (3 minutes)
 
 Each file begins with lines of `# name: value`: device, versions, seed, and the command.
 """
@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 import plop_nb as plop
-from plop_nb.geometry import interventions, mean_inputs, nfn_without, untrained
+from plop_nb.geometry import interventions, untrained
 from plop_nb.stats import per_text, type_means
 from plop_nb.texts import STRIDE, reasoning_gym
 
@@ -65,38 +65,19 @@ def adapter_sizes(model):
     return table[["module"]].assign(size=table["in_features"] + table["out_features"])
 
 
-def directions():
-    """The mean split of every module, per domain and over all; and by type under interventions."""
-    splits, changed = [], []
+def changes():
+    """The mean split by type, of three models whose texts or weights have been changed."""
+    parts = []
     for name in MODELS:
         model, tokenizer = plop.load_model(name)
-        domains = {domain: plop.load_texts(domain, n=12) for domain in POOL}
-        domains["all"] = [text for texts in domains.values() for text in texts[:6]]
-        splits += [table.assign(model=name) for table in mean_splits(model, tokenizer, domains)]
-        for what, table in changed_splits(model, tokenizer, domains["math"][:8]).items():
-            changed.append(table.assign(model=name, intervention=what))
+        for what, table in changed_splits(model, tokenizer, plop.load_texts("math", n=8)).items():
+            parts.append(table.assign(model=name, intervention=what))
     columns = [
         "share", "nfn", "mean_square", "nfn_mean", "nfn_centred", "mean_part", "centred_part",
     ]  # fmt: skip
-    first = ["model", "domain", "module", "type", "layer", "tokens"]
-    save(pd.concat(splits)[[*first, *columns, "nfn_without", "cosine"]], "directions.csv")
     groups = ["model", "intervention", "type"]
-    by_type = pd.concat(changed).groupby(groups, sort=False)[columns].mean()
+    by_type = pd.concat(parts).groupby(groups, sort=False)[columns].mean()
     save(by_type.reset_index(), "interventions.csv")
-
-
-def mean_splits(model, tokenizer, domains):
-    """One table per domain: the mean split, NFN without the mean, its cosine with that of math."""
-    means = {domain: mean_inputs(model, texts, tokenizer) for domain, texts in domains.items()}
-    tables = []
-    for domain, texts in domains.items():
-        without = plop.by_module(nfn_without(model, texts, tokenizer, means[domain]))
-        table = plop.mean_split(model, texts, tokenizer).assign(domain=domain)
-        nfn = without.set_index("module")["nfn"]
-        table["nfn_without"] = nfn[table["module"]].to_numpy()
-        table["cosine"] = [cosine(means[domain][m], means["math"][m]) for m in table["module"]]
-        tables.append(table)
-    return tables
 
 
 def changed_splits(model, tokenizer, texts):
@@ -106,11 +87,6 @@ def changed_splits(model, tokenizer, texts):
         changed[what] = plop.mean_split(model, data)
     changed["untrained model"] = plop.mean_split(untrained(model), texts, tokenizer)
     return changed
-
-
-def cosine(a, b):
-    """The cosine of the angle between two vectors."""
-    return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
 
 
 def transfer():
@@ -188,13 +164,12 @@ def solutions(seed, n):
 def save(frame, name, **head):
     """Write a frame to data/results, after lines that say where it was made."""
     on_gpu = torch.cuda.is_available()
-    command = {"interventions.csv": "directions"}.get(name, name.removesuffix(".csv"))
     found = {
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {os.cpu_count()} cores",
         "torch": version("torch"),
         "transformers": version("transformers"),
         "seed": 0,
-        "command": f"python notebooks/tools/record.py {command}",
+        "command": f"python notebooks/tools/record.py {name.removesuffix('.csv')}",
     }
     # a completion may contain a #
     quoting = csv.QUOTE_NONNUMERIC if "completion" in frame else csv.QUOTE_MINIMAL
@@ -205,7 +180,7 @@ def save(frame, name, **head):
         frame.to_csv(file, index=False, float_format="%.5g", quoting=quoting)
 
 
-PARTS = {"texts": texts, "profiles": profiles, "directions": directions, "transfer": transfer}
+PARTS = {"texts": texts, "profiles": profiles, "interventions": changes, "transfer": transfer}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
