@@ -1,7 +1,7 @@
 """Outlier channels: the few coordinates that carry the direction that all tokens share.
 
-`geometry.mean_inputs` gives the mean direction of a map's inputs. In pretrained models nearly all
-of it may be a single channel (LLM.int8(), arXiv 2208.07339). These functions find the channel, say
+`geometry.mean_inputs` gives the mean direction of a map's inputs. In some pretrained models most
+of it is a single channel (see LLM.int8(), arXiv 2208.07339). These functions find the channel, say
 how much the map reads of it, and look in front of the norm, where the residual stream has it.
 """
 
