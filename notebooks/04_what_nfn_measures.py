@@ -178,6 +178,7 @@ channel = square.argmax().item()
 columns = W.norm(dim=0) / W.norm(dim=0).square().mean().sqrt()
 print(f"participation ratio: {1 / square.square().sum():.1f} of {len(mu)} channels")
 print(f"channel {channel} holds {square[channel]:.0%} of the direction's square")
+print(f"it has the same sign at {(u[:, channel] * mu[channel] > 0).float().mean():.0%} of the tokens")
 print(f"the value map's column for it has {columns[channel]:.2f} of the usual length")
 
 # %% [markdown]
@@ -299,19 +300,21 @@ by_role[["share", "nfn_mean", "nfn"]].round(2)
 
 # %% [markdown]
 # And is the first token loud? Here is what enters the norm: in how many layers the loudest token is the first one (in nine of
-# ten texts or more), and how many times larger its largest entry is than the same entry of the other tokens (the median over
-# layers).
+# ten texts or more), and how many times larger its largest entry is than the same entry of the other tokens (`times`, the median
+# over layers), and in how many layers that entry is one of the two largest channels of the shared direction (`shared`).
 
 # %%
 loud = recorded("channels.csv").query("type in ['q_proj', 'query']")
 loud = loud.assign(first=loud["loudest_is_first"] >= 0.9, times=loud["loudest_value"] / loud["other_value"])
-loud.groupby("model", sort=False).agg(layers=("first", "size"), first=("first", "sum"), times=("times", "median")).round(0)
+loud["shared"] = (loud["loudest_channel"] == loud["channel"]) | (loud["loudest_channel"] == loud["second_channel"])
+by_model = loud.groupby("model", sort=False)
+by_model[["first", "shared"]].sum().join(by_model.size().rename("of layers")).join(by_model["times"].median().round())
 
 # %% [markdown]
 # **What we saw.**
 #
 # * *Not the first token.* It is the loudest in 18 of 30 layers of SmolLM2, its largest entry is about a hundred times as large
-#   as the others', and often sits in one of the same few channels. But the shared direction does not come from that token: without it neither the share, nor the NFN
+#   as the others', and mostly sits in one of the shared direction's two largest channels. But the shared direction does not come from that token: without it neither the share, nor the NFN
 #   of the direction, nor the score changes by more than a few percent. It is one token of many, and a score takes only its
 #   direction.
 # * *Not language.* With shuffled or random tokens the decoders still stretch the direction in query and key and
@@ -614,8 +617,8 @@ pd.DataFrame(advantage, index=["advantage", "low", "high"]).T.round(3)
 # **What we saw.** Gate, up and down have the lower mean loss in both forms of both tasks, also where PLoP chooses query, key and
 # value: the lines do not cross. Their lead moved with the scores on spelling: the advantage is +0.09, from +0.02 to
 # +0.15 (a lead of 0.11 in the form *attention low*, and of 0.29 in the form *MLP low*). On short sums we do not see it
-# move: -0.03, from -0.08 to +0.03. With the spread that the test seeds have there, larger than planned, an advantage below
-# some 0.07 would often be missed.
+# move: -0.03, from -0.08 to +0.03. The interval there reaches 0.05 to either side, more than was planned for, so that a small
+# advantage would be missed.
 #
 # **Which placement moves?** The advantage is the mean of two comparisons, one for each placement: its loss in the form where its
 # scores are high, minus its loss in the form where they are low. Here nothing differs but the form, and the learning rate

@@ -22,7 +22,7 @@ from plop_nb.maps import SCORED, LinearMap, linear_maps
 from plop_nb.norms import baseline_gain
 from plop_nb.offload import loaded
 from plop_nb.probing import norm_links
-from plop_nb.sources import elements
+from plop_nb.sources import listed
 from plop_nb.wrappers import trunk_of
 
 # Columns of `stream_channels` and of `loudest_tokens`, also where no map reads a norm.
@@ -241,7 +241,7 @@ def _watch(
 
     `stream` (tokens, width), float32, on the CPU, is what has entered it. Returns the norms.
     """
-    rows = batches.encode(_listed(texts), tokenizer, max_length)
+    rows = batches.encode(listed(texts), tokenizer, max_length)
     links = norm_links(model)
     with evaluating(model):
         for sample, row in enumerate(rows):
@@ -256,16 +256,6 @@ def _watch(
 def _see(note, norm, sample, x, _):
     """After a norm's forward: pass on what has entered it."""
     note(norm, sample, x.float().reshape(-1, x.shape[-1]).cpu())
-
-
-def _listed(texts):
-    """The texts as a list; one text alone, or none, is refused."""
-    if isinstance(texts, str):
-        raise TypeError("texts is one str, expected a list of texts: put it in a list")
-    found = list(elements(texts))
-    if not found:
-        raise ValueError("texts is empty: pass one text at least (see plop.load_texts)")
-    return found
 
 
 def _in_front(link, module, mean, square):

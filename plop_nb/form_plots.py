@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy.optimize import isotonic_regression
 
 from plop_nb.checks import positive_integer
 from plop_nb.forms import FORMS, check_form
@@ -95,30 +96,22 @@ def role_of(type_name: str) -> str:
     return ROLES.get(type_name, own)
 
 
-def apart(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+def spread_out(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
     """Positions moved as little as it takes to be `gap` apart, between `low` and `high`.
 
-    In the same order, with the least sum of squares: an isotonic regression. What does not fit
-    goes below `low`.
+    In the same order, with the least sum of squares. What does not fit goes below `low`.
 
     Examples
     --------
-    >>> apart(np.array([0.0, 0.1, 5.0]), 1.0, low=-2, high=5.5).round(2).tolist()
+    >>> spread_out(np.array([0.0, 0.1, 5.0]), 1.0, low=-2, high=5.5).round(2).tolist()
     [-0.45, 0.55, 5.0]
     """
     order = np.argsort(positions, kind="stable")
-    # Without the gaps, neighbours that are too close are those in the wrong order: each block of
-    # them moves to its mean.
-    blocks: list[list[float]] = []
-    for i, position in enumerate(positions[order]):
-        blocks.append([position - i * gap])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    means = [np.mean(block) for block in blocks for _ in block]
-    moved = np.empty(len(positions))
     steps = gap * np.arange(len(positions))
-    moved[order] = np.clip(means, low, high - steps[-1]) + steps
+    # Without the gaps, neighbours that are too close are those in the wrong order.
+    found = isotonic_regression(positions[order] - steps).x
+    moved = np.empty(len(positions))
+    moved[order] = np.clip(found, low, high - steps[-1]) + steps
     return moved
 
 
@@ -197,7 +190,7 @@ def _draw(ax: Axes, table: pd.DataFrame, chosen: dict[str, list[str]]) -> None:
     low, high = np.log(ax.get_ylim())
     inches = ax.figure.get_figheight() * 0.8  # what titles leave
     gap = (high - low) * FONT * 1.3 / (72 * inches)
-    heights = np.exp(apart(np.log(table.iloc[:, -1].to_numpy()), gap, low, high))
+    heights = np.exp(spread_out(np.log(table.iloc[:, -1].to_numpy()), gap, low, high))
     for (name, row), height in zip(table.iterrows(), heights, strict=True):
         color = COLORS.get(role_of(name), OTHER)
         ax.plot(places, row, color=color, lw=1.6, zorder=2, label=name)

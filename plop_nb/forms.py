@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from plop_nb.links import NormLink, PairLink, after, apart
+from plop_nb.links import NormLink, PairLink, after, disjoint
 from plop_nb.maps import LinearMap, linear_maps
 from plop_nb.moves import (
     Balance,
@@ -113,7 +113,7 @@ def _looks(model: nn.Module, *, is_canonical: bool) -> dict[str, Look]:
     _warn(model, [link for link in links if not link.is_free])
     if not is_canonical:
         return looks
-    for pair in apart(pair_links(probe)):
+    for pair in disjoint(pair_links(probe)):
         writer = looks.get(pair.writer.name, Look())
         found = balance(pair, writer.weight(pair.writer))
         looks[pair.writer.name] = replace(writer, into=found.into)

@@ -18,7 +18,7 @@ from plop_nb.norms import baseline_gain
 from plop_nb.offload import loaded
 from plop_nb.recording import Observation, summary
 from plop_nb.scoring import Observed, observe, with_shapes
-from plop_nb.sources import elements
+from plop_nb.sources import elements, listed
 
 COLUMNS = ["nfn", "nfn_square"]  # means that a split needs
 
@@ -206,10 +206,8 @@ def interventions(
         shuffled" (all but the first); "random tokens" (drawn evenly from the vocabulary, but for
         the first).
     """
-    if isinstance(texts, str):
-        raise TypeError(f"texts is one text, {texts[:20]!r}: put it in a list")
     generator = torch.Generator().manual_seed(seed)
-    texts = list(elements(texts))
+    texts = listed(texts)
     rows = [row["input_ids"] for row in batches.encode(texts, tokenizer, max_length)]
     found: dict[str, list[dict[str, torch.Tensor]]] = {
         "as it is": [{"input_ids": ids[None]} for ids in rows],

@@ -127,7 +127,7 @@ class Change:
         return z[..., self.unorder.to(z.device)] * self.unstretch.to(z)
 
 
-def apart(links: Sequence[PairLink]) -> list[PairLink]:
+def disjoint(links: Sequence[PairLink]) -> list[PairLink]:
     """Those pairs that share no map with an earlier one: each of these has a form of its own."""
     found: list[PairLink] = []
     taken: set[str] = set()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from plop_nb.inputs import Batch
-from plop_nb.links import NormLink, PairLink, apart
+from plop_nb.links import NormLink, PairLink, disjoint
 from plop_nb.maps import LinearMap
 from plop_nb.probing import Probe, check_plain, norm_links, pair_links
 
@@ -167,10 +167,10 @@ def canonical(model: nn.Module, *, batch: Batch | None = None) -> nn.Module:
 
     Gains that are free to move are 1. Then, of all ways to scale rows of up against columns of
     down, and to mix the values of a head against its output, the one with the least
-    `||W_1||_F^2 + ||W_2||_F^2`: it is where weight decay pulls, it needs no text, and it is unique
-    but for rotations, which change no NFN. A row of up and its column of down are then equally
-    long; value and output are `sqrt(S) V^T` and `U sqrt(S)` with `U S V^T` the singular value
-    decomposition of their product in each head.
+    `||W_1||_F^2 + ||W_2||_F^2`: weight decay punishes it least, it needs no text, and these four
+    types are unique in it but for rotations, which change no NFN. A row of up and its column of
+    down are then equally long; value and output are `sqrt(S) V^T` and `U sqrt(S)` with `U S V^T`
+    the singular value decomposition of their product in each head.
 
     What is left as stored: norms that feed something else as well, what may be scaled between
     query and key, value maps that are one matrix with query and key, and the second pair of a map
@@ -181,7 +181,7 @@ def canonical(model: nn.Module, *, batch: Batch | None = None) -> nn.Module:
     Arguments, and errors, as in `fold_norms` with `strict=False`.
     """
     moved = _Copy(model, batch)
-    norms, pairs = norm_links(moved.probe), apart(pair_links(moved.probe))
+    norms, pairs = norm_links(moved.probe), disjoint(pair_links(moved.probe))
     for link in norms:
         if link.is_free:
             moved.set_gain(link, torch.ones_like(link.gain))
@@ -345,7 +345,7 @@ def _refuse_mixed(links):
         raise ValueError(
             f"norm {link.name!r} feeds {', '.join(reader.name for reader in link.readers)} and "
             f"something else, such as a residual stream{more}: its gain is part of the function. "
-            "leave it out of gains, or as it is by fold_norms(model, strict=False)"
+            "Leave it as it is, by fold_norms(model, strict=False), or by gains without it"
         )
 
 

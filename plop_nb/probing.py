@@ -81,7 +81,7 @@ def pair_links(model: "nn.Module | Probe", batch: Batch | None = None) -> list[P
     Returns
     -------
     list of PairLink
-        A map may be in two of them (see `links.apart`).
+        A map may be in two of them (see `links.disjoint`).
     """
     probe = model if isinstance(model, Probe) else Probe(model, batch)
     links = []

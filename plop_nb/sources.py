@@ -82,6 +82,16 @@ def elements(data: Any) -> Iterable:
     return data.tolist() if isinstance(data, np.ndarray) else data
 
 
+def listed(texts: Iterable[str]) -> list[str]:
+    """The texts as a list; one text alone (TypeError), or none (ValueError), is refused."""
+    if isinstance(texts, str):
+        raise TypeError("texts is one str, expected a list of texts: put it in a list")
+    found = list(elements(texts))
+    if not found:
+        raise ValueError("texts is empty: pass one text at least (see plop.load_texts)")
+    return found
+
+
 class Texts:
     """Encoded texts: those of like length go together."""
 

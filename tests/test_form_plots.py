@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 from scipy import optimize
 
 import plop_nb as plop
-from plop_nb.form_plots import apart, plot_forms, role_of
+from plop_nb.form_plots import plot_forms, role_of, spread_out
 from plop_nb.forms import FORMS
 from tests.conftest import TEXTS
 
@@ -105,7 +105,7 @@ def test_positions_move_no_further_than_they_must():
     generator = np.random.default_rng(0)
     for _ in range(20):
         wanted = generator.uniform(0, 4, 6)
-        found = apart(wanted, 0.5, 0.3, 3.5)
+        found = spread_out(wanted, 0.5, 0.3, 3.5)
         order = np.argsort(wanted)
 
         def gaps(moved, order=order):

@@ -421,5 +421,5 @@ def test_directions_of_any_dtype(tiny_llama, byte_tokenizer):
 
 
 def test_one_text_is_no_list_of_texts(byte_tokenizer):
-    with pytest.raises(TypeError, match="texts is one text, 'a text': put it in a list"):
+    with pytest.raises(TypeError, match="texts is one str, .* put it in a list"):
         interventions("a text", byte_tokenizer)

@@ -18,6 +18,7 @@ texts used here.
 
 import argparse
 import math
+from contextlib import ExitStack
 
 import pandas as pd
 import torch
@@ -123,16 +124,12 @@ def limits():
 def inputs_of(model, tokenizer, texts):
     """{module: its inputs, (tokens, in_features) for each text}."""
     found = {}
-    hooks = []
-    for linear_map in linear_maps(model):
-        found[linear_map.name] = []
-        hooks.append(before(linear_map.module, noting(found[linear_map.name])))
-    for hook in hooks:
-        hook.__enter__()
-    for text in texts:
-        model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=256))
-    for hook in hooks:
-        hook.__exit__(None, None, None)
+    with ExitStack() as hooks:
+        for linear_map in linear_maps(model):
+            found[linear_map.name] = []
+            hooks.enter_context(before(linear_map.module, noting(found[linear_map.name])))
+        for text in texts:
+            model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=256))
     return found
 
 
