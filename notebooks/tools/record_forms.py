@@ -28,12 +28,9 @@ from scipy import optimize, stats
 import plop_nb as plop
 from plop_nb import experiments as ex
 from plop_nb import moves
-from plop_nb.experiments.tasks.task import by_prompt, deal
 from plop_nb.probing import norm_links, pair_links
-from plop_nb.texts import reasoning_gym
 
 SIZES = {"test": 128, "validation": 128, "train": 1000}
-DRAWS = 4000  # of a generator, for the examples of all splits
 TEXTS = 16  # to measure channels on, and to score types on
 PAIRS = {"reversed": ["attention low", "MLP low"], "folded": ["stored", "folded"]}
 # of a channel's RMS, in its norm's new gain: the signs for attention and for the MLP
@@ -53,31 +50,16 @@ TOLD_BY = ["model", "task", "form", "chosen_by", "split", "lr", "seed"]
 # Tasks: short texts, as a run may take half a minute on one core
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What reasoning-gym draws for a task, how it asks, and a training of half a minute."""
-
-    generator: str
-    options: dict
-    prompt: str  # of what an entry's metadata has
-    training: dict
-
-
-TWO_NUMBERS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-WORDS = {"min_word_len": 3, "max_word_len": 6}
-KINDS = {
-    "short sums": Kind("chain_sum", TWO_NUMBERS, "{expression} =", {"steps": 25, "batch_size": 8}),
-    "spelling": Kind("spell_backward", WORDS, "{word} backward:", {"steps": 30, "batch_size": 8}),
+TRAININGS = {
+    "short sums": {"steps": 25, "batch_size": 8},
+    "spelling": {"steps": 30, "batch_size": 8},
 }
 
 
 def short_task(name):
     """A task of short texts, such as "23 - 91 =" and " -68", or "splat backward:" and " talps"."""
-    kind, examples = KINDS[name], []
-    for entry in reasoning_gym().create_dataset(kind.generator, size=DRAWS, seed=0, **kind.options):
-        prompt = kind.prompt.format(**entry["metadata"])
-        examples.append({"prompt": prompt, "completion": f" {entry['answer']}"})
-    return ex.Task(name, **deal(map(by_prompt, examples), SIZES, name))
+    task = ex.load_task(name.replace(" ", "_"), **SIZES)
+    return ex.Task(name, task.train, task.validation, task.test)  # without a check: for losses
 
 
 # Forms of a function
@@ -269,7 +251,7 @@ def trained(cell, lr, seeds, split):
     """Runs of a cell from the grid."""
     task, model = loaded_tasks[cell.task], forms[cell.form]
     placement = chosen[cell.task, cell.chosen_by]
-    options = KINDS[cell.task].training | {"accuracy": False, "final": split, "progress": False}
+    options = TRAININGS[cell.task] | {"accuracy": False, "final": split, "progress": False}
     options |= {"ranks": {cell.name: ex.rank_for(placement, model, PARAMETERS)}}
     study = f"{cell.model}, {split}"
     options |= {"seeds": seeds, "lrs": [lr], "storage": storage, "study": study}
@@ -293,7 +275,7 @@ def all_runs(given):
     old = recorded("forms.csv")
     new = ex.read_runs(journal) if journal.exists() else old.assign(placement="")
     parts = []
-    for cell in [cell for task in KINDS for cell in cells_of(task, given)]:
+    for cell in [cell for task in TRAININGS for cell in cells_of(task, given)]:
         own = new[(new["placement"] == cell.name) & (new["task"] == cell.task)]
         own = own.assign(model=cell.model, form=cell.form, chosen_by=cell.chosen_by)
         parts += [part for part in (cell.rows(old), own) if len(part)]
@@ -388,7 +370,7 @@ def main():
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--pair", default="reversed", choices=PAIRS)
     parser.add_argument("--folder", type=Path, default=Path("build/forms"), help="of the runs")
-    parser.add_argument("--tasks", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--tasks", nargs="+", default=list(TRAININGS), choices=TRAININGS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
     given = parser.parse_args()

@@ -6,7 +6,16 @@ from typing import Any
 
 from plop_nb.checks import natural_number, positive_integer, random_seed
 from plop_nb.experiments.tasks.code import code
-from plop_nb.experiments.tasks.gym import digit_sums, gsm, sums, syllogisms
+from plop_nb.experiments.tasks.facts import facts
+from plop_nb.experiments.tasks.gym import (
+    digit_sums,
+    gsm,
+    short_sums,
+    short_syllogisms,
+    spelling,
+    sums,
+    syllogisms,
+)
 from plop_nb.experiments.tasks.hub import anli, metamath, metamath_tagged
 from plop_nb.experiments.tasks.task import SPLITS, Task
 
@@ -32,6 +41,10 @@ LOADERS = {
     "gsm": Loader(gsm),
     "syllogisms": Loader(syllogisms),
     "code": Loader(code),
+    "short_sums": Loader(short_sums, test=512),
+    "spelling": Loader(spelling, test=512),
+    "short_syllogisms": Loader(short_syllogisms, test=512),
+    "facts": Loader(facts, test=512),
     "anli": Loader(anli),
     "metamath": Loader(metamath),
     "digit_sums": Loader(_digit_sums, train=100, validation=0, test=50),
@@ -58,11 +71,15 @@ def load_task(
         To finetune on: "sums" (chain_sum of reasoning-gym, two or three numbers below 100), "gsm"
         (gsm_symbolic, with its chain of thought), "syllogisms" (yes or no), "code" (HumanEval);
         from the Hub "anli" (third round) and "metamath" (MetaMathQA, tested on GSM8K).
+        Cheap, with 7 to 55 tokens in a mean text: "short_sums" (two numbers below 100),
+        "spelling" (words backward), "short_syllogisms" (yes or no), and "facts" (VitaminC: does a
+        sentence of Wikipedia make a claim true, false, or neither; fetches 358 MB, once).
         For GRPO, with answers between tags: "digit_sums" (two numbers of one digit; see
         `digit_sums` for others) and from the Hub "metamath_tagged" (MetaMathQA as messages).
     train, validation, test : int, optional
-        How many examples: 2000, 256 and 256 by default, 100, 0 and 50 for "digit_sums", 2000, 0
-        and 200 for "metamath_tagged"; for "code" at most 100, 24 and 40.
+        How many examples: 2000, 256 and 256 by default, and 512 to test on for the cheap tasks;
+        100, 0 and 50 for "digit_sums", 2000, 0 and 200 for "metamath_tagged"; for "code" at most
+        100, 24 and 40.
     seed : int
         Which: 0 to 2**32 - 1.
     run_code : bool

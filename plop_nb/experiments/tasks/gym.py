@@ -1,4 +1,4 @@
-"""Tasks that reasoning-gym draws: sums, word problems, syllogisms."""
+"""Tasks that reasoning-gym draws: sums, word problems, syllogisms, words spelled backward."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +12,7 @@ from plop_nb.texts import STRIDE, reasoning_gym
 
 # Seeds between the texts of `load_texts` and the examples of a task: a score sees no test prompt.
 APART = 1000
+SHARE_OF_NO = 0.45  # asked for among syllogisms: gives half of those that stay
 TRIES = 50  # draws for each different sum that is wanted
 
 
@@ -43,6 +44,55 @@ def syllogisms(sizes: Sizes, seed: int) -> Task:
     """Syllogisms, answered by the first word, yes or no."""
     kind = Kind("syllogism", _answer, _judged("syllogism", _first_word), 4, {})
     return _generated("syllogisms", kind, sizes, seed)
+
+
+def short_sums(sizes: Sizes, seed: int) -> Task:
+    """Sums and differences of two numbers below 100, such as "15 - 43 =", in a few tokens."""
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    entries = _entries("chain_sum", seed, options)
+    candidates = (_asked(f"{entry['metadata']['expression']} =", entry) for entry in entries)
+    splits = deal(candidates, sizes, "short_sums")
+    return Task("short_sums", **splits, check=_first_line_is, new_tokens=8)
+
+
+def spelling(sizes: Sizes, seed: int) -> Task:
+    """Words of three to six letters, to be spelled backward."""
+    entries = _entries("spell_backward", seed, {"min_word_len": 3, "max_word_len": 6})
+    candidates = (_asked(f"{entry['metadata']['word']} backward:", entry) for entry in entries)
+    splits = deal(candidates, sizes, "spelling")
+    return Task("spelling", **splits, check=_first_word_is_exactly, new_tokens=8)
+
+
+def short_syllogisms(sizes: Sizes, seed: int) -> Task:
+    """Syllogisms in a line, such as "All cats are dogs. No dogs are birds. So no cats are birds?".
+
+    The answers are reasoning-gym's, where these are right (see `has_undistributed_middle`). About
+    half of them are yes.
+    """
+    entries = _entries("syllogism", seed + APART, {"invalid_ratio": SHARE_OF_NO})
+    right = (entry for entry in entries if not has_undistributed_middle(entry))
+    candidates = (_asked(_in_a_line(**entry["metadata"]), entry) for entry in right)
+    splits = deal(candidates, sizes, "short_syllogisms")
+    return Task("short_syllogisms", **splits, check=first_word_is, new_tokens=4)
+
+
+def has_undistributed_middle(entry: dict) -> bool:
+    """Whether a syllogism of reasoning-gym is called valid by mistake.
+
+    "All cats are dogs. Some dogs are birds." says nothing of cats and birds: the dogs that are
+    birds may be others than the cats. The generator (0.1.25) does not check this, and answers yes
+    to "Some cats are birds", and so with "are not" in the place of "are".
+
+    Parameters
+    ----------
+    entry : dict
+        Of the generator "syllogism": its middle term is the predicate of the first premise and
+        the subject of the second.
+    """
+    about = entry["metadata"]
+    if about["type"] != "syllogism" or not about["is_valid"]:
+        return False
+    return about["premise1"].startswith("All ") and about["premise2"].startswith("Some ")
 
 
 def digit_sums(
@@ -118,6 +168,20 @@ def _candidates(kind: Kind, seed: int) -> Iterator[Drawn]:
         yield by_prompt(example)
 
 
+def _entries(generator: str, seed: int, options: Mapping[str, Any]) -> Iterator[dict]:
+    """What a generator draws, in the same order however many are taken."""
+    options = {"size": STRIDE, "seed": seed * STRIDE, **options}
+    return iter(reasoning_gym().create_dataset(generator, **options))
+
+
+def _in_a_line(premise1: str, premise2: str, conclusion: str, **_: Any) -> str:
+    return f"{premise1}. {premise2}. So {conclusion.lower()}?"
+
+
+def _asked(prompt: str, entry: dict) -> Drawn:
+    return by_prompt({"prompt": prompt, "completion": f" {entry['answer']}"})
+
+
 def _entry(generator: str, draw: int, options: Mapping[str, Any]) -> dict:
     return reasoning_gym().create_dataset(generator, size=1, seed=draw, **options)[0]
 
@@ -149,6 +213,19 @@ def _number_of_first_line(text: str) -> str:
 def _first_word(text: str) -> str:
     match = re.search(r"\w+", text)
     return match[0] if match else ""
+
+
+def first_word_is(text: str, example: Example) -> bool:
+    """Whether the first word of a completion, without punctuation, is the wanted one."""
+    return _first_word(text) == example["completion"].strip()
+
+
+def _first_word_is_exactly(text: str, example: Example) -> bool:
+    return text.split()[:1] == example["completion"].split()
+
+
+def _first_line_is(text: str, example: Example) -> bool:
+    return ends_in(_number_of_first_line(text), example["completion"])
 
 
 def _ends_in_answer(text: str, example: Example) -> bool:
