@@ -13,9 +13,12 @@ Each file begins with lines of `# name: value`: device, versions, seed, and the 
 """
 
 import csv
+import gzip
+import io
 import os
 import sys
 import tempfile
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -174,10 +177,22 @@ def save(frame, name, **head):
     # a completion may contain a #
     quoting = csv.QUOTE_NONNUMERIC if "completion" in frame else csv.QUOTE_MINIMAL
     RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / name).open("w") as file:
+    with opened(RESULTS / name) as file:
         for key, value in (found | head).items():
             file.write(f"# {key}: {value}\n")
         frame.to_csv(file, index=False, float_format="%.5g", quoting=quoting)
+
+
+@contextmanager
+def opened(path):
+    """The file to write text to, packed if its name ends in .gz: the same text, the same file."""
+    if path.suffix != ".gz":
+        with path.open("w") as file:
+            yield file
+        return
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+        with io.TextIOWrapper(packed) as file:
+            yield file
 
 
 PARTS = {"texts": texts, "profiles": profiles, "interventions": changes, "transfer": transfer}
