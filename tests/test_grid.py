@@ -22,6 +22,7 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
+from peft import EvaConfig, LoraConfig
 
 import plop_nb as plop
 from plop_nb.experiments import Task, curves, finetune, grid, grids, load_task, read_runs
@@ -35,6 +36,7 @@ from plop_nb.experiments.grids.cells import (
     study_name,
 )
 from plop_nb.experiments.grids.hashing import deep_digest
+from plop_nb.experiments.grids.keys import config_content
 from plop_nb.experiments.grids.storage import open_storage, quiet_optuna
 from plop_nb.experiments.tasks.answers import checker
 from plop_nb.placement import Placement
@@ -72,7 +74,7 @@ def count(monkeypatch):
     def fake(model, task, tokenizer, placement, *, r=16, lr, seed, **options):
         if len(runs) == fake.breaks_after:
             raise fake.error("on purpose")
-        runs.append((task.name, tuple(placement.types), r, lr, seed))
+        runs.append((task.name, tuple(getattr(placement, "types", ())), r, lr, seed))
         loss = fake.losses.get(len(runs), len(runs) / 7)
         return {
             "task": task.name,
@@ -201,6 +203,111 @@ def test_another_task_dtype_or_model_makes_another_run(tiny_llama, tokenizer, ta
     keys.append(key())
     task.validation.append(task.validation[0])
     assert len({*keys, key()}) == 9
+
+
+def test_keys_are_what_they_were(placement):
+    """As before `per_example`, `unrelated` and `LoraConfig` came: storages go on."""
+    model = build("llama")
+    model.config._name_or_path = "tiny"
+    modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    placement = dataclasses.replace(placement, modules=modules)
+
+    def key(placement=placement, digest="digest", **settings):
+        settings = {"seed": 3, "lr": 1e-3, **settings}
+        return grids.run_key(model, digest, placement, settings, "weights")
+
+    assert key() == key(per_example=False) == key(r=16) == "5c7d0bd55340068f"
+    assert key(r=4, lora_alpha=5, final="validation") == "89a9cf40b0ecccf7"
+    assert len({key(), key(per_example=True), key(digest="digest" + "of unrelated")}) == 3
+    assert key(unrelated="in the digest", progress=True, out="x") == key()
+
+
+CONFIGS = [
+    {"r": 4, "target_modules": ["q_proj", "k_proj", "v_proj"]},
+    {"r": 5, "target_modules": ["q_proj", "k_proj", "v_proj"]},
+    {"r": 4, "target_modules": ["q_proj", "k_proj"]},
+    {"r": 4, "target_modules": ["q_proj", "k_proj", "v_proj"], "use_rslora": True},
+    {"r": 4, "target_modules": "all-linear"},
+    {"r": 4, "target_modules": "all-linear", "rank_pattern": {"q_proj": 2}},
+    {"r": 4, "target_modules": "all-linear", "init_lora_weights": "eva"},
+    {
+        "r": 4,
+        "target_modules": "all-linear",
+        "init_lora_weights": "eva",
+        "eva_config": EvaConfig(rho=3),
+    },
+]
+
+
+def test_a_config_is_known_by_its_content(tiny_llama, placement):
+    def key(placement):
+        return grids.run_key(tiny_llama, "digest", placement, {"seed": 0}, "weights")
+
+    keys = [key(LoraConfig(**options)) for options in CONFIGS]
+    assert len({*keys, key(placement)}) == len(CONFIGS) + 1
+    again = dict(CONFIGS[0], target_modules=["v_proj", "q_proj", "k_proj"])
+    config = LoraConfig(**again)
+    assert key(config) == keys[0]
+    config.inference_mode, config.base_model_name_or_path = True, "where it was used"
+    assert key(config) == keys[0]  # as PEFT notes it
+    with pytest.raises(ValueError, match="r=3, but this placement is a LoraConfig"):
+        grids.run_key(tiny_llama, "digest", config, {"r": 3}, "weights")
+
+
+def test_the_key_of_a_config_is_the_same_in_every_process():
+    """Its targets are a set, whose order changes with the hashing of texts."""
+    config = LoraConfig(r=4, target_modules={f"part_{number}" for number in range(20)})
+    content = config_content(config)
+    assert content["target_modules"] == sorted(config.target_modules) and content["r"] == 4
+    assert "lora_alpha" not in content  # PEFT's default
+
+
+def test_a_grid_takes_configs_with_ranks_of_their_own(cells, count, placement):
+    own = LoraConfig(r=3, target_modules=["q_proj"])
+    frame = cells(placements={"own": own, "PLoP": placement}, ranks={"PLoP": 2})
+    ranks = frame.groupby("placement")["r"].unique().apply(list).to_dict()
+    assert ranks == {"own": [3], "PLoP": [2]} and len(count) == 8
+    for given in ({"ranks": {"own": 2, "PLoP": 2}}, {"lora_alpha": 4}):
+        with pytest.raises(ValueError, match="this placement is a LoraConfig, which has its own"):
+            cells(placements={"own": own, "PLoP": placement}, **given)
+    with pytest.raises(ValueError, match="hits nothing in LlamaForCausalLM"):
+        cells(placements={"own": LoraConfig(target_modules=["w_proj"])})
+    assert len(count) == 8
+
+
+@pytest.mark.slow
+def test_a_grid_passes_on_what_else_to_measure(tiny_llama, tokenizer, task, placement, tmp_path):
+    unrelated = Task("words", [], [], [{"prompt": "the sky is", "completion": " blue"}])
+    options = {"seeds": [0], "lrs": [1e-2], "ranks": {"PLoP": 2, "own": None}, "progress": False}
+    few = {"steps": 2, "batch_size": 4, "logging_steps": 1}
+    placements = {"PLoP": placement, "own": LoraConfig(r=2, target_modules=["q_proj"])}
+
+    def run(**more):
+        storage = tmp_path / "runs.journal"
+        given = {**options, **few, **more, "storage": storage}
+        return grid(tiny_llama, [task], tokenizer, placements, **given)
+
+    plain, more = run(), run(unrelated=unrelated, per_example=True)
+    assert set(plain["key"]).isdisjoint(more["key"])
+    added = {"losses", "tokens", "exact", "unrelated_loss"}
+    assert set(more.columns) - set(plain.columns) == added
+    assert plain["loss"].tolist() == more["loss"].tolist()
+    for name, row in more.set_index("placement").iterrows():
+        rank = {"r": 2} if name == "PLoP" else {}
+        alone = finetune(
+            tiny_llama,
+            task,
+            tokenizer,
+            placements[name],
+            lr=1e-2,
+            unrelated=unrelated,
+            per_example=True,
+            **rank,
+            **few,
+        )
+        assert {column: row[column] for column in added} == {c: alone[c] for c in added}
+    with pytest.raises(TypeError, match="unrelated='words', expected a Task"):
+        run(unrelated="words")
 
 
 # The check of a task

@@ -15,7 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM, TrainerCallback, TrainerControl, TrainerState
@@ -24,12 +31,14 @@ import plop_nb as plop
 from plop_nb.experiments import (
     NormsCallback,
     Task,
+    adapting,
     evaluate,
     finetune,
     load_task,
     rank_for,
     training,
 )
+from plop_nb.experiments.adapting import adapted_copy
 from plop_nb.experiments.evaluation import batches, encoded
 from plop_nb.placement import Placement
 from tests.tiny_models import build
@@ -202,6 +211,114 @@ def test_bad_calls(tiny_llama, byte_tokenizer, tokenizer, task, placement):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="set tokenizer.eos_token"):
         evaluate(tiny_llama, task, tokenizer)
+
+
+# Each example
+
+
+def answered(tokenizer, example):
+    """Token ids of an example's prompt, and of its completion with its end."""
+    prompt, answer = (tokenizer(example[key])["input_ids"] for key in ("prompt", "completion"))
+    return prompt, [*answer, tokenizer.eos_token_id]
+
+
+@pytest.fixture
+def memorised(tiny_llama, tokenizer, task):
+    """A model that has learned the first three test examples by heart."""
+    optimizer = torch.optim.AdamW(tiny_llama.parameters(), lr=1e-2)
+    for _ in range(12):
+        for example in task.test[:3]:
+            prompt, answer = answered(tokenizer, example)
+            labels = torch.tensor([[-100] * len(prompt) + answer])
+            tiny_llama(torch.tensor([prompt + answer]), labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return tiny_llama.eval()
+
+
+def test_each_example_is_as_if_it_ran_alone(memorised, tokenizer, task):
+    """Without padding, and against what greedy generation really writes."""
+    longer = {"prompt": "p " * 30, "completion": " long answer"}
+    uneven = dataclasses.replace(task, test=[longer, *task.test])
+    found = evaluate(memorised, uneven, tokenizer, per_example=True)
+    for number, example in enumerate(uneven.test):
+        prompt, answer = answered(tokenizer, example)
+        with torch.no_grad():
+            logs = memorised(torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+        steps = enumerate(answer, start=len(prompt))
+        loss = -sum(logs[position - 1, token].item() for position, token in steps)
+        assert found["losses"][number] == pytest.approx(loss, rel=1e-5, abs=1e-5)
+        assert found["tokens"][number] == len(answer)
+        end = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+        made = memorised.generate(
+            torch.tensor([prompt]), max_new_tokens=len(answer) + 2, do_sample=False, **end
+        )
+        assert found["exact"][number] is (made[0, len(prompt) :].tolist() == answer)
+    assert set(found["exact"]) == {True, False}
+    assert found["loss"] == sum(found["losses"]) / sum(found["tokens"])
+    plain = evaluate(memorised, uneven, tokenizer)
+    assert plain == {name: found[name] for name in ("loss", "accuracy")}
+    assert found.keys() == plain.keys() | {"losses", "tokens", "exact"}
+
+
+def test_each_example_stays_where_it_is(memorised, tokenizer, task):
+    """Whatever others it runs with, and in which order."""
+    turned = dataclasses.replace(task, test=task.test[::-1])
+    one, other = (evaluate(memorised, t, tokenizer, per_example=True) for t in (task, turned))
+    np.testing.assert_allclose(one["losses"], other["losses"][::-1], rtol=1e-5, atol=1e-6)
+    assert one["tokens"] == other["tokens"][::-1] and one["exact"] == other["exact"][::-1]
+
+
+def test_examples_without_completions_have_no_losses(tiny_llama, tokenizer):
+    bare = Task("bare", [], [], [{"prompt": "1 + 1"}])
+    found = evaluate(tiny_llama, bare, tokenizer, per_example=True)
+    assert set(found.values()) == {None} and len(found) == 5
+    with pytest.raises(ValueError, match="per_example='all', expected True or False"):
+        evaluate(tiny_llama, bare, tokenizer, per_example="all")
+
+
+def test_what_was_forgotten_is_that_of_the_reloaded_adapter(
+    tiny_llama, tokenizer, task, placement, tmp_path
+):
+    unrelated = Task("words", [], [], [{"prompt": "the sky is", "completion": " blue"}])
+    before = {name: value.clone() for name, value in tiny_llama.state_dict().items()}
+    row = finetune(
+        tiny_llama,
+        task,
+        tokenizer,
+        placement,
+        **FEW,
+        unrelated=unrelated,
+        per_example=True,
+        out=tmp_path,
+    )
+    assert all(torch.equal(value, before[n]) for n, value in tiny_llama.state_dict().items())
+    untrained = evaluate(tiny_llama, unrelated, tokenizer)["loss"]
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path)
+    assert row["unrelated_loss"] == evaluate(loaded, unrelated, tokenizer)["loss"]
+    assert row["unrelated_loss"] != pytest.approx(untrained, rel=1e-4)
+    expected = evaluate(loaded, task, tokenizer, per_example=True)
+    assert {name: row[name] for name in expected} == expected
+    plain = finetune(tiny_llama, task, tokenizer, placement, **FEW)
+    assert row.keys() - plain.keys() == {"losses", "tokens", "exact", "unrelated_loss"}
+    assert (plain["loss"], plain["curve"]) == (row["loss"], row["curve"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"per_example": 2}, "per_example=2, expected True or False"),
+        ({"unrelated": "facts"}, "unrelated='facts', expected a Task"),
+        ({"unrelated": Task("t", [], [], [{"prompt": "x"}])}, "unrelated=Task.* without 'compl"),
+        ({"unrelated": Task("t", [], [], [])}, "task 't' has no example in its split 'test'"),
+    ],
+)
+def test_what_cannot_be_measured_is_found_before_the_training(
+    tiny_llama, tokenizer, task, placement, trained, argument, message
+):
+    with pytest.raises((TypeError, ValueError), match=message):
+        finetune(tiny_llama, task, tokenizer, placement, **FEW, **argument)
+    assert not trained
 
 
 # What is found out before a training
@@ -658,6 +775,188 @@ def test_trl_that_is_not_installed(tiny_llama, tokenizer, task, placement, monke
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(ImportError, match=r"pip install 'plop_nb\[finetune\]'"):
         finetune(tiny_llama, task, tokenizer, placement)
+
+
+# Adapters of one's own
+
+
+SHORT = {"lr": 1e-2, "steps": 2, "batch_size": 4, "logging_steps": 1}
+PAIR = ["q_proj", "up_proj"]
+CONFIGS = {
+    "targets": {"target_modules": PAIR},
+    "ranks": {"target_modules": PAIR, "rank_pattern": {"up_proj": 5}, "use_rslora": True},
+    "one layer": {"target_modules": PAIR, "layers_to_transform": [1]},
+    "all linear": {"target_modules": "all-linear"},
+    "dora": {"target_modules": PAIR, "use_dora": True},
+    "gaussian": {"target_modules": PAIR, "init_lora_weights": "gaussian"},
+    "olora": {"target_modules": PAIR, "init_lora_weights": "olora"},
+    "pissa": {"target_modules": PAIR, "init_lora_weights": "pissa"},
+    "biases": {"target_modules": PAIR, "bias": "lora_only"},
+    "saved": {"target_modules": PAIR, "modules_to_save": ["lm_head"]},
+    "embedding": {"target_modules": [*PAIR, "embed_tokens"]},
+    "eva": {"target_modules": PAIR, "init_lora_weights": "eva"},
+}
+TYPES_OF = {
+    "all linear": "q_proj+k_proj+v_proj+o_proj+gate_proj+up_proj+down_proj",
+    "embedding": "q_proj+up_proj+embed_tokens",
+}
+
+
+def own_config(name, **options):
+    return LoraConfig(**{"r": 2, "lora_alpha": 3, **CONFIGS[name], **options})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_lora_config_is_trained_and_leaves_the_model(tiny_llama, tokenizer, task, name):
+    before = {key: value.clone() for key, value in tiny_llama.state_dict().items()}
+    config = own_config(name)
+    said = copy.deepcopy(config)
+    row = finetune(tiny_llama, task, tokenizer, config, **SHORT, accuracy=False)
+    after = tiny_llama.state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in after.items()), name
+    assert config == said
+    assert np.isfinite(row["loss"]) and (row["r"], row["lora_alpha"]) == (2, 3)
+    assert row["types"] == TYPES_OF.get(name, "q_proj+up_proj")
+    if name != "eva":  # it spreads the ranks anew
+        copied = get_peft_model(copy.deepcopy(tiny_llama), config)
+        assert row["parameters"] == copied.get_nb_trainable_parameters()[0]
+        assert row["modules"] == len(copied.targeted_module_names)
+
+
+def test_the_config_of_a_placement_is_the_placement(tiny_llama, tokenizer, task, placement):
+    """Its adapters are the same, and so is all that comes of them."""
+    config = placement.lora_config(tiny_llama, r=2, lora_alpha=4)
+    config.inference_mode = True  # as in what PEFT has saved
+    rows = [
+        finetune(tiny_llama, task, tokenizer, config, **SHORT),
+        finetune(tiny_llama, task, tokenizer, placement, r=2, **SHORT),
+    ]
+    for row in rows:
+        row.update(types=set(row["types"].split("+")), seconds=None, peak_memory=None)
+    assert rows[0] == rows[1] and list(rows[0]) == list(rows[1])
+
+
+@pytest.mark.slow
+def test_experts_of_a_config_are_counted_as_those_of_a_placement(tokenizer, task):
+    model = build("mixtral")
+    model.resize_token_embeddings(len(tokenizer))
+    scores = plop.nfn_scores(model, ["a text", "another one"], tokenizer, progress=False)
+    chosen = Placement.of_types(scores, ["gate_up_proj", "down_proj", "v_proj"])
+    config = chosen.lora_config(model, r=2)
+    row = finetune(model, task, tokenizer, config, **SHORT, accuracy=False)
+    assert row["types"].split("+") == ["v_proj", "gate_up_proj", "down_proj"]
+    assert row["parameters"] == chosen.check(model, config)["trainable"].sum()
+    assert row["modules"] == 6
+
+
+def ranks_of(adapter):
+    """{module: rank} of the adapters in a model."""
+    return {n: layer.r["default"] for n, layer in adapter.named_modules() if hasattr(layer, "r")}
+
+
+def eva_copy(model, rows, config, *, batch_size=4, seed=0):
+    return adapted_copy(model, config, rows, pad=0, batch_size=batch_size, seed=seed)
+
+
+def test_eva_starts_on_the_main_directions_of_the_inputs(tiny_llama, tokenizer, task):
+    """Against a singular value decomposition of the inputs of all completion tokens."""
+    rows = encoded(task, "train", tokenizer)
+    module = "model.layers.0.mlp.down_proj"
+    config = LoraConfig(
+        r=2, target_modules=[module], init_lora_weights="eva", eva_config=EvaConfig(rho=1)
+    )
+    lora = eva_copy(tiny_llama, rows, config, batch_size=24)
+    inputs, counted = [], []
+    handle = tiny_llama.get_submodule(module).register_forward_pre_hook(
+        lambda _, given: inputs.append(given[0][0])
+    )
+    for row in rows:
+        tiny_llama(torch.tensor([row["input_ids"]]))
+        counted.append(torch.tensor(row["labels"]) != -100)
+    handle.remove()
+    states = torch.cat(inputs)[torch.cat(counted)].double()
+    directions = torch.linalg.svd(states - states.mean(0), full_matrices=False).Vh[:2]
+    layer = lora.get_base_model().get_submodule(module)
+    start = layer.lora_A["default"].weight.double()
+    assert (start @ directions.T).abs().diagonal().min() > 0.99
+    assert layer.lora_B["default"].weight.abs().max() == 0
+
+
+@pytest.mark.slow
+def test_eva_spreads_the_ranks_and_is_the_same_for_a_seed(tiny_llama, tokenizer, task, tmp_path):
+    everything = EvaConfig(rho=2, use_label_mask=False)
+    config = LoraConfig(
+        r=3, target_modules="all-linear", init_lora_weights="eva", eva_config=everything
+    )
+    options = {**SHORT, "accuracy": False}
+    row = finetune(tiny_llama, task, tokenizer, config, **options, out=tmp_path)
+    random.seed(3), torch.manual_seed(3)
+    again = finetune(tiny_llama, task, tokenizer, config, **options)
+    assert (row["loss"], row["curve"]) == (again["loss"], again["curve"])
+    assert np.isfinite(row["loss"]) and not config.rank_pattern
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_llama), tmp_path)
+    assert evaluate(loaded, task, tokenizer, accuracy=False)["loss"] == row["loss"]
+    ranks = ranks_of(loaded)
+    assert len(set(ranks.values())) > 1 and max(ranks.values()) <= 6
+    assert len(ranks) == row["modules"] <= 14 and sum(ranks.values()) == 3 * 14
+    loaded.requires_grad_(True)
+    own = [p for n, p in loaded.named_parameters() if "lora_" in n]
+    assert row["parameters"] == sum(p.numel() for p in own)
+
+
+def test_adapters_of_eva_are_float32_and_trained(tiny_llama, tokenizer, task):
+    rows = encoded(task, "train", tokenizer)
+    lora = eva_copy(tiny_llama.bfloat16(), rows, own_config("eva"))
+    for name, parameter in lora.named_parameters():
+        assert parameter.requires_grad is ("lora_" in name) and not parameter.is_meta
+        assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
+
+
+def eva(**options):
+    return {"init_lora_weights": "eva", "eva_config": EvaConfig(**options)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (eva(rho=9), "eva_config.rho=9 at rank 2 lets PEFT look for 36 directions in inputs of 32"),
+        ({"target_modules": ["w_proj"]}, r"LoraConfig\(target_modules={'w_proj'}\) hits nothing"),
+        ({"task_type": "SEQ_CLS"}, "placement.task_type='SEQ_CLS', expected 'CAUSAL_LM' or None"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' starts from data"),
+        ({"r": 0}, "r=0, expected an integer of at least 1"),
+        (
+            {**eva(), "target_parameters": ["mlp.up_proj.weight"]},
+            "placement.target_parameters=.*cannot start with EVA",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_trained_is_found_before_the_training(
+    tiny_llama, tokenizer, task, trained, options, message
+):
+    config = own_config("targets", **options)
+    with pytest.raises(ValueError, match=message):
+        finetune(tiny_llama, task, tokenizer, config, **SHORT)
+    assert not trained
+
+
+def test_eva_needs_tokens(tiny_llama, tokenizer, task, monkeypatch):
+    rows = encoded(task, "train", tokenizer)[:2]  # of 3 tokens each that count
+    config = own_config("eva", eva_config=EvaConfig(rho=2))
+    with pytest.raises(ValueError, match="for 8 directions, but the training examples have fewer"):
+        eva_copy(tiny_llama, rows, config)
+    config = own_config("eva", eva_config=EvaConfig(rho=2, use_label_mask=False))
+    eva_copy(tiny_llama, rows, config)  # the remedy
+    monkeypatch.setattr(adapting, "MOST_BATCHES", 1)
+    with pytest.raises(ValueError, match="EVA have not settled after 1 batches: lower tau or rho"):
+        eva_copy(tiny_llama, rows, own_config("eva", eva_config=config.eva_config))
+
+
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_a_config_has_its_own_rank_and_scale(tiny_llama, tokenizer, task, name):
+    message = f"{name}=2, but this placement is a LoraConfig, which has its own {name}="
+    with pytest.raises(ValueError, match=message):
+        finetune(tiny_llama, task, tokenizer, own_config("targets"), **{name: 2})
 
 
 # Norms while training

@@ -4,7 +4,12 @@
     python notebooks/tools/record_benchmark.py run --workers 2     train them (two cores: two hours
                                                                    a task and pass, resumable)
     python notebooks/tools/record_benchmark.py collect             what is finished, as CSV files
-    python notebooks/tools/record_benchmark.py run --model gemma-3-270m --groups single fixed
+    python notebooks/tools/record_benchmark.py export              folders for PEFT's own comparison
+
+With a GPU and a hub, after `plan` with the same arguments:
+
+    python notebooks/tools/record_benchmark.py run --model meta-llama/Llama-3.2-1B --dtype bfloat16
+        --tasks anli metamath --rates 2e-4 4e-4 8e-4 --workers 8
 
 All placements of a model have the same number of parameters, within 3 %. A pass trains each of them
 with one seed at three learning rates, and at further ones while the best is at the edge. Every run
@@ -16,6 +21,7 @@ Runs that are recorded in data/results are not run again.
 
 import argparse
 import itertools
+import json
 import time
 from datetime import datetime
 from pathlib import Path
@@ -23,71 +29,35 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from contenders import ALPHA, Field
+from peft import LoraConfig
 from record import RESULTS, save
 
 import plop_nb as plop
 from plop_nb import experiments as ex
-from plop_nb.placement import Placement
 
+COMMAND = "python notebooks/tools/record_benchmark.py"
 RATES = [1e-3, 2e-3, 4e-3]
 MOST_RATES = 6
-ALPHA = 32  # over the rank: with it the best rates of all placements are alike
 TEST = 500
-BUDGETS = {"SmolLM2-135M-Instruct": 2_430_000, "gemma-3-270m": 2_150_000}
+GROUPS = ["single", "fixed", "triple", "rival"]
+# of tasks with short texts, a run takes a minute on one core; the others want a GPU
 TRAINING = {
     "short_sums": {"steps": 25, "batch_size": 8},
     "spelling": {"steps": 30, "batch_size": 8},
     "short_syllogisms": {"steps": 40, "batch_size": 8},
     "facts": {"steps": 40, "batch_size": 8},
+    "anli": {"steps": 200, "batch_size": 16},
+    "metamath": {"steps": 200, "batch_size": 16},
 }
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
+SHORT = ["short_sums", "spelling", "short_syllogisms", "facts"]
 TOLD_BY = ["model", "task", "placement", "lr", "seed"]
+PLAN_COLUMNS = ["model", "task", "group", "placement", "types", "r", "parameters"]
 RUN_COLUMNS = [
     "model", "task", "group", "placement", "types", "r", "parameters", "lr", "seed", "loss",
     "exact", "unrelated_loss", "steps", "batch_size", "lora_alpha", "seconds", "device", "torch",
     "dtype",
 ]  # fmt: skip
-
-
-# Placements
-
-
-def placements_of(model, tokenizer):
-    """{group: {name: Placement}}."""
-    texts = plop.load_texts("math", n=1)  # a placement by hand names modules, whatever their scores
-    scores = plop.nfn_scores(model, texts, tokenizer, progress=False)
-    by_type = {"single": singles(), "fixed": fixed(), "triple": triples()}
-    groups = {}
-    for group, sets in by_type.items():
-        groups[group] = {name: Placement.of_types(scores, types) for name, types in sets.items()}
-    groups["fixed"]["last third of layers"] = Placement.of_modules(scores, last_third(scores))
-    return groups
-
-
-def singles():
-    return {short([name]): [name] for name in ATTENTION + MLP}
-
-
-def triples():
-    return {short(types): list(types) for types in itertools.combinations(ATTENTION + MLP, 3)}
-
-
-def fixed():
-    """Those that need no score."""
-    return {"attention": ATTENTION, "all": ATTENTION + MLP, "query + value": ["q_proj", "v_proj"]}
-
-
-def last_third(scores):
-    """The modules of the last layers."""
-    maps = scores.drop_duplicates("module")
-    layers = sorted(maps["layer"].unique())
-    return maps.loc[maps["layer"].isin(layers[-(len(layers) // 3) :]), "module"].tolist()
-
-
-def short(types):
-    """The name of a set of types, such as "down+up+v"."""
-    return "+".join(sorted(name.removesuffix("_proj") for name in types))
 
 
 # Training them
@@ -112,39 +82,54 @@ def run(given):
 
 
 def jobs_of(given):
-    """(task, seed, name of a placement), pass by pass."""
-    plan = recorded("benchmark_plan.csv")
-    plan = plan[(plan["model"] == given.model) & plan["group"].isin(given.groups)]
-    order = {name: number for number, name in enumerate(given.groups)}
+    """(task, seed, name of a placement), pass by pass, group by group."""
+    plan = planned(given)
+    if plan.empty:
+        raise SystemExit(f"nothing is planned for {given.model}: run `plan` first")
     # in random order, so that an unfinished pass is a fair sample
     plan = plan.sample(frac=1, random_state=0)
-    plan = plan.sort_values("group", key=lambda names: names.map(order), kind="stable")
     jobs = []
-    for seed, task in itertools.product(given.seeds, given.tasks):
-        for name in plan["placement"]:
-            jobs.append((task, seed, name))
+    for seed, task, group in itertools.product(given.seeds, given.tasks, given.groups):
+        own = plan[(plan["group"] == group) & plan["task"].isin([task, ""])]
+        jobs += [(task, seed, name) for name in own["placement"]]
     return jobs
+
+
+def planned(given):
+    """What `plan` has written for a model; its column `task` is empty for what all tasks share."""
+    plan = recorded("benchmark_plan.csv", PLAN_COLUMNS)
+    return plan[plan["model"] == name_of(given.model)].fillna({"task": ""})
 
 
 def load_worker(given):
     """What a process keeps from one placement to the next."""
-    global model, tokenizer, tasks, placements, ranks, unrelated, storage, known
+    global model, tokenizer, tasks, placements, ranks, unrelated, folder, rates, known
     torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = plop.load_model(given.model, device=device, dtype="float32", progress=False)
-    tasks = {name: load_task(name) for name in given.tasks}
-    placements = {}
-    for own in placements_of(model, tokenizer).values():
-        placements |= own
-    plan = recorded("benchmark_plan.csv")
-    ranks = plan[plan["model"] == given.model].set_index("placement")["r"].to_dict()
-    unrelated, storage = unrelated_texts(tokenizer), given.folder / "runs.journal"
+    model, tokenizer = load_model(given)
+    tasks = {name: load_task(name, given.test) for name in given.tasks}
+    field, placements = Field(model, tokenizer), {}
+    for group in field.of_types().values():
+        placements |= {(name, placement): own for name in tasks for placement, own in group.items()}
+    for name, task in tasks.items() if "rival" in given.groups else ():
+        placements |= {(name, placement): own for placement, own in field.of_task(task).items()}
+    ranks = planned(given).set_index(["task", "placement"])["r"].to_dict()
+    unrelated, folder, rates = unrelated_texts(tokenizer), given.folder, given.rates
     known = recorded("benchmark_runs.csv", RUN_COLUMNS)
-    known = known[known["model"] == given.model]
+    known = known[known["model"] == name_of(given.model)]
 
 
-def load_task(name):
-    return ex.load_task(name, test=TEST)
+def load_model(given):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return plop.load_model(given.model, device=device, dtype=given.dtype, progress=False)
+
+
+def name_of(model):
+    """A model's name in the record: the last part of a folder, as `finetune` has it."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def load_task(name, test=TEST):
+    return ex.load_task(name, test=test)
 
 
 def unrelated_texts(tokenizer, texts=16, tokens=32):
@@ -160,13 +145,13 @@ def unrelated_texts(tokenizer, texts=16, tokens=32):
 def train(job):
     """A placement with one seed: at all rates, and further ones while the best is at the edge."""
     task, seed, name = job
-    rates = set(RATES)
+    tried = set(rates)
     while True:
-        losses = {lr: loss_of(task, seed, name, lr) for lr in sorted(rates)}
+        losses = {lr: loss_of(task, seed, name, lr) for lr in sorted(tried)}
         best = min(losses, key=losses.get)
-        if best not in (min(rates), max(rates)) or len(rates) >= MOST_RATES:
+        if best not in (min(tried), max(tried)) or len(tried) >= MOST_RATES:
             return f"{task}, {name}, seed {seed}: " + told(losses)
-        rates.add(best * 2 if best == max(rates) else best / 2)
+        tried.add(best * 2 if best == max(tried) else best / 2)
 
 
 def told(losses):
@@ -179,10 +164,14 @@ def loss_of(task, seed, name, lr):
     own = own[np.isclose(own["lr"], lr)]
     if len(own):
         return finite(own["loss"].iloc[0])
-    options = TRAINING[task] | {"lora_alpha": ALPHA, "accuracy": False, "per_example": True}
-    options |= {"unrelated": unrelated, "logging_steps": 1, "progress": False}
-    options |= {"seeds": [seed], "lrs": [lr], "ranks": ranks, "storage": storage}
-    runs = ex.grid(model, [tasks[task]], tokenizer, {name: placements[name]}, **options)
+    placement = placements[task, name]
+    options = TRAINING[task] | {"accuracy": False, "per_example": True, "unrelated": unrelated}
+    options |= {"logging_steps": 1, "progress": False, "storage": folder / "runs.journal"}
+    if not isinstance(placement, LoraConfig):
+        rank = ranks.get((task, name), ranks.get(("", name)))
+        options |= {"lora_alpha": ALPHA, "ranks": {name: rank}}
+    one = {name: placement}
+    runs = ex.grid(model, [tasks[task]], tokenizer, one, seeds=[seed], lrs=[lr], **options)
     return finite(runs["loss"].iloc[0])
 
 
@@ -201,19 +190,33 @@ def recorded(name, columns=()):
 
 def plan(given):
     """Write which placements are trained, at the ranks that come nearest to the budget."""
-    model, tokenizer = plop.load_model(given.model, dtype="float32", progress=False)
-    rows = []
-    for group, placements in placements_of(model, tokenizer).items():
+    model, tokenizer = load_model(given)
+    field, rows = Field(model, tokenizer), []
+    groups = [("", group, placements) for group, placements in field.of_types().items()]
+    if "rival" in given.groups:
+        for name in given.tasks:
+            groups.append((name, "rival", field.of_task(load_task(name, given.test))))
+    for task, group, placements in groups:
         for name, placement in placements.items():
-            r = ex.rank_for(placement, model, BUDGETS[given.model])
-            hits = placement.check(model, placement.lora_config(model, r=r))
-            about = {"model": given.model, "group": group, "placement": name}
-            about["types"] = "+".join(placement.types)
-            rows.append(about | {"r": r, "parameters": hits["trainable"].sum()})
-    table = pd.concat([recorded("benchmark_plan.csv"), pd.DataFrame(rows)])
-    command = f"python notebooks/tools/record_benchmark.py plan --model {given.model}"
-    table = table.drop_duplicates(["model", "placement"], keep="last")
-    save(table, "benchmark_plan.csv", command=command)
+            about = {"model": name_of(given.model), "task": task, "group": group, "placement": name}
+            rows.append(about | size_of(field, placement))
+    table = pd.concat([recorded("benchmark_plan.csv"), pd.DataFrame(rows)]).fillna({"task": ""})
+    head = {"command": f"{COMMAND} plan --model {given.model}", "budget": field.budget}
+    told_by = ["model", "task", "placement"]
+    save(table.drop_duplicates(told_by, keep="last"), "benchmark_plan.csv", **head)
+    print(pd.DataFrame(rows).to_string())
+
+
+def size_of(field, placement):
+    """The types, rank and parameters of a placement; a LoraConfig's as before EVA moves ranks."""
+    r = field.rank(placement)
+    if isinstance(placement, LoraConfig):
+        types, parameters = field.types, r * field.sizes.sum()
+    else:
+        config = placement.lora_config(field.model, r=r)
+        hits = placement.check(field.model, config)
+        types, parameters = placement.types, hits["trainable"].sum()
+    return {"types": "+".join(types), "r": r, "parameters": int(parameters)}
 
 
 def collect(given):
@@ -223,8 +226,7 @@ def collect(given):
     runs["group"] = runs["placement"].map(groups.set_index("placement")["group"])
     runs["hits"] = runs["exact"]
     runs["exact"] = runs["hits"].map(np.mean)
-    command = f"python notebooks/tools/record_benchmark.py run --model {given.model}"
-    head = {"command": command, "seed": "column seed"}
+    head = {"command": f"{COMMAND} run --model {given.model}", "seed": "column seed"}
     keep(runs[RUN_COLUMNS], "benchmark_runs.csv", TOLD_BY, **head)
     points = ex.curves(runs)[[*TOLD_BY, "step", "train_loss"]].round({"train_loss": 4})
     keep(points, "benchmark_curves.csv.gz", [*TOLD_BY, "step"], **head)
@@ -233,9 +235,9 @@ def collect(given):
         exact=runs["hits"].map(bits),
     )
     keep(examples, "benchmark_examples.csv.gz", TOLD_BY, **head)
-    counts = runs.drop_duplicates("task").set_index("task")["tokens"]
-    tokens = pd.DataFrame({"task": counts.index, "tokens": counts.map(joined).to_numpy()})
-    keep(tokens, "benchmark_tokens.csv", ["task"], **head)
+    counts = runs.drop_duplicates(["model", "task"])
+    tokens = counts[["model", "task"]].assign(tokens=counts["tokens"].map(joined))
+    keep(tokens, "benchmark_tokens.csv", ["model", "task"], **head)
     print(runs.groupby(["task", "group", "seed"]).size())
 
 
@@ -257,19 +259,40 @@ def bits(hits):
     return "".join("1" if hit else "0" for hit in hits)
 
 
+def export(given):
+    """Folders that PEFT's own comparison takes as experiments (its method_comparison).
+
+    Each holds an `adapter_config.json`, and the learning rate in `training_params.json`: give the
+    rate that was tuned by `--rates`.
+    """
+    model, tokenizer = load_model(given)
+    field = Field(model, tokenizer)
+    for group in given.groups:
+        for name, placement in field.of_types().get(group, {}).items():
+            target = given.folder / "experiments" / f"lora-{name.replace(' ', '-')}"
+            config = placement.lora_config(model, r=field.rank(placement), lora_alpha=ALPHA)
+            config.save_pretrained(target)
+            settings = {"optimizer_kwargs": {"lr": given.rates[0]}}
+            (target / "training_params.json").write_text(json.dumps(settings, indent=2) + "\n")
+            print(target)
+
+
 def main():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("what", choices=["plan", "run", "collect"])
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct", choices=BUDGETS)
+    parser.add_argument("what", choices=["plan", "run", "collect", "export"])
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="as load_model takes it")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--folder", type=Path, default=Path("build/benchmark"), help="of the runs")
-    parser.add_argument("--tasks", nargs="+", default=list(TRAINING), choices=TRAINING)
-    parser.add_argument("--groups", nargs="+", default=["single", "fixed", "triple"])
+    parser.add_argument("--tasks", nargs="+", default=SHORT, choices=TRAINING)
+    parser.add_argument("--test", type=int, default=TEST, help="examples to judge by")
+    parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one a pass")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
     given = parser.parse_args()
-    {"plan": plan, "run": run, "collect": collect}[given.what](given)
+    {"plan": plan, "run": run, "collect": collect, "export": export}[given.what](given)
 
 
 if __name__ == "__main__":

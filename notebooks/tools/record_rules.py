@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from contenders import budget_of
 from record import save
-from record_benchmark import BUDGETS, load_task, recorded
+from record_benchmark import load_task, recorded
 
 import plop_nb as plop
 from plop_nb import experiments as ex
@@ -161,6 +162,7 @@ def sets_of(types):
 def record_first_step(given, model, tokenizer):
     """rules_first_step.csv, set by set."""
     table = plop.module_table(model).query("status == 'scored'")
+    budget = budget_of(size_rule(Subject(model, None, tokenizer))["size"])
     for name in given.tasks:
         known = recorded("rules_first_step.csv", STEP_COLUMNS)
         done = set(known.loc[(known["model"] == given.model) & (known["task"] == name), "types"])
@@ -172,7 +174,7 @@ def record_first_step(given, model, tokenizer):
         for names in sets:
             modules = table.loc[table["type"].isin(names), "module"].tolist()
             placement = Placement(names, modules)
-            r = ex.rank_for(placement, model, BUDGETS[given.model])
+            r = ex.rank_for(placement, model, budget)
             found = steps.of(placement, r=r)
             add_set(found, model=given.model, task=name, types=label(names), r=r)
 

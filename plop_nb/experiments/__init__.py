@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from plop_nb.experiments.grids import curves, grid, read_runs
     from plop_nb.experiments.norms_callback import NormsCallback
     from plop_nb.experiments.power_law import power_fit
+    from plop_nb.experiments.races import race
     from plop_nb.experiments.small_networks import growth
     from plop_nb.experiments.tasks import Task, digit_sums, load_task
     from plop_nb.experiments.training import finetune, rank_for
@@ -32,6 +33,7 @@ HOMES = {
     "load_task": "plop_nb.experiments.tasks",
     "mean_interval": "plop_nb.stats",
     "power_fit": "plop_nb.experiments.power_law",
+    "race": "plop_nb.experiments.races",
     "rank_for": "plop_nb.experiments.training",
     "read_runs": "plop_nb.experiments.grids",
     "tuned": "plop_nb.experiments.compare",

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,7 +30,8 @@ def evaluate(
     accuracy: bool = True,
     max_length: int = 512,
     batch_size: int | None = None,
-) -> dict[str, float | None]:
+    per_example: bool = False,
+) -> dict[str, Any]:
     """Loss and accuracy of a model, with adapters or without, on a split of a task.
 
     Parameters
@@ -47,13 +49,19 @@ def evaluate(
         As in `finetune`.
     batch_size : int, optional
         Prompts to generate for at a time: 64 on a CPU, else 256.
+    per_example : bool
+        Also say how each example fares, in the order of the split: what a resampling of examples
+        needs.
 
     Returns
     -------
     dict
         `loss`: mean cross-entropy (nats) over all completion tokens of the split together, end of
         text included; None where the examples have no completion. `accuracy`: share of completions
-        that `task.check` takes, or None.
+        that `task.check` takes, or None. With `per_example` lists as long as the split: `losses`
+        (nats, summed over the example's completion tokens), `tokens` (how many these are), and
+        `exact` (whether greedy decoding writes the completion and its end, token by token); None
+        where the examples have no completion.
 
     Raises
     ------
@@ -63,16 +71,19 @@ def evaluate(
     check_task(task, split)
     check_end(tokenizer)
     accuracy = yes_or_no("accuracy", accuracy)
+    per_example = yes_or_no("per_example", per_example)
     max_length = token_limit("max_length", max_length)
-    loss = share = None
+    judged = share = None
     if has_completions(task, split):
         rows = encoded(task, split, tokenizer, max_length)
         check_vocabulary(model, rows)
-        loss = _loss(model, rows, padding_id(tokenizer))
+        judged = _judged(model, rows, padding_id(tokenizer))
     if accuracy and task.check is not None:
         options = {"max_length": max_length, "batch_size": batch_size}
         share = share_right(model, task, tokenizer, split, **options)
-    return {"loss": loss, "accuracy": share}
+    loss = None if judged is None else mean_loss(judged)
+    found = {"loss": loss, "accuracy": share}
+    return found | _columns(judged) if per_example else found
 
 
 def share_right(
@@ -266,20 +277,45 @@ def encoded(
     return rows
 
 
-def _loss(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> float:
-    """Mean cross-entropy over all labelled tokens, in batches of like length."""
-    total, tokens = 0.0, 0
+@dataclass(frozen=True)
+class Judged:
+    """How a model fares on one example's completion and its end of text."""
+
+    loss: float  # nats, summed over tokens
+    tokens: int
+    exact: bool  # each token is the likeliest one
+
+
+def mean_loss(judged: Sequence[Judged]) -> float:
+    """Mean cross-entropy (nats) over all tokens together."""
+    return sum(one.loss for one in judged) / sum(one.tokens for one in judged)
+
+
+def _columns(judged: Sequence[Judged] | None) -> dict[str, list | None]:
+    """What `evaluate` returns of each example."""
+    if judged is None:
+        return {"losses": None, "tokens": None, "exact": None}
+    return {
+        "losses": [one.loss for one in judged],
+        "tokens": [one.tokens for one in judged],
+        "exact": [one.exact for one in judged],
+    }
+
+
+def _judged(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> list[Judged]:
+    """How the model fares on each row, in their order; run in batches of like length."""
+    numbered = list(enumerate(rows))
+    found: dict[int, Judged] = {}
     with unchanged(model), torch.no_grad():
         model.eval()
-        for batch in batches(rows, _length, TOKENS):
-            loss, counted = _batch_loss(model, batch, pad)
-            total += loss
-            tokens += counted
-    return total / tokens
+        for batch in batches(numbered, lambda pair: _length(pair[1]), TOKENS):
+            judged = _judged_batch(model, [row for _, row in batch], pad)
+            found |= zip([number for number, _ in batch], judged, strict=True)
+    return [found[number] for number in range(len(rows))]
 
 
-def _batch_loss(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> tuple[float, int]:
-    """(sum of the cross-entropies, number) of the labelled tokens of a batch."""
+def _judged_batch(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> list[Judged]:
+    """How the model fares on each row of a batch."""
     ids = padded([row["input_ids"] for row in rows], pad)
     mask = padded([[1] * _length(row) for row in rows], 0)
     labels = padded([row["labels"] for row in rows], UNCOUNTED)
@@ -287,10 +323,14 @@ def _batch_loss(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) ->
     logits = output.logits[:, :-1]
     labels = labels[:, 1:].to(logits.device)
     counted = labels != UNCOUNTED
-    losses = torch.nn.functional.cross_entropy(
-        logits[counted].float(), labels[counted], reduction="sum"
-    )
-    return losses.item(), int(counted.sum().item())
+    logits = logits[counted].float()
+    losses = torch.nn.functional.cross_entropy(logits, labels[counted], reduction="none").double()
+    right = logits.argmax(-1) == labels[counted]
+    sizes = counted.sum(1).tolist()
+    judged = []
+    for own, hits in zip(losses.split(sizes), right.split(sizes), strict=True):
+        judged.append(Judged(own.sum().item(), len(own), bool(hits.all())))
+    return judged
 
 
 def _length(row: dict[str, list[int]]) -> int:

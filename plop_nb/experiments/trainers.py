@@ -84,7 +84,8 @@ def adapters(model: nn.Module, placement: Placement, **options: Any) -> LoraConf
     if not isinstance(placement, Placement):
         raise TypeError(
             f"placement is {type(placement).__name__} ({placement!r:.60}), expected a Placement: "
-            f"from place, Placement.of_types or Placement.of_modules"
+            f"from place, Placement.of_types or Placement.of_modules (finetune and grid take a "
+            f"peft.LoraConfig as well)"
         )
     return placement.lora_config(model, **options)
 

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -16,6 +16,12 @@ from plop_nb.checks import (
     random_seed,
     writable_folder,
     yes_or_no,
+)
+from plop_nb.experiments.adapting import (
+    adapted_copy,
+    adapter_config,
+    hit,
+    rank_and_scale,
 )
 from plop_nb.experiments.evaluation import (
     check_end,
@@ -32,8 +38,8 @@ from plop_nb.experiments.isolation import (
     check_trainable,
     isolated,
     own_forward,
-    shared_copy,
 )
+from plop_nb.experiments.sharing import check_processes, own_part, reads_whole_batches
 from plop_nb.experiments.tasks.task import Task
 from plop_nb.experiments.trainers import (
     adapters,
@@ -45,6 +51,7 @@ from plop_nb.experiments.trainers import (
     trainer_settings,
 )
 from plop_nb.placement import Placement
+from plop_nb.processes import Process, gathered, this_process
 
 FINAL_SPLITS = ("test", "validation")
 # Arguments of trainings that are numbers, in the order of the columns, and how each is checked
@@ -91,9 +98,9 @@ def finetune(
     model: nn.Module,
     task: Task,
     tokenizer: Any,
-    placement: Placement,
+    placement: Placement | LoraConfig,
     *,
-    r: int = 16,
+    r: int | None = None,
     lora_alpha: int | None = None,
     lr: float = 1e-3,
     steps: int = 100,
@@ -102,6 +109,8 @@ def finetune(
     max_length: int = 512,
     accuracy: bool = True,
     final: str = "test",
+    per_example: bool = False,
+    unrelated: Task | None = None,
     logging_steps: int = 5,
     callbacks: Iterable[TrainerCallback] = (),
     out: str | Path | None = None,
@@ -114,6 +123,11 @@ def finetune(
     model's dtype without autocast; the adapters are float32. On a CPU the same arguments give the
     same result, whatever ran before.
 
+    Under `accelerate launch` the processes share each step: together they see the examples that one
+    process would, and the loss is a mean over the tokens of all of them, so that the result is the
+    same but for the order of sums (and for what dropout draws). The first process saves the
+    adapter, and all return its result.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -122,15 +136,17 @@ def finetune(
         From `load_task`, or your own, with completions.
     tokenizer : transformers tokenizer
         With an `eos_token`, which ends every completion.
-    placement : Placement
-        Where the adapters go: from `place`, `Placement.of_types` or `Placement.of_modules`.
+    placement : Placement or peft.LoraConfig
+        Where the adapters go: from `place`, `Placement.of_types` or `Placement.of_modules`; or
+        any configuration of LoRA. With `init_lora_weights="eva"` PEFT starts the adapters on the
+        main directions of the inputs of training examples, and spreads the ranks anew.
     r, lora_alpha : int
-        Rank and scale; `lora_alpha` is `2 r` by default, which keeps the factor `alpha / r` the
-        same.
+        Rank and scale: 16, and `2 r`, which keeps the factor `alpha / r` the same. A `LoraConfig`
+        has its own.
     lr : float
         Peak learning rate.
     steps, batch_size : int
-        Optimizer steps, and examples in each.
+        Optimizer steps, and examples in each, of all processes together.
     seed : int
         Of the adapters' start and the order of examples.
     max_length : int
@@ -139,6 +155,11 @@ def finetune(
         Also generate completions and check them (nothing for a task without `check`).
     final : {"test", "validation"}
         The split to evaluate on. Tune on "validation".
+    per_example : bool
+        Also return `losses`, `tokens` and `exact` of each example, as `evaluate` does.
+    unrelated : Task, optional
+        Texts that have nothing to do with the task: their loss after training, minus that of the
+        untrained model (from `evaluate`), is what was forgotten.
     logging_steps : int
         Steps between two points of the curve.
     callbacks : iterable of transformers.TrainerCallback
@@ -152,11 +173,12 @@ def finetune(
     Returns
     -------
     dict
-        `task`, `model`, `dtype`, `types` (joined by +), `modules` (adapted, PEFT's count),
-        `parameters` (trainable), `r`, `lora_alpha`, `lr`, `steps`, `batch_size`, `max_length`,
-        `seed`, `split`, `loss` (nats per completion token, end of text included), `accuracy`
-        (share, or None), `seconds` (of training), `peak_memory` (bytes: on CUDA the most allocated
-        while training; else the most this process has ever held), `device`, `torch` (version),
+        `task`, `model`, `dtype`, `types` (joined by +), `modules` (adapted, a stack of experts as
+        one), `parameters` (trainable), `r`, `lora_alpha`, `lr`, `steps`, `batch_size`,
+        `max_length`, `seed`, `split`, `loss` (nats per completion token, end of text included),
+        `accuracy` (share, or None), `unrelated_loss` where asked for (of the test split),
+        `seconds` (of training), `peak_memory` (bytes: on CUDA the most allocated while training;
+        else the most this process has ever held), `device`, `torch` (version),
         `curve` (list of [step, mean training loss since the point before]).
 
     Raises
@@ -167,6 +189,7 @@ def finetune(
         Bad input: names the argument, its value and what would do.
     """
     trl = import_trl("finetuning")
+    r, lora_alpha = rank_and_scale(placement, r, lora_alpha)
     given = plain_numbers(
         {
             "r": r,
@@ -180,19 +203,29 @@ def finetune(
         }
     )
     given["lora_alpha"] = given["lora_alpha"] or 2 * given["r"]
+    options = {"max_length": given["max_length"]}
     # whatever can fail is tried before the training
     if not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks={callbacks!r:.60}, expected a list: put it in one")
+    per_example = yes_or_no("per_example", per_example)
     check_run(model, task, tokenizer, final=final, accuracy=accuracy)
-    rows = check_tokens(
-        model, task, tokenizer, final=final, accuracy=accuracy, max_length=given["max_length"]
-    )
-    config = adapters(model, placement, r=given["r"], lora_alpha=given["lora_alpha"])
+    rows = check_tokens(model, task, tokenizer, final=final, accuracy=accuracy, **options)
+    if unrelated is not None:
+        check_unrelated(model, unrelated, tokenizer, **options)
+    config = adapter_config(model, placement, r=given["r"], lora_alpha=given["lora_alpha"])
     folder_of_adapter = None if out is None else writable_folder("out", out)
+    process = this_process()
+    check_processes(process, model, rows, given)
     with isolated(given["seed"]) as folder:
-        base = shared_copy(model)
-        lora = get_peft_model(base, config)
-        parameters = lora.get_nb_trainable_parameters()[0]
+        lora = adapted_copy(
+            model,
+            config,
+            rows,
+            pad=padding_id(tokenizer),
+            batch_size=given["batch_size"],
+            seed=given["seed"],
+        )
+        adapted = hit(lora, model)
         settings = trainer_settings(
             trl.SFTConfig,
             model,
@@ -210,19 +243,27 @@ def finetune(
             dataset_kwargs={"skip_prepare_dataset": True},
             disable_tqdm=not progress,
         )
-        with own_forward(base):
-            trainer = _supervised(trl, lora, rows, tokenizer, settings, list(callbacks))
+        with own_forward(lora.get_base_model()):
+            trainer = _supervised(
+                trl, lora, rows, tokenizer, settings, list(callbacks), process=process
+            )
             cost = run_trainer(trainer)
-        if folder_of_adapter is not None:
+        if folder_of_adapter is not None and process.is_first:
             lora.save_pretrained(folder_of_adapter)
-        found = evaluate(lora, task, tokenizer, final, accuracy=accuracy, max_length=max_length)
-    return {
+        found = evaluate(
+            lora, task, tokenizer, final, accuracy=accuracy, per_example=per_example, **options
+        )
+        if unrelated is not None:
+            other = evaluate(lora, unrelated, tokenizer, accuracy=False, **options)
+            found["unrelated_loss"] = other["loss"]
+    by_hand = isinstance(placement, LoraConfig)
+    row = {
         "task": task.name,
         "model": model_name(model),
         "dtype": dtype_name(model),
-        "types": "+".join(placement.types),
-        "modules": _adapted_count(lora),
-        "parameters": parameters,
+        "types": "+".join(adapted.types if by_hand else placement.types),
+        "modules": adapted.modules,
+        "parameters": adapted.parameters,
         **{name: number for name, number in given.items() if name != "logging_steps"},
         "split": final,
         **found,
@@ -232,6 +273,7 @@ def finetune(
         "torch": torch.__version__,
         "curve": _curve(trainer),
     }
+    return gathered(row, process)[0]
 
 
 def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,11 +290,6 @@ def plain_numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in NUMBERS and not default:
             plain[name] = NUMBERS[name](name, number)
     return plain
-
-
-def _adapted_count(lora: PeftModel) -> int:
-    """How many modules, and stacks of experts, have adapters."""
-    return len(lora.targeted_module_names) + len(getattr(lora, "targeted_parameter_names", ()))
 
 
 def _curve(trainer: Trainer) -> list[list[float]]:
@@ -301,6 +338,22 @@ def check_tokens(
     return rows
 
 
+def check_unrelated(model: nn.Module, unrelated: Any, tokenizer: Any, *, max_length: int) -> None:
+    """Refuse as `unrelated` what has no loss to take (TypeError, ValueError)."""
+    if not isinstance(unrelated, Task):
+        raise TypeError(
+            f"unrelated={unrelated!r:.60}, expected a Task, whose test split has texts of another "
+            f"kind"
+        )
+    check_task(unrelated, "test")
+    if not has_completions(unrelated, "test"):
+        raise ValueError(
+            f"unrelated={unrelated!r:.60} has test examples without 'completion': add it, as its "
+            f"loss is what is measured"
+        )
+    check_vocabulary(model, encoded(unrelated, "test", tokenizer, max_length))
+
+
 def _supervised(
     trl: ModuleType,
     lora: nn.Module,
@@ -308,15 +361,20 @@ def _supervised(
     tokenizer: Any,
     settings: Any,
     callbacks: list[TrainerCallback],
+    *,
+    process: Process,
 ) -> Trainer:
     from datasets import Dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    return trl.SFTTrainer(
+    trainer, collate = trl.SFTTrainer, DataCollatorForLanguageModeling(padding_id(tokenizer))
+    if process.number > 1:
+        trainer, collate = reads_whole_batches(trainer), own_part(collate, process)
+    return trainer(
         lora,
         settings,
         train_dataset=Dataset.from_list(rows),
-        data_collator=DataCollatorForLanguageModeling(padding_id(tokenizer)),
+        data_collator=collate,
         processing_class=tokenizer,
         callbacks=callbacks,
     )

@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from peft import LoraConfig
 from torch import nn
 
-from plop_nb.experiments.grids.cells import Cell, Row, finished_rows, run_cells
+from plop_nb.experiments.adapting import adapter_config, rank_and_scale
+from plop_nb.experiments.grids.cells import Cell, Row, finished_rows
 from plop_nb.experiments.grids.keys import run_key, task_digest
+from plop_nb.experiments.grids.together import run_together
 from plop_nb.experiments.tasks.task import Task
-from plop_nb.experiments.trainers import adapters
-from plop_nb.experiments.training import check_run, check_tokens, finetune, plain_numbers
+from plop_nb.experiments.training import (
+    check_run,
+    check_tokens,
+    check_unrelated,
+    finetune,
+    plain_numbers,
+)
 from plop_nb.fingerprint import fingerprint
 from plop_nb.placement import Placement
 
@@ -30,7 +38,8 @@ class Run:
 
     task: Task
     name: str  # of the placement
-    placement: Placement
+    placement: Placement | LoraConfig
+    r: int
     settings: dict[str, Any]  # arguments of `finetune`
 
 
@@ -38,7 +47,7 @@ def grid(
     model: nn.Module,
     tasks: Iterable[Task],
     tokenizer: Any,
-    placements: Mapping[str, Placement],
+    placements: Mapping[str, Placement | LoraConfig],
     *,
     seeds: Iterable[int],
     lrs: Any,
@@ -54,18 +63,21 @@ def grid(
     `task`, `placement`, `lr`, `seed` and `r`, its value is the loss, and what else `finetune`
     returns is in its user attributes.
 
+    Under `accelerate launch` all processes train each run together, as `finetune` does, and return
+    the same. Only the first one reads and writes the storage, so one in memory will do.
+
     Parameters
     ----------
     model, tokenizer
         As in `finetune`.
     tasks : iterable of Task
     placements : dict
-        {name: Placement}.
+        {name: Placement, or peft.LoraConfig}.
     seeds : iterable of int
     lrs : float, iterable of float, dict or pandas.DataFrame
         Learning rates for all, or {placement name: one or several}, or what `tuned` returns.
     ranks : dict, optional
-        {placement name: rank}, such as from `rank_for`; by default the `r` of `finetune`.
+        {placement name: rank}, such as from `rank_for`; by default 16. A `LoraConfig` has its own.
     storage : str or Path, optional
         Where finished runs are kept, which are not run again: a file (Optuna's journal; its folder
         is made), or the URL of a database such as "sqlite:///runs.db"; by default in memory.
@@ -96,21 +108,19 @@ def grid(
     tasks, seeds = _each_once("tasks", tasks), _each_once("seeds", seeds)
     judged = {name: options.get(name, _default(name)) for name in ("final", "accuracy")}
     length = options.get("max_length", _default("max_length"))
+    unrelated = options.get("unrelated")
     for task in tasks:
         check_run(model, task, tokenizer, **judged)
     if not isinstance(placements, Mapping) or not placements:
         raise TypeError(f"placements={placements!r:.60}, expected a dict of names and placements")
-    rates = _rates_by_name(lrs)
-    runs = []
-    for task, name, seed in itertools.product(tasks, placements, seeds):
-        r = _default("r") if ranks is None else _entry(ranks, task, name, "ranks")
-        own = rates if isinstance(rates, list) else _entry(rates, task, name, "lrs")
-        for lr in _each_once("lrs", own):
-            settings = plain_numbers({**options, "r": r, "lr": lr, "seed": seed})
-            runs.append(Run(task, name, placements[name], settings))
-    for run in {(run.name, run.settings["r"]): run for run in runs}.values():
-        adapters(model, run.placement, r=run.settings["r"])
-    digests = {id(task): task_digest(task, tokenizer) for task in tasks}
+    runs = _runs(tasks, placements, seeds=seeds, lrs=lrs, ranks=ranks, options=options)
+    for run in {(run.name, run.r): run for run in runs}.values():
+        adapter_config(model, run.placement, r=run.r, lora_alpha=2 * run.r)
+    other = ""
+    if unrelated is not None:
+        check_unrelated(model, unrelated, tokenizer, max_length=length)
+        other = task_digest(unrelated, tokenizer)
+    digests = {id(task): task_digest(task, tokenizer) + other for task in tasks}
     weights = fingerprint(model)
     cells = []
     for run in runs:
@@ -127,7 +137,43 @@ def grid(
         check_all()  # before the first training, but not where all are finished
         return finetune(model, run.task, tokenizer, run.placement, **run.settings)
 
-    return _frame(run_cells(cells, train, storage=storage, study=study, progress=progress))
+    return _frame(run_together(cells, train, storage=storage, study=study, progress=progress))
+
+
+def _runs(
+    tasks: list[Task],
+    placements: Mapping[str, Placement | LoraConfig],
+    *,
+    seeds: list[int],
+    lrs: Any,
+    ranks: Mapping[str, int] | None,
+    options: Mapping[str, Any],
+) -> list[Run]:
+    """All runs of a grid; its arguments, checked."""
+    rates = _rates_by_name(lrs)
+    runs = []
+    for task, name, seed in itertools.product(tasks, placements, seeds):
+        placement = placements[name]
+        given = _rank(ranks, task, name, placement)
+        r, _ = rank_and_scale(placement, given, options.get("lora_alpha"))
+        r = plain_numbers({"r": r})["r"]
+        rank = {} if isinstance(placement, LoraConfig) else {"r": r}
+        own = rates if isinstance(rates, list) else _entry(rates, task, name, "lrs")
+        for lr in _each_once("lrs", own):
+            settings = plain_numbers({**options, **rank, "lr": lr, "seed": seed})
+            runs.append(Run(task, name, placement, r, settings))
+    return runs
+
+
+def _rank(
+    ranks: Mapping[Any, int] | None, task: Task, name: str, placement: Placement | LoraConfig
+) -> int | None:
+    """The rank that `ranks` gives to a placement; a `LoraConfig` need not be in it."""
+    if ranks is None:
+        return None
+    if isinstance(placement, LoraConfig) and isinstance(ranks, Mapping):
+        return ranks.get((task.name, name), ranks.get(name))
+    return _entry(ranks, task, name, "ranks")
 
 
 def read_runs(storage: str | Path) -> pd.DataFrame:
@@ -197,8 +243,8 @@ def _default(name: str) -> Any:
 
 
 def _labels(run: Run) -> dict[str, str | int | float]:
-    numbers = {name: run.settings[name] for name in ("lr", "seed", "r")}
-    return {"task": run.task.name, "placement": run.name, **numbers, "lr": float(numbers["lr"])}
+    numbers = {"lr": float(run.settings["lr"]), "seed": run.settings["seed"], "r": run.r}
+    return {"task": run.task.name, "placement": run.name, **numbers}
 
 
 def _rates_by_name(lrs: Any) -> list[float] | dict[Any, list[float]]:
