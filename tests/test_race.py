@@ -3,10 +3,7 @@
 import importlib
 import itertools
 import math
-import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,6 +24,7 @@ from plop_nb.experiments.races.jobs import Run, judged, spent
 from plop_nb.experiments.races.ladder import climbed
 from plop_nb.experiments.races.verdict import verdict
 from plop_nb.placement import Placement
+from tests.test_scale import launched
 from tests.toy_task import toy_task
 
 RATES = (1e-3, 2e-3, 4e-3)
@@ -577,36 +575,30 @@ of = plop.Placement.of_types
 placements = {"q": of(scores, ["q_proj"]), "MLP": of(scores, ["up_proj", "down_proj"])}
 options = {"rates": [1e-4, 1e-2], "steps": 8, "batch_size": 4, "most_seeds": 2, "progress": False}
 try:
-    result = ex.race(model, toy_task(), tokenizer, placements, seconds=float(sys.argv[1]),
-                     storage=sys.argv[2], **options)
+    result = ex.race(model, toy_task(), tokenizer, placements, seconds=float(sys.argv[2]),
+                     storage=f"{sys.argv[1]}/r", **options)
     text = f"{result.winner} {result.lr} {len(result.runs)} {result.seconds}"
 except ValueError as error:
     text = f"ValueError {error}"
-with open(f"{sys.argv[2]}.{state.process_index}", "w") as file:
+with open(f"{sys.argv[1]}/r.{state.process_index}", "w") as file:
     file.write(text)
 """
 
 
-def launched(folder, seconds):
+def found_by_two(folder, seconds):
     """What each of two processes has found that train together on a CPU."""
-    (folder / "main.py").write_text(LAUNCHED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port=0", "main.py", str(seconds), "r"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-    )
+    done = launched(folder, str(seconds), script=LAUNCHED)
     assert done.returncode == 0, done.stderr[-3000:]
     return [(folder / f"r.{rank}").read_text() for rank in (0, 1)]
 
 
 @pytest.mark.slow
 def test_processes_that_train_together_decide_alike(tmp_path):
-    first, second = launched(tmp_path, 300)
+    first, second = found_by_two(tmp_path, 300)
     assert first == second and first.startswith("MLP 0.01 ")
     runs = int(first.split()[2])
     assert runs == len([t for t in trials_in(tmp_path / "r") if t.state.name == "COMPLETE"])
-    first, second = launched(tmp_path, 0.5)
+    first, second = found_by_two(tmp_path, 0.5)
     assert first == second and first.startswith("ValueError seconds=0.5 is too little")
 
 

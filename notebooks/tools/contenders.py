@@ -55,7 +55,7 @@ class Field:
         options = {"examples": EXAMPLES}
         gradients = completion_gradients(self.model, task, self.tokenizer, **options)
         found = {
-            "KappaTune": self._of_modules(kappa(self.model)),
+            "KappaTune": self._kappa(),
             "PAGE": self._of_modules(dominant_module(gradients)),
             "layers by gradient": self._of_modules(steepest_layers(self.model, gradients)),
         }
@@ -77,6 +77,18 @@ class Field:
         own = self.scores[self.scores["module"].isin(placement.modules)]
         fullest = own[["in_features", "out_features"]].min(axis=None)
         return min(ex.rank_for(placement, self.model, self.budget), int(fullest))
+
+    def _kappa(self):
+        """The fifth of all modules with the lowest condition numbers: PEFT's helper, as shipped.
+
+        But for the head, whose adapter TRL cannot train.
+        """
+        names = find_kappa_target_modules(self.model, show_progress=False)["target_modules"]
+        head = self.model.get_output_embeddings()
+        names = [name for name in names if self.model.get_submodule(name) is not head]
+        sizes = [sum(self.model.get_submodule(name).weight.shape) for name in names]
+        r = max(1, round(self.budget / sum(sizes)))
+        return LoraConfig(r=r, lora_alpha=ALPHA, target_modules=names, task_type="CAUSAL_LM")
 
     def _of_modules(self, modules):
         return Placement.of_modules(self.scores, modules)
@@ -111,11 +123,6 @@ def budget_of(sizes):
     return int(budgets[misses.argmin()])
 
 
-def kappa(model):
-    """The fifth of all modules with the lowest condition numbers: PEFT's own helper, as shipped."""
-    return find_kappa_target_modules(model, show_progress=False)["target_modules"]
-
-
 def dominant_module(gradients):
     """The one module with the most gradient energy for its adapter (arXiv 2605.06183, abstract).
 
@@ -130,7 +137,7 @@ def steepest_layers(model, gradients, share=1 / 3):
 
     The norm of a layer's gradient over that of its weights (arXiv 2602.04019, abstract).
     """
-    norms = {n: float(model.get_submodule(n).weight.norm()) for n in gradients["module"]}
+    norms = {n: model.get_submodule(n).weight.detach().norm().item() for n in gradients["module"]}
     squares = gradients.assign(
         of_gradient=gradients["frobenius"] ** 2,
         of_weight=gradients["module"].map(norms) ** 2,

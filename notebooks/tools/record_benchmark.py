@@ -20,8 +20,10 @@ Runs that are recorded in data/results are not run again.
 """
 
 import argparse
+import copy
 import itertools
 import json
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -30,17 +32,21 @@ import numpy as np
 import pandas as pd
 import torch
 from contenders import ALPHA, Field
-from peft import LoraConfig
+from full_finetuning import NAME, loss_of_full_finetuning
+from full_finetuning import RATES as FULL_RATES
+from peft import LoraConfig, get_peft_model
 from record import RESULTS, save
 
 import plop_nb as plop
 from plop_nb import experiments as ex
+from plop_nb.experiments.adapting import hit
+from plop_nb.experiments.isolation import shared_copy
 
 COMMAND = "python notebooks/tools/record_benchmark.py"
 RATES = [1e-3, 2e-3, 4e-3]
 MOST_RATES = 6
 TEST = 500
-GROUPS = ["single", "fixed", "triple", "rival"]
+GROUPS = ["single", "fixed", "triple", "rival", "full"]
 # of tasks with short texts, a run takes a minute on one core; the others want a GPU
 TRAINING = {
     "short_sums": {"steps": 25, "batch_size": 8},
@@ -91,7 +97,8 @@ def jobs_of(given):
     jobs = []
     for seed, task, group in itertools.product(given.seeds, given.tasks, given.groups):
         own = plan[(plan["group"] == group) & plan["task"].isin([task, ""])]
-        jobs += [(task, seed, name) for name in own["placement"]]
+        names = [NAME] if group == "full" else own["placement"]
+        jobs += [(task, seed, name) for name in names]
     return jobs
 
 
@@ -145,7 +152,7 @@ def unrelated_texts(tokenizer, texts=16, tokens=32):
 def train(job):
     """A placement with one seed: at all rates, and further ones while the best is at the edge."""
     task, seed, name = job
-    tried = set(rates)
+    tried = set(FULL_RATES if name == NAME else rates)
     while True:
         losses = {lr: loss_of(task, seed, name, lr) for lr in sorted(tried)}
         best = min(losses, key=losses.get)
@@ -164,9 +171,13 @@ def loss_of(task, seed, name, lr):
     own = own[np.isclose(own["lr"], lr)]
     if len(own):
         return finite(own["loss"].iloc[0])
+    storage = folder / "runs.journal"
+    if name == NAME:
+        told = TRAINING[task] | {"lr": lr, "seed": seed, "storage": storage}
+        return finite(loss_of_full_finetuning(model, tasks[task], tokenizer, unrelated, **told))
     placement = placements[task, name]
     options = TRAINING[task] | {"accuracy": False, "per_example": True, "unrelated": unrelated}
-    options |= {"logging_steps": 1, "progress": False, "storage": folder / "runs.journal"}
+    options |= {"logging_steps": 1, "progress": False, "storage": storage}
     if not isinstance(placement, LoraConfig):
         rank = ranks.get((task, name), ranks.get(("", name)))
         options |= {"lora_alpha": ALPHA, "ranks": {name: rank}}
@@ -205,25 +216,40 @@ def plan(given):
     told_by = ["model", "task", "placement"]
     save(table.drop_duplicates(told_by, keep="last"), "benchmark_plan.csv", **head)
     print(pd.DataFrame(rows).to_string())
+    record_untrained(given, model, tokenizer)
+
+
+def record_untrained(given, model, tokenizer):
+    """Write how good the model is before any training."""
+    unrelated, rows = unrelated_texts(tokenizer), []
+    other = ex.evaluate(model, unrelated, tokenizer, accuracy=False)["loss"]
+    for name in given.tasks:
+        task = load_task(name, given.test)
+        found = ex.evaluate(model, task, tokenizer, accuracy=False, per_example=True)
+        about = {"model": name_of(given.model), "task": name, "loss": found["loss"]}
+        rows.append(about | {"exact": np.mean(found["exact"]), "unrelated_loss": other})
+    command = f"{COMMAND} plan --model {given.model}"
+    keep(pd.DataFrame(rows), "benchmark_untrained.csv", ["model", "task"], command=command)
 
 
 def size_of(field, placement):
-    """The types, rank and parameters of a placement; a LoraConfig's as before EVA moves ranks."""
+    """The types, rank and parameters of a placement; those of EVA before it moves ranks."""
     r = field.rank(placement)
     if isinstance(placement, LoraConfig):
-        types, parameters = field.types, r * field.sizes.sum()
+        config = copy.copy(placement)
+        config.init_lora_weights = True
     else:
         config = placement.lora_config(field.model, r=r)
-        hits = placement.check(field.model, config)
-        types, parameters = placement.types, hits["trainable"].sum()
-    return {"types": "+".join(types), "r": r, "parameters": int(parameters)}
+    found = hit(get_peft_model(shared_copy(field.model), config), field.model)
+    return {"types": "+".join(found.types), "r": r, "parameters": found.parameters}
 
 
 def collect(given):
     """What is finished, as CSV files; runs that were recorded before stay."""
     runs = ex.read_runs(given.folder / "runs.journal")
     groups = recorded("benchmark_plan.csv").drop_duplicates("placement")
-    runs["group"] = runs["placement"].map(groups.set_index("placement")["group"])
+    groups = groups.set_index("placement")["group"].to_dict() | {NAME: "full"}
+    runs["group"] = runs["placement"].map(groups)
     runs["hits"] = runs["exact"]
     runs["exact"] = runs["hits"].map(np.mean)
     head = {"command": f"{COMMAND} run --model {given.model}", "seed": "column seed"}
@@ -232,7 +258,7 @@ def collect(given):
     keep(points, "benchmark_curves.csv.gz", [*TOLD_BY, "step"], **head)
     examples = runs[TOLD_BY].assign(
         losses=runs["losses"].map(hundredths),
-        exact=runs["hits"].map(bits),
+        exact=runs["hits"].map(marks),
     )
     keep(examples, "benchmark_examples.csv.gz", TOLD_BY, **head)
     counts = runs.drop_duplicates(["model", "task"])
@@ -255,8 +281,9 @@ def joined(numbers):
     return " ".join(map(str, numbers))
 
 
-def bits(hits):
-    return "".join("1" if hit else "0" for hit in hits)
+def marks(hits):
+    """Which examples are exactly right, as one text that is no number."""
+    return "".join("x" if hit else "." for hit in hits)
 
 
 def export(given):
@@ -269,7 +296,8 @@ def export(given):
     field = Field(model, tokenizer)
     for group in given.groups:
         for name, placement in field.of_types().get(group, {}).items():
-            target = given.folder / "experiments" / f"lora-{name.replace(' ', '-')}"
+            slug = re.sub(r"[^a-z0-9]+", "-", name.lower())
+            target = given.folder / "experiments" / f"lora-{slug}"
             config = placement.lora_config(model, r=field.rank(placement), lora_alpha=ALPHA)
             config.save_pretrained(target)
             settings = {"optimizer_kwargs": {"lr": given.rates[0]}}

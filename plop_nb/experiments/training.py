@@ -226,26 +226,10 @@ def finetune(
             seed=given["seed"],
         )
         adapted = hit(lora, model)
-        settings = trainer_settings(
-            trl.SFTConfig,
-            model,
-            lr=given["lr"],
-            steps=given["steps"],
-            seed=given["seed"],
-            output_dir=folder,
-            lr_scheduler_type="linear",
-            warmup_steps=round(0.1 * given["steps"]),
-            per_device_train_batch_size=given["batch_size"],
-            max_length=given["max_length"],
-            logging_steps=given["logging_steps"],
-            logging_nan_inf_filter=False,
-            packing=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            disable_tqdm=not progress,
-        )
+        settings = supervised_settings(trl, model, given, folder, progress=progress)
         with own_forward(lora.get_base_model()):
-            trainer = _supervised(
-                trl, lora, rows, tokenizer, settings, list(callbacks), process=process
+            trainer = supervised_trainer(
+                trl, lora, rows, tokenizer, settings, callbacks=list(callbacks), process=process
             )
             cost = run_trainer(trainer)
         if folder_of_adapter is not None and process.is_first:
@@ -354,16 +338,40 @@ def check_unrelated(model: nn.Module, unrelated: Any, tokenizer: Any, *, max_len
     check_vocabulary(model, encoded(unrelated, "test", tokenizer, max_length))
 
 
-def _supervised(
+def supervised_settings(
+    trl: ModuleType, model: nn.Module, given: Mapping[str, Any], folder: str, *, progress: bool
+) -> Any:
+    """The SFTConfig of a training whose `NUMBERS` are given: linear decay after 10 % warmup."""
+    return trainer_settings(
+        trl.SFTConfig,
+        model,
+        lr=given["lr"],
+        steps=given["steps"],
+        seed=given["seed"],
+        output_dir=folder,
+        lr_scheduler_type="linear",
+        warmup_steps=round(0.1 * given["steps"]),
+        per_device_train_batch_size=given["batch_size"],
+        max_length=given["max_length"],
+        logging_steps=given["logging_steps"],
+        logging_nan_inf_filter=False,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        disable_tqdm=not progress,
+    )
+
+
+def supervised_trainer(
     trl: ModuleType,
-    lora: nn.Module,
+    trained: nn.Module,
     rows: list[dict],
     tokenizer: Any,
     settings: Any,
-    callbacks: list[TrainerCallback],
     *,
+    callbacks: list[TrainerCallback],
     process: Process,
 ) -> Trainer:
+    """TRL's trainer of a model, with adapters or without, on rows of `evaluation.encoded`."""
     from datasets import Dataset
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -371,7 +379,7 @@ def _supervised(
     if process.number > 1:
         trainer, collate = reads_whole_batches(trainer), own_part(collate, process)
     return trainer(
-        lora,
+        trained,
         settings,
         train_dataset=Dataset.from_list(rows),
         data_collator=collate,
