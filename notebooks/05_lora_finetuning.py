@@ -348,6 +348,31 @@ assert (scored["accuracy"] > yes).all()
 print(f"{yes:.0%}")
 
 # %% [markdown]
+# **Do not lean on this task.** Two things were found after the runs. First, reasoning-gym takes "All cats are dogs. Some
+# dogs are birds. So some cats are birds." for a valid argument, which it is not: the dogs that are birds may be no cats.
+# So about one label in eight is wrong, in training and in testing. (`load_task("short_syllogisms")` leaves these out.)
+
+# %%
+from plop_nb.experiments.tasks.gym import has_undistributed_middle
+from plop_nb.texts import reasoning_gym
+
+entries = reasoning_gym().create_dataset("syllogism", size=2000, seed=0)
+wrong = np.mean([has_undistributed_middle(entry) for entry in entries])
+assert 0.10 < wrong < 0.15
+print(f"{wrong:.0%} of the labels are wrong")
+
+# %% [markdown]
+# Second, each type *alone*, with a third of the parameters, has a lower mean loss there than PLoP's three types together.
+# More adapters on the same maps cannot be a worse place: these runs were not trained as well as they could be (learning
+# rate, scale, steps), and what they say about places is in doubt.
+
+# %%
+singles = alone.query("task == 'syllogisms'").groupby("placement")[["loss", "parameters"]].mean()
+together = equal.query("task == 'syllogisms' and placement == 'PLoP'")[["loss", "parameters"]].mean()
+assert (singles["loss"] < together["loss"]).all() and (singles["parameters"] < 0.4 * together["parameters"]).all()
+singles.sort_values("loss").assign(loss=singles["loss"].round(3))
+
+# %% [markdown]
 # ### How sure are the verdicts?
 #
 # Twenty-six comparisons at 95 % give about one false verdict. At 99.8 % each, all of them together hold with 95 % (as far
@@ -412,9 +437,15 @@ fig.suptitle("Each type alone at 0.76 M parameters (95 % over seeds)", fontsize=
 sns.despine()
 
 # %% [markdown]
-# Query and key, the types with the highest scores, gain least on code and sums: that much of the premise holds. The
-# *lowest* type has the lowest loss on none of the three tasks: the value map, far below all others by score, is nowhere
-# first (by more than the noise of five seeds on code only).
+# Query and key, the types with the highest scores, gain least on code and sums. The premise rests on these two of seven
+# points: without them nothing is left of the correlation. And the *lowest* type has the lowest loss on none of the three
+# tasks: the value map, far below all others by score, is nowhere first (by more than the noise of five seeds on code only).
+
+# %%
+others_alone = one_type[~one_type["placement"].isin(["q_proj", "k_proj"])].groupby(["task", "placement"])[["nfn", "loss"]].mean()
+without = others_alone.groupby("task").apply(lambda g: g["nfn"].corr(g["loss"], method="spearman")).loc[["sums", "code"]]
+assert (without.abs() < 0.35).all()
+without.round(2).rename("rank correlation without query and key")
 
 # %%
 losses = one_type.pivot_table(index="placement", columns="task", values="loss")[TASKS]
@@ -550,12 +581,13 @@ sns.despine()
 #
 # * On 40 problems of code the claim holds against attention, query + value, the inverse and random sets. Against the MLP
 #   it is undecided, against everything not sure once all comparisons are counted; 24 other problems order them otherwise.
-# * On yes-or-no syllogisms the claim fails: the types with the *highest* scores train better, by loss and by accuracy.
+# * On yes-or-no syllogisms the types with the *highest* scores train better, by loss and by accuracy. But one label in
+#   eight is wrong there, and single types beat PLoP's three with a third of the parameters: that record is in doubt.
 # * On sums nothing is decided, except that a learning rate tuned with one seed can make a verdict of its own.
-# * So the best place depends on the task. The lowest scores are the same three types on every task (notebook 03): no
-#   rule that follows them can be best on all.
-# * Query and key alone gain least on code and sums, as their high scores say; value, with the lowest score, is nowhere
-#   first. On this model gradient norms and condition numbers choose PLoP's types, so nothing here tells them apart.
+# * As far as these records go, the best place depends on the task. The lowest scores are the same three types on every
+#   task (notebook 03): no rule that follows them can be best on all.
+# * Query and key alone gain least on code and sums, as their high scores say; among the other five types the score says
+#   nothing, and value, with the lowest, is nowhere first. On this model gradient norms and condition numbers choose PLoP's types, so nothing here tells them apart.
 # * At equal rank, on sums in a short run (30 steps of 8), PLoP beats by loss those placements that have fewer parameters,
 #   and no other; more than the two lowest types bought nothing that these seeds could show.
 #
