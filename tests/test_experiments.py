@@ -13,7 +13,17 @@ from plop_nb.experiments.isolation import own_forward, shared_copy
 
 
 def test_names_load_when_they_are_used_and_mean_the_same_whatever_was_imported():
-    for module in ("grids.cells", "grids", "grpo", "small_networks", "tasks", "training"):
+    for module in (
+        "crossfitting",
+        "first_steps",
+        "races",
+        "grids.cells",
+        "grids",
+        "grpo",
+        "small_networks",
+        "tasks",
+        "training",
+    ):
         importlib.import_module(f"plop_nb.experiments.{module}")
     for name in experiments.__all__:
         found = getattr(experiments, name)

@@ -24,7 +24,7 @@ from record_benchmark import load_task, recorded
 
 import plop_nb as plop
 from plop_nb import experiments as ex
-from plop_nb.experiments.first_step import FirstSteps, first_step_gain, first_step_rate
+from plop_nb.experiments.first_steps import FirstSteps, first_step_gain, first_step_rate
 from plop_nb.experiments.gradients import completion_gradients
 from plop_nb.maps import linear_maps
 from plop_nb.placement import Placement

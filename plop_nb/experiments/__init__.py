@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plop_nb.experiments import grpo
     from plop_nb.experiments.compare import tuned, versus
-    from plop_nb.experiments.crossfit import crossfit
+    from plop_nb.experiments.crossfitting import crossfit
     from plop_nb.experiments.evaluation import evaluate
-    from plop_nb.experiments.first_step import first_step, first_step_gain
+    from plop_nb.experiments.first_steps import first_step, first_step_gain
     from plop_nb.experiments.gradients import completion_gradients
     from plop_nb.experiments.grids import curves, grid, read_runs
     from plop_nb.experiments.norms_callback import NormsCallback
@@ -29,13 +29,13 @@ HOMES = {
     "NormsCallback": "plop_nb.experiments.norms_callback",
     "Task": "plop_nb.experiments.tasks",
     "completion_gradients": "plop_nb.experiments.gradients",
-    "crossfit": "plop_nb.experiments.crossfit",
+    "crossfit": "plop_nb.experiments.crossfitting",
     "curves": "plop_nb.experiments.grids",
     "digit_sums": "plop_nb.experiments.tasks",
     "evaluate": "plop_nb.experiments.evaluation",
     "finetune": "plop_nb.experiments.training",
-    "first_step": "plop_nb.experiments.first_step",
-    "first_step_gain": "plop_nb.experiments.first_step",
+    "first_step": "plop_nb.experiments.first_steps",
+    "first_step_gain": "plop_nb.experiments.first_steps",
     "grid": "plop_nb.experiments.grids",
     "growth": "plop_nb.experiments.small_networks",
     "load_task": "plop_nb.experiments.tasks",

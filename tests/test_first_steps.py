@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 import plop_nb as plop
 from plop_nb.experiments import Task, evaluate, finetune
-from plop_nb.experiments.first_step import (
+from plop_nb.experiments.first_steps import (
     FirstSteps,
     first_step,
     first_step_gain,

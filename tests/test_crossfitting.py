@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plop_nb.experiments.crossfit import best_rate, crossfit
+from plop_nb.experiments.crossfitting import best_rate, crossfit
 
 RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 TOKENS = [3, 1, 2, 4, 2, 2, 1, 5, 3, 2]
