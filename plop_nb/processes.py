@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def gathered(result: Any, process: Process) -> list:
         if isinstance(each, Exception):
             raise each
     return results
+
+
+def told(message: Any = None) -> Any:
+    """What the first process says, in every process; the others' messages are not heard."""
+    return broadcast_object_list([message])[0]
 
 
 def _as_sent(result, process):

@@ -316,21 +316,45 @@ def _judged(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> lis
 
 def _judged_batch(model: nn.Module, rows: list[dict[str, list[int]]], pad: int) -> list[Judged]:
     """How the model fares on each row of a batch."""
-    ids = padded([row["input_ids"] for row in rows], pad)
-    mask = padded([[1] * _length(row) for row in rows], 0)
-    labels = padded([row["labels"] for row in rows], UNCOUNTED)
-    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-    logits = output.logits[:, :-1]
-    labels = labels[:, 1:].to(logits.device)
-    counted = labels != UNCOUNTED
-    logits = logits[counted].float()
-    losses = torch.nn.functional.cross_entropy(logits, labels[counted], reduction="none").double()
-    right = logits.argmax(-1) == labels[counted]
-    sizes = counted.sum(1).tolist()
+    logits, wanted, sizes = completion_logits(model, rows, pad)
+    losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double()
+    right = logits.argmax(-1) == wanted
     judged = []
     for own, hits in zip(losses.split(sizes), right.split(sizes), strict=True):
         judged.append(Judged(own.sum().item(), len(own), bool(hits.all())))
     return judged
+
+
+def completion_logits(
+    model: nn.Module, rows: Sequence[Mapping[str, list[int]]], pad: int
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """What a model says where the completions of a batch stand, ends of text included.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    rows : sequence of dict
+        As in `encoded`.
+    pad : int
+        The token to pad with.
+
+    Returns
+    -------
+    logits : torch.Tensor
+        (tokens, vocabulary), float32, row after row.
+    wanted : torch.Tensor
+        (tokens,): the tokens that stand there.
+    sizes : list of int
+        How many of them each row has.
+    """
+    ids = padded([row["input_ids"] for row in rows], pad)
+    mask = padded([[1] * len(row["input_ids"]) for row in rows], 0)
+    labels = padded([row["labels"] for row in rows], UNCOUNTED)[:, 1:]
+    output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+    logits = output.logits[:, :-1]
+    labels = labels.to(logits.device)
+    counted = labels != UNCOUNTED
+    return logits[counted].float(), labels[counted], counted.sum(1).tolist()
 
 
 def _length(row: dict[str, list[int]]) -> int:

@@ -12,16 +12,16 @@ from transformers.pytorch_utils import Conv1D
 from plop_nb.checks import positive_integer
 from plop_nb.experiments.evaluation import (
     TOKENS,
-    UNCOUNTED,
     batches,
     check_end,
     check_task,
     check_vocabulary,
+    completion_logits,
     encoded,
     has_completions,
     token_limit,
 )
-from plop_nb.experiments.generation import padded, padding_id
+from plop_nb.experiments.generation import padding_id
 from plop_nb.experiments.isolation import check_trainable, isolated, shared_copy
 from plop_nb.experiments.tasks.task import Task
 from plop_nb.maps import SCORED, LinearMap, linear_maps
@@ -197,13 +197,7 @@ def summed_losses(
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """(sum of the cross-entropies in float32, number) of completion tokens, batch by batch."""
     for batch in batches(rows, _length, TOKENS):
-        ids = padded([row["input_ids"] for row in batch], pad)
-        mask = padded([[1] * _length(row) for row in batch], 0)
-        labels = padded([row["labels"] for row in batch], UNCOUNTED)[:, 1:]
-        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        counted = labels != UNCOUNTED
-        logits = output.logits[:, :-1][counted.to(output.logits.device)].float()
-        wanted = labels[counted].to(logits.device)
+        logits, wanted, _ = completion_logits(model, batch, pad)
         yield nn.functional.cross_entropy(logits, wanted, reduction="sum"), len(wanted)
 
 

@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from plop_nb.experiments.grids.cells import Cell, Row, run_cells
-from plop_nb.processes import Process, this_process
+from plop_nb.processes import Process, this_process, told
 
 
 def run_together(
@@ -44,16 +42,16 @@ def _led(cells: Sequence[Cell], run: Callable[[Any], Row], **options: Any) -> li
     """The rows of all cells, each run together with the processes that follow."""
 
     def announced(number: int) -> Row:
-        _told(number)
+        told(number)
         return run(cells[number].content)
 
     numbered = [replace(cell, content=number) for number, cell in enumerate(cells)]
     try:
         rows = run_cells(numbered, announced, **options)
     except BaseException as error:
-        _told(f"{type(error).__name__}: {error}")
+        told(f"{type(error).__name__}: {error}")
         raise
-    _told(rows)
+    told(rows)
     return rows
 
 
@@ -61,17 +59,14 @@ def _followed(cells: Sequence[Cell], run: Callable[[Any], Row], process: Process
     """The rows that the first process finds; runs what it runs in the meantime."""
     own_error = None
     while True:
-        told = _told()
-        if isinstance(told, list):
-            return told
-        if isinstance(told, str):
-            raise own_error or RuntimeError(f"the first of {process.number} processes has {told}")
+        message = told()
+        if isinstance(message, list):
+            return message
+        if isinstance(message, str):
+            raise own_error or RuntimeError(
+                f"the first of {process.number} processes has {message}"
+            )
         try:
-            run(cells[told].content)
+            run(cells[message].content)
         except Exception as error:
             own_error = error  # the first one has it too, and ends the grid
-
-
-def _told(message: Any = None) -> Any:
-    """What the first process says: the number of a cell, all rows, or its error in words."""
-    return broadcast_object_list([message])[0]

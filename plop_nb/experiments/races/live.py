@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -27,7 +26,7 @@ from plop_nb.experiments.races.ladder import Ladder
 from plop_nb.experiments.tasks.task import Task
 from plop_nb.experiments.training import finetune
 from plop_nb.placement import Placement
-from plop_nb.processes import Process, gathered
+from plop_nb.processes import Process, gathered, told
 
 JUDGED = "validation"  # the split that the final is judged by
 PAUSE = 0.5  # seconds between two looks at what other processes have finished
@@ -180,7 +179,7 @@ class Team:
             return lead(self.train)
         if self.process.is_first:
             return self._lead(lead)
-        while isinstance(message := _told(None), Job):
+        while isinstance(message := told(), Job):
             self._together(message)
         if isinstance(message, Exception):
             raise message
@@ -188,16 +187,16 @@ class Team:
 
     def _lead(self, lead: Callable[[Callable[[Job], Row]], Result]) -> Result:
         def train(job: Job) -> Row:
-            _told(job)
+            told(job)
             return self._together(job)
 
         try:
             result = lead(train)
         except Exception as error:
             if not self._failed:  # else the others have it already
-                _told(_sendable(error))
+                told(_sendable(error))
             raise
-        return _told(result)
+        return told(result)
 
     def _together(self, job: Job) -> Row:
         """A job in every process; where it fails in one it raises in all."""
@@ -209,11 +208,6 @@ class Team:
         rows = gathered(found, self.process)
         self._failed = False
         return rows[0]
-
-
-def _told(message: Any) -> Any:
-    """What the first process says, in every process."""
-    return broadcast_object_list([message])[0]
 
 
 def _sendable(error: Exception) -> Exception:

@@ -162,6 +162,11 @@ def tagged_answer_is(text: str, answer: str, task: str = "chain_sum") -> bool:
     return checker(task)(found, {"answer": answer}) == 1
 
 
+def first_word_is_exactly(text: str, example: Example) -> bool:
+    """Whether the first word, all that stands before a blank, is the example's completion."""
+    return text.split()[:1] == example["completion"].split()
+
+
 def solves(text: str, example: Example) -> bool:
     """The check of a task whose answers stand between tags: see `tagged_answer_is`."""
     return tagged_answer_is(text, example["answer"], example["task"])

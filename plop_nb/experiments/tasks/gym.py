@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from plop_nb.checks import natural_number, positive_integer, random_seed
-from plop_nb.experiments.tasks.answers import PLAIN_NUMBER, checker, ends_in, solves
+from plop_nb.experiments.tasks.answers import (
+    PLAIN_NUMBER,
+    checker,
+    ends_in,
+    first_word_is_exactly,
+    solves,
+)
 from plop_nb.experiments.tasks.task import Drawn, Example, Sizes, Task, by_prompt, deal
 from plop_nb.texts import STRIDE, reasoning_gym
 
@@ -60,7 +66,7 @@ def spelling(sizes: Sizes, seed: int) -> Task:
     entries = _entries("spell_backward", seed, {"min_word_len": 3, "max_word_len": 6})
     candidates = (_asked(f"{entry['metadata']['word']} backward:", entry) for entry in entries)
     splits = deal(candidates, sizes, "spelling")
-    return Task("spelling", **splits, check=_first_word_is_exactly, new_tokens=8)
+    return Task("spelling", **splits, check=first_word_is_exactly, new_tokens=8)
 
 
 def short_syllogisms(sizes: Sizes, seed: int) -> Task:
@@ -218,10 +224,6 @@ def _first_word(text: str) -> str:
 def first_word_is(text: str, example: Example) -> bool:
     """Whether the first word of a completion, without punctuation, is the wanted one."""
     return _first_word(text) == example["completion"].strip()
-
-
-def _first_word_is_exactly(text: str, example: Example) -> bool:
-    return text.split()[:1] == example["completion"].split()
 
 
 def _first_line_is(text: str, example: Example) -> bool:

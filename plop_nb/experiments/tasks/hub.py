@@ -10,6 +10,7 @@ from plop_nb.experiments.tasks.answers import (
     PLAIN_NUMBER,
     ends_in,
     final_number,
+    first_word_is_exactly,
     solves,
 )
 from plop_nb.experiments.tasks.task import Drawn, Example, Sizes, Task, by_prompt, deal
@@ -54,7 +55,7 @@ def anli(sizes: Sizes, seed: int) -> Task:
     for split in sizes:
         rows = shuffled("facebook/anli", seed, split=ANLI_SPLITS[split])
         sources[split] = map(_anli_example, rows)
-    return Task("anli", **deal(sources, sizes, "anli"), check=_first_word_is, new_tokens=6)
+    return Task("anli", **deal(sources, sizes, "anli"), check=first_word_is_exactly, new_tokens=6)
 
 
 def _anli_example(row: Row) -> Drawn:
@@ -64,10 +65,6 @@ def _anli_example(row: Row) -> Drawn:
     question = "Entailment, neutral or contradiction?"
     prompt = f"{premise}\nHypothesis: {hypothesis}\n{question}\nAnswer:"
     return by_prompt({"prompt": prompt, "completion": f" {ENTAILMENT[label]}"})
-
-
-def _first_word_is(text: str, example: Example) -> bool:
-    return text.split()[:1] == example["completion"].split()
 
 
 def metamath(sizes: Sizes, seed: int) -> Task:
