@@ -135,11 +135,11 @@ def cache_folder() -> Path:
 
 
 def cached_folder(name: str) -> Path:
-    """Where a carried model is kept. Folders of earlier conversions are not read.
+    """Where a carried model is kept; its last part is the name that results are told by.
 
-    They may be deleted by hand.
+    Folders of earlier conversions are not read, and may be deleted by hand.
     """
-    return cache_folder() / f"{name}.conversion-{CONVERSION}"
+    return cache_folder() / f"conversion-{CONVERSION}" / name
 
 
 @contextmanager
@@ -186,6 +186,7 @@ def make(name: str, folder: Path, progress: bool) -> None:
         # As saved, because some tokenizers change on the way.
         check_tokens(name, AutoTokenizer.from_pretrained(made))
         try:
+            folder.parent.mkdir(exist_ok=True)
             os.replace(made, folder)
         except OSError:
             if not folder.exists():  # else another process was faster
@@ -393,8 +394,6 @@ def bytes_below(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):  # unlike `rglob` it passes over folders that vanish
         for name in names:
-            try:
+            with suppress(OSError):
                 total += os.path.getsize(os.path.join(parent, name))
-            except OSError:
-                pass
     return total

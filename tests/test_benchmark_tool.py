@@ -38,6 +38,8 @@ def given(tmp_path, tiny_llama, tokenizer):
         groups=["single", "fixed", "triple", "rival", "full"],
         rates=[1e-3, 2e-3, 4e-3],
         seeds=[0],
+        tuned_by=None,
+        placements=None,
     )
 
 
@@ -54,7 +56,7 @@ def test_from_the_plan_to_the_record(tool, given, monkeypatch, tmp_path):
     }
     assert plan.loc[plan["group"] == "triple", "r"].max() == 16  # its narrowest map has no more
     jobs = tool.jobs_of(given)
-    assert len(jobs) == len(set(jobs)) == 35 + 7 + 4 + 5 + 1
+    assert len(jobs) == len({name for _, _, name, _ in jobs}) == 35 + 7 + 4 + 5 + 1
     tool.load_worker(given)
     wanted = ["down+gate+up", "EVA, rho 1", "full finetuning"]
     for job in [job for job in jobs if job[2] in wanted]:
@@ -74,7 +76,17 @@ def test_from_the_plan_to_the_record(tool, given, monkeypatch, tmp_path):
     # what is recorded is not run again, also without the folder of the runs
     monkeypatch.setattr(tool.ex, "grid", None)
     tool.load_worker(given)
-    tool.train(("short_sums", 0, "down+gate+up"))
+    tool.train(("short_sums", 0, "down+gate+up", [1e-3, 2e-3, 4e-3]))
+    # another seed is wanted at the rates that the first one prefers
+    given.placements, given.groups, given.tuned_by, given.seeds = (
+        ["down+gate+up"],
+        ["triple"],
+        0,
+        [1],
+    )
+    [(_, seed, name, rates)] = tool.jobs_of(given)
+    assert (seed, name) == (1, "down+gate+up") and 1 <= len(rates) <= 2
+    assert set(rates) <= set(runs["lr"])
 
 
 @pytest.mark.slow

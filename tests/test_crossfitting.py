@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plop_nb.experiments.crossfitting import best_rate, crossfit
+from plop_nb.experiments.crossfitting import best_rate, chosen_rates, crossfit
 
 RATES = [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
 TOKENS = [3, 1, 2, 4, 2, 2, 1, 5, 3, 2]
@@ -49,6 +49,33 @@ def test_no_loss_has_a_part_in_choosing_its_own_rate():
     assert after.loc[0, "losses"][::2] == pytest.approx(before.loc[0, "losses"][::2])
 
 
+def test_seeds_that_only_choose_the_rates():
+    """The others are run where the first is best, and have no say."""
+    tuning = valley(best=2e-3, seeds=[0])
+    wanted = chosen_rates(tuning, [0])
+    assert wanted["lr"].tolist() == [2e-3]
+    tests = valley(best=1e-3, seeds=[1, 2]).query("lr == 2e-3")
+    found = crossfit(pd.concat([tuning, tests]), tuning_seeds=[0])
+    assert found["seed"].tolist() == [1, 2]
+    assert found["lr"].tolist() == pytest.approx([2e-3, 2e-3])
+    for row, expected in zip(found.itertuples(), tests["losses"], strict=True):
+        assert row.losses == pytest.approx(expected)
+
+
+def test_halves_that_prefer_different_rates():
+    """Each half is read at the rate that the other half prefers."""
+    tuning = valley(best=1e-3, seeds=[0])
+    other = valley(best=4e-3, seeds=[0])
+    for one, two in zip(tuning["losses"], other["losses"], strict=True):
+        one[::2] = two[::2]  # the even examples
+    assert chosen_rates(tuning, [0])["lr"].tolist() == [1e-3, 4e-3]
+    tests = valley(best=2e-3, seeds=[1]).query("lr in [1e-3, 4e-3]")
+    found = crossfit(pd.concat([tuning, tests]), tuning_seeds=[0]).iloc[0]
+    low, high = tests["losses"]
+    assert found["losses"][::2].tolist() == low[::2]
+    assert found["losses"][1::2].tolist() == high[1::2]
+
+
 def test_says_where_the_best_rate_is_at_the_edge():
     assert crossfit(valley(best=1e-4))["edge"].all()
     assert crossfit(valley(best=1e-4))["lr"].tolist() == pytest.approx([5e-4] * 3)
@@ -87,3 +114,15 @@ def test_the_fit_smooths_what_a_single_rate_cannot_know():
 def test_bad_input(spoil, said):
     with pytest.raises(ValueError, match=said):
         crossfit(spoil(valley(best=2e-3)))
+
+
+@pytest.mark.parametrize(
+    "tests, said",
+    [
+        (valley(best=2e-3, seeds=[1]).query("lr == 1e-3"), "run what chosen_rates says"),
+        (valley(best=2e-3, seeds=[1], placement="q").query("lr == 2e-3"), r"no runs of \[0\]"),
+    ],
+)
+def test_seeds_that_were_not_tuned(tests, said):
+    with pytest.raises(ValueError, match=said):
+        crossfit(pd.concat([valley(best=2e-3, seeds=[0]), tests]), tuning_seeds=[0])

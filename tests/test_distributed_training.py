@@ -167,9 +167,9 @@ def test_a_follower_without_an_error_of_its_own_has_the_first_ones(monkeypatch):
     """And one with an error of its own has that one."""
     cells, ran = [Cell("k", {"lr": 1.0}, "content")], []
     for run, expected in ((ran.append, RuntimeError), (lambda _: 1 / 0, ZeroDivisionError)):
-        told = iter([0, "OSError: no space"])
+        messages = iter([0, "OSError: no space"])
         monkeypatch.setattr(together, "this_process", lambda: Process(1, 2))
-        monkeypatch.setattr(together, "broadcast_object_list", lambda _, told=told: [next(told)])
+        monkeypatch.setattr(together, "told", messages.__next__)
         with pytest.raises(expected) as caught:
             together.run_together(cells, run)
         assert expected is not RuntimeError or "first of 2 processes has OSError" in str(caught)
@@ -179,9 +179,7 @@ def test_a_follower_without_an_error_of_its_own_has_the_first_ones(monkeypatch):
 def test_the_first_process_tells_its_cells_and_its_rows(monkeypatch):
     told = []
     monkeypatch.setattr(together, "this_process", lambda: Process(0, 2))
-    monkeypatch.setattr(
-        together, "broadcast_object_list", lambda messages: told.append(messages[0]) or messages
-    )
+    monkeypatch.setattr(together, "told", told.append)
     cells = [Cell(key, {"lr": number}) for number, key in enumerate("ab", start=1)]
     cells = [dataclasses.replace(cell, content=copy.copy(cell.key)) for cell in cells]
     rows = together.run_together(cells, lambda content: {"loss": ord(content)}, progress=False)

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 import plop_nb as plop
 from plop_nb import _wheels
+from plop_nb.experiments.trainers import model_name
 from plop_nb.models import DownloadError, TokenizerError
 
 
@@ -188,9 +189,8 @@ def tiny_wheel(tiny_llama, byte_tokenizer, tmp_path, monkeypatch):
 def test_carried_model_folder_is_used_as_it_is(tiny_wheel, tiny_llama):
     model, _ = plop.load_model("tiny", device="cpu")
     assert torch.equal(model.lm_head.weight, tiny_llama.lm_head.weight)
-    assert [path.name for path in _wheels.cache_folder().iterdir()] == [
-        _wheels.cached_folder("tiny").name
-    ]
+    assert list(_wheels.cache_folder().glob("*/*")) == [_wheels.cached_folder("tiny")]
+    assert model_name(model) == "tiny"  # what its results are told by
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_two_threads_make_the_same_model_at_once(tiny_wheel, tiny_llama, monkeyp
     assert len(models) == 2 and switches() == before
     for model in models:
         assert torch.equal(model.lm_head.weight, tiny_llama.lm_head.weight)
-    assert list(_wheels.cache_folder().iterdir()) == [_wheels.cached_folder("tiny")]
+    assert list(_wheels.cache_folder().glob("*/*")) == [_wheels.cached_folder("tiny")]
 
 
 def test_a_damaged_folder_that_another_process_has_taken_away(tiny_wheel):
@@ -285,7 +285,7 @@ def test_a_damaged_folder_that_another_process_has_taken_away(tiny_wheel):
     folder = _wheels.cached_folder("tiny")
     _wheels.make_again("tiny", folder, False)
     assert (folder / "config.json").exists()
-    assert list(_wheels.cache_folder().iterdir()) == [folder]
+    assert list(_wheels.cache_folder().glob("*/*")) == [folder]
 
 
 def test_a_cache_named_from_home_or_from_here(tmp_path, monkeypatch):

@@ -3,6 +3,9 @@
     python notebooks/tools/record_benchmark.py plan                which placements
     python notebooks/tools/record_benchmark.py run --workers 2     train them (two cores: two hours
                                                                    a task and pass, resumable)
+    python notebooks/tools/record_benchmark.py run --tuned-by 0 --seeds 1 2
+                                                                   further seeds, at the rates that
+                                                                   seed 0 prefers
     python notebooks/tools/record_benchmark.py collect             what is finished, as CSV files
     python notebooks/tools/record_benchmark.py export              folders for PEFT's own comparison
 
@@ -13,8 +16,8 @@ With a GPU and a hub, after `plan` with the same arguments:
 
 All placements of a model have the same number of parameters, within 3 %. A pass trains each of them
 with one seed at three learning rates, and at further ones while the best is at the edge. Every run
-is judged on the same held-out problems, one by one, and on unrelated texts. No rate is chosen here:
-the analysis chooses it on one half of the problems and with other seeds than it reports.
+is judged on the same held-out problems, one by one, and on unrelated texts. The analysis chooses
+the rate on one half of the problems and with other seeds than it reports (`ex.crossfit`).
 
 Runs that are recorded in data/results are not run again.
 """
@@ -88,18 +91,31 @@ def run(given):
 
 
 def jobs_of(given):
-    """(task, seed, name of a placement), pass by pass, group by group."""
+    """(task, seed, name of a placement, learning rates), pass by pass, group by group."""
     plan = planned(given)
     if plan.empty:
         raise SystemExit(f"nothing is planned for {given.model}: run `plan` first")
     # in random order, so that an unfinished pass is a fair sample
     plan = plan.sample(frac=1, random_state=0)
+    if given.placements:
+        plan = plan[plan["placement"].isin(given.placements)]
+    chosen = tuned_rates(given) if given.tuned_by is not None else None
     jobs = []
     for seed, task, group in itertools.product(given.seeds, given.tasks, given.groups):
         own = plan[(plan["group"] == group) & plan["task"].isin([task, ""])]
-        names = [NAME] if group == "full" else own["placement"]
-        jobs += [(task, seed, name) for name in names]
+        for name in [NAME] if group == "full" else own["placement"]:
+            rates = FULL_RATES if name == NAME else given.rates
+            jobs.append((task, seed, name, chosen[task, name] if chosen else rates))
     return jobs
+
+
+def tuned_rates(given):
+    """{(task, placement): learning rates} that a recorded seed prefers."""
+    runs = ex.load_benchmark(RESULTS)
+    runs = runs[runs["task"].isin(given.tasks) & runs["group"].isin(given.groups)]
+    runs = runs[runs["model"] == name_of(given.model)]
+    chosen = ex.chosen_rates(runs, [given.tuned_by])
+    return chosen.groupby(["task", "placement"])["lr"].apply(list).to_dict()
 
 
 def planned(given):
@@ -110,7 +126,7 @@ def planned(given):
 
 def load_worker(given):
     """What a process keeps from one placement to the next."""
-    global model, tokenizer, tasks, placements, ranks, unrelated, folder, rates, known
+    global model, tokenizer, tasks, placements, ranks, unrelated, folder, known
     torch.set_num_threads(1)
     model, tokenizer = load_model(given)
     tasks = {name: load_task(name, given.test) for name in given.tasks}
@@ -120,7 +136,7 @@ def load_worker(given):
     for name, task in tasks.items() if "rival" in given.groups else ():
         placements |= {(name, placement): own for placement, own in field.of_task(task).items()}
     ranks = planned(given).set_index(["task", "placement"])["r"].to_dict()
-    unrelated, folder, rates = unrelated_texts(tokenizer), given.folder, given.rates
+    unrelated, folder = unrelated_texts(tokenizer), given.folder
     known = recorded("benchmark_runs.csv", RUN_COLUMNS)
     known = known[known["model"] == name_of(given.model)]
 
@@ -150,13 +166,17 @@ def unrelated_texts(tokenizer, texts=16, tokens=32):
 
 
 def train(job):
-    """A placement with one seed: at all rates, and further ones while the best is at the edge."""
-    task, seed, name = job
-    tried = set(FULL_RATES if name == NAME else rates)
+    """A placement with one seed: at all rates, and further ones while the best is at the edge.
+
+    One or two rates are not searched from.
+    """
+    task, seed, name, rates = job
+    tried = set(rates)
     while True:
         losses = {lr: loss_of(task, seed, name, lr) for lr in sorted(tried)}
         best = min(losses, key=losses.get)
-        if best not in (min(tried), max(tried)) or len(tried) >= MOST_RATES:
+        inside = best not in (min(tried), max(tried))
+        if inside or len(tried) < 3 or len(tried) >= MOST_RATES:
             return f"{task}, {name}, seed {seed}: " + told(losses)
         tried.add(best * 2 if best == max(tried) else best / 2)
 
@@ -315,8 +335,10 @@ def main():
     parser.add_argument("--tasks", nargs="+", default=SHORT, choices=TRAINING)
     parser.add_argument("--test", type=int, default=TEST, help="examples to judge by")
     parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS)
+    parser.add_argument("--placements", nargs="+", help="of the groups, these only")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one a pass")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one a pass")
+    parser.add_argument("--tuned-by", type=int, help="a recorded seed, which chooses the rates")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600)
     given = parser.parse_args()

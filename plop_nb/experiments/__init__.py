@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plop_nb.experiments import grpo
+    from plop_nb.experiments.benchmarking import load_benchmark
     from plop_nb.experiments.compare import tuned, versus
-    from plop_nb.experiments.crossfitting import crossfit
+    from plop_nb.experiments.crossfitting import chosen_rates, crossfit
     from plop_nb.experiments.evaluation import evaluate
     from plop_nb.experiments.first_steps import first_step, first_step_gain
     from plop_nb.experiments.gradients import completion_gradients
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 HOMES = {
     "NormsCallback": "plop_nb.experiments.norms_callback",
     "Task": "plop_nb.experiments.tasks",
+    "chosen_rates": "plop_nb.experiments.crossfitting",
     "completion_gradients": "plop_nb.experiments.gradients",
     "crossfit": "plop_nb.experiments.crossfitting",
     "curves": "plop_nb.experiments.grids",
@@ -38,6 +40,7 @@ HOMES = {
     "first_step_gain": "plop_nb.experiments.first_steps",
     "grid": "plop_nb.experiments.grids",
     "growth": "plop_nb.experiments.small_networks",
+    "load_benchmark": "plop_nb.experiments.benchmarking",
     "load_task": "plop_nb.experiments.tasks",
     "mean_interval": "plop_nb.stats",
     "pooled_losses": "plop_nb.experiments.pooling",
