@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
 from zlib import crc32
@@ -12,20 +12,22 @@ from peft import LoraConfig
 from torch import nn
 
 from plop_nb.checks import positive_integer, positive_number
-from plop_nb.stats import by_type, confidence, diagnoses, lowest, swaps, type_means
+from plop_nb.rules import Rule, name_of, ordered_types
+from plop_nb.stats import by_type, confidence, diagnoses, first_types, swaps, type_means
 from plop_nb.targets import adapted_targets, difference, lora_config, wanted_targets
-from plop_nb.text_table import TextTable, check_columns, text_table
+from plop_nb.text_table import check_columns, text_table
 
 
 def place(
     scores: pd.DataFrame,
     k: int | None = None,
     *,
+    rule: Rule = "nfn",
     parameters: int | None = None,
     r: int = 16,
     seed: int = 0,
 ) -> "Placement":
-    """Choose the module types with the lowest score (PLoP, section 3).
+    """Choose the module types with the lowest score (PLoP, section 3), or by another rule.
 
     Parameters
     ----------
@@ -33,8 +35,15 @@ def place(
         From `nfn_scores`.
     k : int, optional
         How many types, 1 to all of them; 3 by default, as in the paper.
+    rule : {"nfn", "size"} or pandas.Series
+        Which types come first. "nfn": those with the lowest score. "size": those whose adapters
+        have the most parameters at the same rank, which in most decoders are the three of the MLP;
+        it reads neither texts nor weights. A Series {type: number} is a rule of your own: the
+        lowest numbers come first.
+
+        @EVIDENCE@
     parameters : number, optional
-        Instead of `k`, a budget: from the lowest type on, as many as keep the adapters within so
+        Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.
     r : int
         Rank of the adapters that `parameters` counts.
@@ -48,9 +57,9 @@ def place(
     Raises
     ------
     ValueError
-        `k` or `r` is out of range; `k` is given together with `parameters`, which is no positive
-        number, or less than the adapters of the lowest type alone; or `scores` is not a frame of
-        scores.
+        `k` or `r` is out of range; `rule` is unknown, or lacks a type; `k` is given together with
+        `parameters`, which is no positive number, or less than the adapters of the first type
+        alone; or `scores` is not a frame of scores.
 
     Warns
     -----
@@ -63,9 +72,15 @@ def place(
             f"k={k!r} and parameters={parameters!r} both say how many types: leave one of them out"
         )
     table = text_table(scores)
+    name = name_of(rule)
+    sizes = adapter_sizes(scores) if name == "size" else None
+    order = ordered_types(table, sizes, rule)
     if parameters is not None:
-        k = len(affordable(scores, parameters, r, table=table))
-    types = lowest(table, 3 if k is None else k)
+        k = len(affordable(scores, parameters, r, order=order))
+    types = first_types(order, 3 if k is None else k)
+    if name != "nfn":
+        by_hand = Placement.of_types(scores, types)
+        return replace(by_hand, types=types, notes=[f"chosen by {name}, not by score"])
     sure = confidence(table, types, seed=seed)
     return Placement(
         types=types,
@@ -83,16 +98,18 @@ def affordable(
     r: int,
     by: str = "type",
     *,
-    table: TextTable | None = None,
+    order: list[str] | None = None,
 ) -> list:
-    """The lowest types, or other groups, whose adapters of rank `r` keep within a budget.
+    """The first types, or other groups, whose adapters of rank `r` keep within a budget.
 
-    `table` is `text_table(scores, by)` where it is made already.
+    `order` says which come first: by default those with the lowest score.
     """
     r = positive_integer("r", r)
     parameters = positive_number("parameters", parameters, " of parameters")
-    means = (table or text_table(scores, by)).values.mean().sort_values(kind="stable")
-    cost = r * adapter_sizes(scores, by)[means.index].cumsum()
+    if order is None:
+        means = text_table(scores, by).values.mean()
+        order = means.sort_values(kind="stable").index.tolist()
+    cost = r * adapter_sizes(scores, by)[order].cumsum()
     if cost.iloc[0] > parameters:
         raise ValueError(
             f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {by} "

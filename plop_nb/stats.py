@@ -130,13 +130,17 @@ def type_means(scores: pd.DataFrame) -> pd.Series:
 
 def lowest(scores: pd.DataFrame, k: int) -> list[str]:
     """The `k` types with the lowest score."""
-    ranking = type_means(scores)
-    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= len(ranking):
+    return first_types(type_means(scores).index.tolist(), k)
+
+
+def first_types(order: list[str], k: int) -> list[str]:
+    """The first `k` of all types (ValueError where there are not so many)."""
+    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= int(k) <= len(order):
         raise ValueError(
-            f"k={k!r}, expected an integer from 1 to {len(ranking)}, the number of module types "
+            f"k={k!r}, expected an integer from 1 to {len(order)}, the number of module types "
             "scored"
         )
-    return ranking.index[:k].tolist()
+    return order[:k]
 
 
 def confidence(scores: pd.DataFrame, types: Iterable[str], *, seed: int = 0) -> float:

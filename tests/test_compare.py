@@ -5,7 +5,9 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from plop_nb import experiments as ex
 from plop_nb.experiments import tuned, versus
 
 
@@ -199,3 +201,71 @@ def test_no_runs_at_all():
             ask(nothing)
         with pytest.raises(ValueError, match="runs lacks the columns"):
             ask(pd.DataFrame())
+
+
+# Differences for other seeds and other problems
+
+
+def judged(true, *, seeds=3, problems=200, of_seed=0.02, of_problem=0.1, draw=0):
+    """What `crossfit` would return for placements of known losses."""
+    random = np.random.default_rng(draw)
+    tokens = random.integers(1, 6, size=problems)
+    common = 0.5 * random.normal(size=problems)  # a hard problem is hard for all placements
+    rows = []
+    for placement, loss in true.items():
+        own = of_problem * random.normal(size=problems)
+        for seed in range(seeds):
+            level = loss + of_seed * random.normal() + 0.1 * seed
+            losses = tokens * (level + common + own)
+            row = {"task": "t", "placement": placement, "seed": seed, "losses": losses}
+            rows.append(row | {"loss": losses.sum() / tokens.sum(), "tokens": tokens})
+    return pd.DataFrame(rows)
+
+
+def test_differences_hold_all_at_once():
+    """Of 200 experiments with 6 comparisons each, some 5 % have an interval that misses."""
+    true = {name: 1 + 0.01 * number for number, name in enumerate("abcdefg")}
+    missed = 0
+    for draw in range(200):
+        found = ex.differences(judged(true, draw=draw), "a").set_index("placement")
+        truth = pd.Series(true) - true["a"]
+        truth = truth[found.index]
+        missed += ((found["low"] > truth) | (found["high"] < truth)).any()
+    assert 2 <= missed <= 20
+
+
+def test_differences_know_the_noise_of_problems():
+    """Without noise of seeds, the interval is that of a paired t-test over the problems."""
+    results = judged({"a": 1.0, "b": 1.1}, of_seed=0, seeds=2)
+    results["tokens"] = [np.ones(200)] * 4  # then the mean over tokens is that over problems
+    results["loss"] = results["losses"].map(np.mean)
+    [found] = ex.differences(results, "a").itertuples()
+    means = results.groupby("placement")["losses"].apply(lambda own: np.mean(list(own), axis=0))
+    gaps = means["b"] - means["a"]
+    assert found.difference == pytest.approx(gaps.mean())
+    error = gaps.std(ddof=1) / 200**0.5
+    assert found.high - found.difference == pytest.approx(error * stats.t.ppf(0.975, 1))
+
+
+def test_differences_of_what_is_apart():
+    found = ex.differences(judged({"a": 1.0, "b": 1.5, "c": 0.5, "d": 1.0}), "a")
+    assert found.set_index("placement")["verdict"].to_dict() == {
+        "b": "worse",
+        "c": "better",
+        "d": "undecided",
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda results: results.drop(columns="losses"), "losses"),
+        (lambda results: results[results["seed"] == 0], "two seeds or more"),
+        (lambda results: results.drop(index=0), "two seeds or more"),
+        (lambda results: results[results["placement"] != "a"], "reference='a'"),
+        (lambda results: results.head(0), "empty"),
+    ],
+)
+def test_differences_of_bad_input(spoil, said):
+    with pytest.raises(ValueError, match=said):
+        ex.differences(spoil(judged({"a": 1.0, "b": 1.1})), "a")

@@ -631,12 +631,12 @@ def write_record(folder, noise=0.0):
         losses = np.full(len(steps), np.nan) if lost else end + np.exp(-steps / 4)
         curves += [about | {"step": s, "train_loss": x} for s, x in zip(steps, losses, strict=True)]
         sums = [-1 if lost else round(100 * 2 * end)] * PROBLEMS
-        examples.append(about | {"losses": " ".join(map(str, sums))})
+        examples.append(about | {"losses": " ".join(map(str, sums)), "exact": "." * PROBLEMS})
     runs.append(about | {"group": "single", "placement": "alone"})
     pd.DataFrame(runs).to_csv(folder / "benchmark_runs.csv", index=False)
     pd.DataFrame(curves).to_csv(folder / "benchmark_curves.csv.gz", index=False)
     pd.DataFrame(examples).to_csv(folder / "benchmark_examples.csv.gz", index=False)
-    tokens = pd.DataFrame({"task": ["t"], "tokens": [" ".join(["2"] * PROBLEMS)]})
+    tokens = pd.DataFrame({"model": ["m"], "task": ["t"], "tokens": [" ".join(["2"] * PROBLEMS)]})
     tokens.to_csv(folder / "benchmark_tokens.csv", index=False)
 
 
@@ -649,6 +649,18 @@ def test_a_record_is_read_as_it_was_written(replay, tmp_path):
     assert record.loss(("t3", 2e-3, 1), half) == pytest.approx(1.3)
     assert record.loss(("t7", 4e-3, 1), half) == math.inf
     assert record.curves["t3", 2e-3, 1][0] == pytest.approx(1.3 + math.exp(-1 / 4))
+
+
+def test_placements_that_lack_runs_are_left_out(replay, tmp_path):
+    """One that was run at one rate only with the later seeds."""
+    write_record(tmp_path)
+    path = tmp_path / "benchmark_runs.csv"
+    runs = pd.read_csv(path)
+    lacks = (runs["placement"] == "t2") & (runs["seed"] > 0) & (runs["lr"] != 2e-3)
+    runs[~lacks].to_csv(path, index=False)
+    record = replay.read(tmp_path, "m", "t")
+    assert record.placements == [name for name in QUALITY if name != "t2"]
+    assert record.seeds == list(RECORDED_SEEDS) and record.rates == list(RATES)
 
 
 def test_where_the_truth_is_known_the_race_finds_it(replay, tmp_path):

@@ -24,6 +24,7 @@ Runs that are recorded in data/results are not run again.
 
 import argparse
 import copy
+import dataclasses
 import itertools
 import json
 import re
@@ -53,12 +54,17 @@ GROUPS = ["single", "fixed", "triple", "rival", "full"]
 # of tasks with short texts, a run takes a minute on one core; the others want a GPU
 TRAINING = {
     "short_sums": {"steps": 25, "batch_size": 8},
+    "short_sums_long": {
+        "steps": 100,
+        "batch_size": 8,
+    },  # the same problems, four times the training
     "spelling": {"steps": 30, "batch_size": 8},
     "short_syllogisms": {"steps": 40, "batch_size": 8},
     "facts": {"steps": 40, "batch_size": 8},
     "anli": {"steps": 200, "batch_size": 16},
     "metamath": {"steps": 200, "batch_size": 16},
 }
+LONG = "_long"
 SHORT = ["short_sums", "spelling", "short_syllogisms", "facts"]
 TOLD_BY = ["model", "task", "placement", "lr", "seed"]
 PLAN_COLUMNS = ["model", "task", "group", "placement", "types", "r", "parameters"]
@@ -152,7 +158,9 @@ def name_of(model):
 
 
 def load_task(name, test=TEST):
-    return ex.load_task(name, test=test)
+    options = {"train": 1000} if name.endswith(LONG) else {}
+    task = ex.load_task(name.removesuffix(LONG), test=test, **options)
+    return dataclasses.replace(task, name=name)
 
 
 def unrelated_texts(tokenizer, texts=16, tokens=32):

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from record import RESULTS, save
 
+from plop_nb import experiments as ex
 from plop_nb.experiments.races import Arm, Ladder
 from plop_nb.experiments.races.jobs import Run
 
@@ -69,55 +70,32 @@ class Record:
 
 
 def read(folder: Path, model: str, task: str) -> Record:
-    """What is recorded of a model on a task: only what all placements have."""
-    runs, curves, examples = (
-        one_task(folder / name, model, task)
-        for name in ("benchmark_runs.csv", "benchmark_curves.csv.gz", "benchmark_examples.csv.gz")
-    )
-    runs = runs[runs["group"] == GROUP]
-    count = runs["placement"].nunique()
-    cells = runs.groupby(["lr", "seed"])["placement"].nunique()
-    whole = [cell for cell, placements in cells.items() if placements == count]
-    rates, seeds = common(whole)
-    tokens = pd.read_csv(folder / "benchmark_tokens.csv", comment="#").set_index("task")["tokens"]
-    points = curves.sort_values("step").groupby(TOLD_BY)["train_loss"].apply(list)
-    sums = {tuple(row[name] for name in TOLD_BY): nats(row["losses"]) for row in rows(examples)}
+    """What is recorded of a model on a task: the placements with the most runs at common rates."""
+    runs = ex.load_benchmark(folder).query("model == @model and task == @task and group == @GROUP")
+    tried = runs.groupby("lr")["placement"].nunique()
+    runs = runs[runs["lr"].isin(tried.index[tried == tried.max()])]
+    count = runs.groupby("placement").size()
+    runs = runs[runs["placement"].isin(count.index[count == count.max()])]
+    rates, seeds = common(runs)
+    curves = pd.read_csv(folder / "benchmark_curves.csv.gz", comment="#")
+    curves = curves.query("model == @model and task == @task").sort_values("step")
+    sums = {tuple(row[name] for name in TOLD_BY): row["losses"] for row in runs.to_dict("records")}
     return Record(
         placements=sorted(runs["placement"].unique()),
         rates=rates,
         seeds=seeds,
-        curves=points.to_dict(),
+        curves=curves.groupby(TOLD_BY)["train_loss"].apply(list).to_dict(),
         sums=sums,
-        tokens=numbers(tokens[task]),
+        tokens=runs["tokens"].iloc[0],
     )
 
 
-def one_task(path, model, task):
-    frame = pd.read_csv(path, comment="#")
-    return frame[(frame["model"] == model) & (frame["task"] == task)]
-
-
-def common(cells):
-    """The rates and seeds of the largest whole grid: seeds that have all rates of the first."""
-    by_seed = {}
-    for lr, seed in cells:
-        by_seed.setdefault(seed, set()).add(lr)
-    rates = by_seed[min(by_seed)] if by_seed else set()
-    return sorted(rates), sorted(seed for seed, own in by_seed.items() if own >= rates)
-
-
-def rows(frame):
-    return frame.to_dict("records")
-
-
-def numbers(text):
-    return np.array([float(number) for number in str(text).split()])
-
-
-def nats(text):
-    """Losses that are recorded in hundredths of a nat; -1: it diverged."""
-    hundredths = numbers(text)
-    return np.where(hundredths < 0, np.inf, hundredths / 100)
+def common(runs):
+    """The rates, and the seeds that all placements have at all of them."""
+    rates = sorted(runs["lr"].unique())
+    whole = len(rates) * runs["placement"].nunique()
+    cells = runs.groupby("seed").size()
+    return rates, sorted(cells.index[cells == whole])
 
 
 # One draw
@@ -265,8 +243,8 @@ def main():
     parser.add_argument("--tasks", nargs="+", help="all of the record by default")
     parser.add_argument("--draws", type=int, default=100)
     given = parser.parse_args()
-    runs = pd.read_csv(RESULTS / "benchmark_runs.csv", comment="#")
-    tasks = given.tasks or sorted(runs.loc[runs["model"] == given.model, "task"].unique())
+    runs = ex.load_benchmark(RESULTS).query("model == @given.model and group == @GROUP")
+    tasks = given.tasks or sorted(runs["task"].unique())
     parts = []
     for task in tasks:
         record = read(RESULTS, given.model, task)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plop_nb.experiments import grpo
     from plop_nb.experiments.benchmarking import load_benchmark
-    from plop_nb.experiments.compare import tuned, versus
+    from plop_nb.experiments.compare import differences, tuned, versus
     from plop_nb.experiments.crossfitting import chosen_rates, crossfit
     from plop_nb.experiments.evaluation import evaluate
     from plop_nb.experiments.first_steps import first_step, first_step_gain
@@ -33,6 +33,7 @@ HOMES = {
     "completion_gradients": "plop_nb.experiments.gradients",
     "crossfit": "plop_nb.experiments.crossfitting",
     "curves": "plop_nb.experiments.grids",
+    "differences": "plop_nb.experiments.compare",
     "digit_sums": "plop_nb.experiments.tasks",
     "evaluate": "plop_nb.experiments.evaluation",
     "finetune": "plop_nb.experiments.training",

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from plop_nb.checks import coverage_level, user_level
+from plop_nb.experiments.pooling import seed_variance
 from plop_nb.stats import mean_interval
 
 LOWER_IS_BETTER = {"loss": True, "accuracy": False, "reward": False}
@@ -181,6 +183,78 @@ def _compared(
         reference_parameters=parameters[reference],
         verdict=_verdict(interval.low, interval.high, LOWER_IS_BETTER[value]),
     )
+
+
+def differences(results: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataFrame:
+    """Each placement minus a reference, for other seeds *and* other problems.
+
+    The intervals hold all at once (Bonferroni over all rows). The noise of seeds is pooled over all
+    placements of a task, since two or three seeds of one placement cannot tell it: the spread of
+    its runs, but for what a seed does to all placements. The noise of problems is that of the
+    differences from problem to problem.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        From `crossfit`: `task`, `placement`, `seed`, `loss`, `losses`, and `tokens` of the problems
+        (arrays), as `load_benchmark` has them. In each task all placements have the same seeds, two
+        or more.
+    reference : str
+        The placement to compare with.
+    level : float
+        How probably all intervals hold at once.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `task`, `placement`, `difference` (nats per token), `low`, `high`, `verdict`
+        ("better", "worse", "undecided").
+
+    Raises
+    ------
+    ValueError
+        A column is missing, the reference was not run on a task, or seeds are missing.
+    """
+    level = coverage_level(level)
+    _check_columns(results, ["task", "placement", "seed", "loss", "losses", "tokens"])
+    rows = []
+    for task, own in results.groupby("task", sort=False):
+        rows += _differences_of_task(task, own, reference)
+    tail = (1 - level) / 2 / max(1, len(rows))
+    table = pd.DataFrame(rows)
+    half = table.pop("error") * student.ppf(1 - tail, table.pop("freedom"))
+    table["low"], table["high"] = table["difference"] - half, table["difference"] + half
+    ends = zip(table["low"], table["high"], strict=True)
+    table["verdict"] = [_verdict(low, high, lower_is_better=True) for low, high in ends]
+    return table
+
+
+def _differences_of_task(task: str, results: pd.DataFrame, reference: str) -> list[dict]:
+    """Differences with their standard errors, and the degrees of freedom of these."""
+    losses = results.pivot(index="placement", columns="seed", values="loss")
+    if reference not in losses.index:
+        raise ValueError(
+            f"reference={reference!r} was not run on {task!r}, choose one of {sorted(losses.index)}"
+        )
+    if losses.shape[1] < 2 or losses.isna().any(axis=None):
+        raise ValueError(
+            f"placements on {task!r} have not all of the seeds {sorted(losses.columns)}: all of "
+            f"them need the same two seeds or more"
+        )
+    placements, seeds = losses.shape
+    of_seeds = 2 * seed_variance(losses.to_numpy()) / seeds
+    tokens = np.asarray(results["tokens"].iloc[0])
+    means = results.groupby("placement")["losses"].apply(lambda own: np.mean(list(own), axis=0))
+    rows = []
+    for name in losses.index.drop(reference):
+        gaps = means[name] - means[reference]
+        difference = gaps.sum() / tokens.sum()
+        rest = gaps - difference * tokens
+        of_problems = len(tokens) * rest.var(ddof=1) / tokens.sum() ** 2
+        row = {"task": task, "placement": name, "difference": difference}
+        row |= {"error": np.sqrt(of_seeds + of_problems)}
+        rows.append(row | {"freedom": (placements - 1) * (seeds - 1)})
+    return rows
 
 
 def _verdict(low: float, high: float, lower_is_better: bool) -> str:

@@ -68,7 +68,7 @@ def crossfit(runs: pd.DataFrame, *, tuning_seeds: Sequence[int] = ()) -> pd.Data
     pandas.DataFrame
         Columns `task`, `placement`, `seed`, `lr` (geometric mean over the halves), `edge` (True:
         the best is the lowest or highest rate tried in one of the halves), `loss` (nats per token),
-        `losses` (an array: nats per example, summed over its tokens).
+        `losses` (an array: nats per example, summed over its tokens), `tokens` (an array).
 
     Raises
     ------
@@ -176,6 +176,7 @@ def at_tuned_rates(runs: Runs, seed: int, tuning_seeds: Sequence[int] = ()) -> d
         "edge": bool(edge),
         "loss": losses.sum() / runs.tokens.sum(),
         "losses": losses,
+        "tokens": runs.tokens,
     }
 
 

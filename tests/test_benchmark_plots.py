@@ -1,0 +1,301 @@
+"""The pictures of the benchmark: what stands where, what they say, and what they refuse."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
+
+from plop_nb.benchmark_plots import (
+    plot_differences,
+    plot_forgetting,
+    plot_rates,
+    plot_rules,
+    plot_spread,
+)
+from plop_nb.form_plots import COLORS
+
+SINGLE = ["q", "k", "v", "o", "gate", "up", "down"]
+TRIPLES = ["+".join(three) for three in itertools.combinations(sorted(SINGLE), 3)]
+GROUP = {name: "single" for name in SINGLE} | {name: "triple" for name in TRIPLES}
+GROUP |= {"all": "fixed", "attention": "fixed", "last third of layers": "fixed"}
+GROUP |= {"EVA, rho 1": "rival", "full finetuning": "full"}
+TASKS = ["short_sums", "spelling", "short_syllogisms", "facts"]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def spread(tasks=1):
+    """Three types within 0.34, one type within 0.6, a row of a single dot."""
+    rows = []
+    for task in TASKS[:tasks]:
+        rows += [(task, "sets", name, 1 + 0.01 * i) for i, name in enumerate(TRIPLES)]
+        rows += [(task, "one type", name, 2 - 0.1 * i) for i, name in enumerate(SINGLE)]
+        rows.append((task, "all", "all", 1.2))
+    return pd.DataFrame(rows, columns=["task", "kind", "placement", "loss"])
+
+
+def rates(tasks=1):
+    """Best at 2e-3, but for single types: 4e-3. One run has diverged."""
+    rows = []
+    for task, (name, group), lr in itertools.product(
+        TASKS[:tasks], GROUP.items(), (1e-3, 2e-3, 4e-3)
+    ):
+        best = 4e-3 if group == "single" else 2e-3
+        rows.append((task, name, group, lr, 1 + 0.001 * len(name) + 0.2 * abs(np.log2(lr / best))))
+    frame = pd.DataFrame(rows, columns=["task", "placement", "group", "lr", "loss"])
+    frame.loc[(frame["placement"] == "all") & (frame["lr"] == 4e-3), "loss"] = 50.0
+    return frame
+
+
+def differences(tasks=1):
+    rows = []
+    for (number, task), (place, name) in itertools.product(
+        enumerate(TASKS[:tasks]), enumerate(TRIPLES[:25])
+    ):
+        value = 0.02 * ((place * 7 + number) % 25) - 0.1
+        verdict = "worse" if value > 0.05 else "better" if value < -0.05 else "undecided"
+        rows.append((task, name, value, value - 0.05, value + 0.05, verdict))
+    columns = ["task", "placement", "difference", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def rules(tasks=1):
+    rows = []
+    for task in TASKS[:tasks]:
+        rows.append((task, "lowest scores", "down+gate+up", 0.2, 0.1, 0.3))
+        rows.append((task, "highest scores", "k+q+v", 0.9, 0.8, 1.0))
+        rows.append((task, "gradients", "gate+o+up", 0.4, 0.2, 0.6))
+    columns = ["task", "rule", "chosen", "regret", "regret_low", "regret_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def forgetting(tasks=1):
+    generator = np.random.default_rng(0)
+    rows = []
+    for task, (name, group) in itertools.product(TASKS[:tasks], GROUP.items()):
+        rows.append((task, name, group, *generator.normal([3, 0], 0.1)))
+    return pd.DataFrame(rows, columns=["task", "placement", "group", "gain", "forgetting"])
+
+
+DRAWN = {
+    "spread": (spread, plot_spread, "loss"),
+    "rates": (rates, plot_rates, "loss"),
+    "differences": (differences, lambda frame: plot_differences(frame, "attention"), "high"),
+    "rules": (rules, plot_rules, "regret_low"),
+    "forgetting": (forgetting, plot_forgetting, "gain"),
+}
+
+
+def titles(axes):
+    return [ax.get_title(loc="left").replace("\n", " ") for ax in axes]
+
+
+def row_names(ax):
+    return [tick.get_text() for tick in ax.get_yticklabels()]
+
+
+def dots(ax):
+    """Positions of all dots, in the order of drawing."""
+    offsets = [own.get_offsets() for own in ax.collections if len(own.get_offsets())]
+    return np.concatenate([own for own in offsets if own.any()])
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+@pytest.mark.parametrize("name", DRAWN)
+def test_texts_lie_inside_the_figure_and_apart(name, tasks):
+    made, plot, _ = DRAWN[name]
+    frame = made(tasks)
+    before = frame.copy(deep=True)
+    axes = plot(frame)
+    pd.testing.assert_frame_equal(frame, before)
+    figure = axes[0].figure
+    assert len(axes) == tasks == len(figure.axes)
+    assert (figure.get_size_inches() <= (11, 6)).all()
+    figure.canvas.draw()
+    texts = [text for ax in axes for text in [*ax.texts, ax._left_title]]
+    texts += [label for ax in axes for label in (ax.xaxis.label, ax.yaxis.label)]
+    texts = [text for text in texts if text.get_text()]
+    boxes = [Text.get_window_extent(text) for text in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        assert text.get_fontsize() >= 9
+        assert box.x0 >= figure.bbox.x0 and box.x1 <= figure.bbox.x1, text
+        assert box.y0 >= figure.bbox.y0 and box.y1 <= figure.bbox.y1, text
+    for (one, first), (other, second) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+        overlap = first.intersection(first, second)
+        # boxes have some room around the letters
+        assert overlap is None or min(overlap.width, overlap.height) < 1.5, (one, other)
+
+
+def test_spread_has_a_dot_per_placement_in_rows_from_the_top():
+    (ax,) = plot_spread(pd.concat([spread(), spread()]))  # a second seed: means
+    assert row_names(ax) == ["sets", "one type", "all"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    found = dots(ax)
+    assert sorted(found[:, 0]) == pytest.approx(sorted(spread()["loss"]))
+    assert np.bincount(found[:, 1].round().astype(int)).tolist() == [35, 7, 1]
+    medians = [
+        own.get_segments()[0][0, 0] for own in ax.collections if hasattr(own, "get_segments")
+    ]
+    assert medians == pytest.approx([1.17, 1.7, 1.2])
+    assert [text.get_text() for text in ax.texts] == ["q", "down", "all"]
+    assert [text.xy for text in ax.texts] == [(2.0, 1), (pytest.approx(1.4), 1), (1.2, 2)]
+
+
+def test_spread_says_what_the_losses_or_the_caller_say():
+    assert titles(plot_spread(spread())) == ["short sums: sets lie within 0.34 nats per token"]
+    doubled = spread().assign(loss=lambda table: 2 * table["loss"])
+    assert titles(plot_spread(doubled)) == ["short sums: sets lie within 0.68 nats per token"]
+    assert titles(plot_spread(spread(), {"short_sums": "close"})) == ["short sums: close"]
+    counted = plot_spread(spread(2), lambda task, own: f"{task} {len(own)}")
+    assert titles(counted) == ["short sums: short_sums 43", "spelling: spelling 43"]
+    with pytest.raises(ValueError, match=r"finding=.* lacks \['spelling'\]"):
+        plot_spread(spread(2), {"short_sums": "close"})
+
+
+def test_rates_draws_every_line_and_names_those_that_matter():
+    table = rates()
+    (ax,) = plot_rates(table)
+    lines = {line.get_label(): line for line in ax.lines}
+    assert set(lines) == set(GROUP)
+    for name, own in table.groupby("placement"):
+        assert lines[name].get_xdata() == pytest.approx([1e-3, 2e-3, 4e-3])
+        assert lines[name].get_ydata() == pytest.approx(own["loss"].to_numpy())
+    for name in SINGLE:
+        assert to_rgba(lines[name].get_color()) == to_rgba(COLORS[name])
+    grey = to_rgba(lines["k+o+q"].get_color())
+    assert to_rgba(lines["EVA, rho 1"].get_color()) == grey != to_rgba(lines["all"].get_color())
+    assert {text.get_text() for text in ax.texts} == {*SINGLE, "all", "attention", "MLP"}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1e-3", "2e-3", "4e-3"]
+    assert ax.get_xscale() == "log"
+
+
+def test_rates_cuts_off_what_has_diverged_and_says_so():
+    (ax,) = plot_rates(rates())
+    assert 1.4 < ax.get_ylim()[1] < 3
+    assert "(1 of 141 losses are higher than the axis)" in ax.get_xlabel()
+    (ax,) = plot_rates(rates().assign(loss=lambda table: table["loss"].clip(upper=1.4)))
+    assert ax.get_xlabel() == "learning rate"
+
+
+def test_rates_titles_follow_the_best_rates():
+    expected = (
+        "short sums: best at 2e-3 for 35 of 35 sets of three, at 4e-3 for 7 of 7 single types"
+    )
+    assert titles(plot_rates(rates())) == [expected]
+    table = rates()
+    table.loc[(table["placement"] == "q") & (table["lr"] == 1e-3), "loss"] = 0.5
+    assert titles(plot_rates(table)) == [expected.replace("7 of 7", "6 of 7")]
+
+
+def test_differences_share_the_order_of_their_means_and_have_verdicts_as_colours():
+    table = differences(2)
+    axes = plot_differences(table, "attention")
+    order = table.groupby("placement")["difference"].mean()
+    assert order[row_names(axes[0])].is_monotonic_increasing and len(row_names(axes[0])) == 25
+    for ax, (_, own) in zip(axes, table.groupby("task", sort=False), strict=True):
+        bars, points = ax.collections
+        places = [row_names(axes[0]).index(name) for name in own["placement"]]
+        assert points.get_offsets() == pytest.approx(np.c_[own["difference"], places])
+        ends = [(*segment[:, 0], segment[0, 1]) for segment in bars.get_segments()]
+        assert np.array(ends) == pytest.approx(np.c_[own["low"], own["high"], places])
+        colors = pd.Series(map(tuple, points.get_facecolors())).groupby(own["verdict"].tolist())
+        assert colors.nunique().tolist() == [1, 1, 1] and colors.first().nunique() == 3
+        assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [
+            ("attention", 0)
+        ]
+    title = "short sums: 17 of 25 worse than attention, 3 better"
+    assert titles(axes)[0] == title
+    table.loc[0, "verdict"] = "worse"
+    changed = titles(plot_differences(table, "MLP"))[0]
+    assert changed == "short sums: 18 of 25 worse than MLP, 2 better"
+
+
+def test_rules_stand_in_order_with_what_they_choose():
+    (ax,) = plot_rules(rules(), random=0.45)
+    assert row_names(ax) == ["lowest scores", "highest scores", "gradients"]
+    bars, points = ax.collections
+    assert points.get_offsets() == pytest.approx(np.array([[0.2, 0], [0.9, 1], [0.4, 2]]))
+    ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
+    assert ends == [[0.1, 0.3], [0.8, 1.0], [0.2, 0.6]]
+    said = {text.get_text(): text.get_position() for text in ax.texts}
+    assert said.pop("at random")[0] == 0.45 == ax.lines[0].get_xdata()[0]
+    assert {name: place[1] for name, place in said.items()} == {
+        "down+gate+up": 0,
+        "k+q+v": 1,
+        "gate+o+up": 2,
+    }
+    assert titles([ax]) == [
+        "short sums: 1 of 3 rules surely beat chance, best: lowest scores (0.20)"
+    ]
+    (ax,) = plot_rules(rules(), random=0.7)
+    assert titles([ax])[0].startswith("short sums: 2 of 3 rules")
+    with pytest.raises(ValueError, match="random=2"):
+        plot_rules(rules(), random=2)
+
+
+def test_forgetting_has_a_dot_per_placement_and_names_the_main_ones():
+    table = forgetting()
+    (ax,) = plot_forgetting(table)
+    expected = table.sort_values("placement")[["gain", "forgetting"]].to_numpy()
+    assert np.concatenate([own.get_offsets() for own in ax.collections]) == pytest.approx(expected)
+    named = {text.get_text(): text.xy for text in ax.texts}
+    assert named.pop("better ↘")
+    assert set(named) == {"MLP", *[n for n, group in GROUP.items() if group != "triple"]}
+    row = table.set_index("placement").loc["v"]
+    assert named["v"] == pytest.approx((row["gain"], row["forgetting"]))
+    best = table.loc[table["gain"].idxmax()]
+    (title,) = titles([ax])
+    assert title.startswith(f"short sums: {best['placement']} gains most ({best['gain']:.2f})")
+    table.loc[table["placement"] == "v", ["gain", "forgetting"]] = [4.0, -0.25]
+    assert titles(plot_forgetting(table)) == ["short sums: v gains most (4.00), forgets -0.25"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_frames_with_gaps_are_refused_before_anything_is_drawn(name):
+    made, plot, number = DRAWN[name]
+    frame = made()
+    with pytest.raises(ValueError, match=rf"lacks the columns \['{number}'\]: pass a frame with"):
+        plot(frame.drop(columns=number))
+    with pytest.raises(ValueError, match="lacks the columns"):
+        plot(None)
+    with pytest.raises(ValueError, match="is an empty frame"):
+        plot(frame.head(0))
+    for wrong in (np.nan, np.inf, None):
+        broken = frame.assign(**{number: [wrong, *frame[number].iloc[1:]]})
+        with pytest.raises(ValueError, match=f"{number}=.*'short_sums', expected a finite number"):
+            plot(broken)
+    with pytest.raises(ValueError, match="task=.*expected a name"):
+        plot(frame.assign(task=[None, *frame["task"].iloc[1:]]))
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [("rates", "group", "pair"), ("differences", "verdict", "?"), ("forgetting", "group", "pair")],
+)
+def test_unknown_words_are_refused(name, column, value):
+    made, plot, _ = DRAWN[name]
+    with pytest.raises(ValueError, match=f"{column}=.*expected one of"):
+        plot(made().assign(**{column: value}))
+
+
+def test_rates_must_be_positive():
+    with pytest.raises(ValueError, match="lr=0.0: pass rates above 0"):
+        plot_rates(rates().assign(lr=0.0))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_rows_may_have_any_index_and_tasks_may_lack_some(name):
+    made, plot, _ = DRAWN[name]
+    frame = made(2)
+    frame = frame[~((frame["task"] == "spelling") & (frame.index % 3 == 0))]
+    frame.index = [0] * len(frame)
+    assert len(plot(frame)) == 2
