@@ -42,6 +42,8 @@ OPTIONS = {}  # of `datasets.load_dataset`: {"name": "main"}
 N = 24  # how many texts to score on
 K = 3  # how many module types get adapters
 RANK = 16  # of the adapters
+EXAMPLES = None  # to race placements on: a list of {"prompt": "...", "completion": " ..."}, some hundred of them
+SECONDS = 600  # that the race may take
 
 # %% [markdown]
 # ## Texts
@@ -120,6 +122,32 @@ ax.set_title(f"Outlined: {explorer.parameters:,} trainable parameters (the other
 
 # %%
 print(explorer.config_text)
+
+# %% [markdown]
+# ## Is it the best place for my data?
+#
+# A low score does not promise that adapters train best there. In the record of notebook 05 the learning rate matters more than
+# the choice of three types. If you have examples with answers, let your choice race against the largest maps (the
+# MLP, as a rule) and against all of them: with equal parameters, at several learning rates, within a given time. Set `EXAMPLES`
+# in the settings for that. The race says which placement and rate to take, or "undecided": then take the one that is easiest to serve.
+
+# %%
+from plop_nb import experiments as ex
+from plop_nb.placement import Placement
+
+
+# %%
+def race_on(examples):
+    fifth = len(examples) // 5
+    parts = {"validation": examples[:fifth], "test": examples[fifth : 2 * fifth], "train": examples[2 * fifth :]}
+    rivals = {"chosen": explorer.placement, "largest maps": plop.place(scores, K, rule="size")}
+    rivals["all"] = Placement.of_types(scores, scores["type"].unique())
+    task = ex.Task("mine", **parts)
+    return ex.race(model, task, tokenizer, rivals, seconds=SECONDS, parameters=explorer.parameters)
+
+
+race = race_on(EXAMPLES) if EXAMPLES else "no EXAMPLES are set, so there is no race"
+race
 
 # %% [markdown]
 # Or go on from here; PEFT counts as the explorer does:

@@ -128,7 +128,7 @@ def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
         places = [names.index(name) for name in own["placement"]]
         _draw_intervals(ax, places, own[numbers], own["verdict"].map(VERDICTS), 0, reference)
         worse, better = sum(own["verdict"] == "worse"), sum(own["verdict"] == "better")
-        return f"{worse} of {len(own)} worse than {reference}, {better} better"
+        return f"{worse} of {len(own)} worse, {better} better"
 
     colors = "blue: better, grey: undecided, orange: worse"
     labels = "", "", f"loss minus that of {reference} (nats per token)\n{colors}"

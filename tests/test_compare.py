@@ -247,6 +247,24 @@ def test_differences_know_the_noise_of_problems():
     assert found.high - found.difference == pytest.approx(error * stats.t.ppf(0.975, 1))
 
 
+def test_differences_are_paired_by_common_seeds():
+    """What a seed does to all placements does not count, also where one lacks a seed."""
+    results = judged({"a": 1.0, "b": 1.0, "c": 1.0}, of_seed=1e-9, of_problem=1e-9, seeds=4)
+    fewer = results[~((results["placement"] == "c") & (results["seed"] > 1))]
+    found = ex.differences(fewer, "a").set_index("placement")
+    assert found["seeds"].to_dict() == {"b": 4, "c": 2}
+    assert found["difference"].abs().max() < 1e-6  # 0.1 to 0.2 where means over seeds were compared
+    assert fewer.groupby("placement")["loss"].mean().agg(np.ptp) > 0.09
+
+
+def test_more_seeds_make_narrower_differences():
+    results = judged({name: 1.0 for name in "abcdef"}, of_seed=0.1, of_problem=1e-6, seeds=8)
+    fewer = results[~((results["placement"] == "b") & (results["seed"] > 1))]
+    found = ex.differences(fewer, "a").set_index("placement")
+    widths = found["high"] - found["low"]
+    assert widths["b"] == pytest.approx(2 * widths["c"], rel=1e-3)
+
+
 def test_differences_of_what_is_apart():
     found = ex.differences(judged({"a": 1.0, "b": 1.5, "c": 0.5, "d": 1.0}), "a")
     assert found.set_index("placement")["verdict"].to_dict() == {
@@ -261,7 +279,7 @@ def test_differences_of_what_is_apart():
     [
         (lambda results: results.drop(columns="losses"), "losses"),
         (lambda results: results[results["seed"] == 0], "two seeds or more"),
-        (lambda results: results.drop(index=0), "two seeds or more"),
+        (lambda results: results.drop(index=[0, 1]), "two seeds or more"),
         (lambda results: results[results["placement"] != "a"], "reference='a'"),
         (lambda results: results.head(0), "empty"),
     ],

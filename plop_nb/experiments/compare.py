@@ -188,17 +188,17 @@ def _compared(
 def differences(results: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataFrame:
     """Each placement minus a reference, for other seeds *and* other problems.
 
-    The intervals hold all at once (Bonferroni over all rows). The noise of seeds is pooled over all
-    placements of a task, since two or three seeds of one placement cannot tell it: the spread of
-    its runs, but for what a seed does to all placements. The noise of problems is that of the
-    differences from problem to problem.
+    Placements are paired by their common seeds. The intervals hold all at once (Bonferroni over all
+    rows). The noise of seeds is pooled over all placements of a task, since two or three seeds of
+    one placement cannot tell it: the spread of runs about their placement's mean, but for what a
+    seed does to all placements, over the seeds that all of them have. The noise of problems is
+    that of the differences from problem to problem.
 
     Parameters
     ----------
     results : pandas.DataFrame
         From `crossfit`: `task`, `placement`, `seed`, `loss`, `losses`, and `tokens` of the problems
-        (arrays), as `load_benchmark` has them. In each task all placements have the same seeds, two
-        or more.
+        (arrays). The placements of a task have two seeds in common, or more.
     reference : str
         The placement to compare with.
     level : float
@@ -208,12 +208,13 @@ def differences(results: pd.DataFrame, reference: str, level: float = 0.95) -> p
     -------
     pandas.DataFrame
         Columns `task`, `placement`, `difference` (nats per token), `low`, `high`, `verdict`
-        ("better", "worse", "undecided").
+        ("better", "worse", "undecided"), `seeds` (how many the pair has in common).
 
     Raises
     ------
     ValueError
-        A column is missing, the reference was not run on a task, or seeds are missing.
+        A column is missing, the reference was not run on a task, or the placements of a task have
+        fewer than two seeds in common.
     """
     level = coverage_level(level)
     _check_columns(results, ["task", "placement", "seed", "loss", "losses", "tokens"])
@@ -236,23 +237,25 @@ def _differences_of_task(task: str, results: pd.DataFrame, reference: str) -> li
         raise ValueError(
             f"reference={reference!r} was not run on {task!r}, choose one of {sorted(losses.index)}"
         )
-    if losses.shape[1] < 2 or losses.isna().any(axis=None):
+    common = losses.dropna(axis=1)
+    placements, seeds = common.shape
+    if seeds < 2:
         raise ValueError(
-            f"placements on {task!r} have not all of the seeds {sorted(losses.columns)}: all of "
-            f"them need the same two seeds or more"
+            f"the placements on {task!r} have the seeds {common.columns.tolist()} in common: run "
+            f"all of them with the same two seeds or more"
         )
-    placements, seeds = losses.shape
-    of_seeds = 2 * seed_variance(losses.to_numpy()) / seeds
+    of_a_seed = 2 * seed_variance(common.to_numpy())
     tokens = np.asarray(results["tokens"].iloc[0])
-    means = results.groupby("placement")["losses"].apply(lambda own: np.mean(list(own), axis=0))
+    by_run = results.set_index(["placement", "seed"])["losses"]
     rows = []
     for name in losses.index.drop(reference):
-        gaps = means[name] - means[reference]
+        paired = losses.loc[[name, reference]].dropna(axis=1).columns
+        gaps = np.mean([by_run[name, seed] - by_run[reference, seed] for seed in paired], axis=0)
         difference = gaps.sum() / tokens.sum()
         rest = gaps - difference * tokens
         of_problems = len(tokens) * rest.var(ddof=1) / tokens.sum() ** 2
-        row = {"task": task, "placement": name, "difference": difference}
-        row |= {"error": np.sqrt(of_seeds + of_problems)}
+        row = {"task": task, "placement": name, "difference": difference, "seeds": len(paired)}
+        row["error"] = np.sqrt(of_a_seed / len(paired) + of_problems)
         rows.append(row | {"freedom": (placements - 1) * (seeds - 1)})
     return rows
 
