@@ -45,6 +45,7 @@ def plot_spread(losses: pd.DataFrame, finding: Callable | Mapping | None = None)
     -------
     numpy.ndarray of matplotlib.axes.Axes
         One per task, of a new figure; kinds from the top, with names at the ends of short rows.
+        In longer ones, losses far above all others are numbers at the right.
 
     Raises
     ------
@@ -58,8 +59,11 @@ def plot_spread(losses: pd.DataFrame, finding: Callable | Mapping | None = None)
     kinds = losses["kind"].unique().tolist()
 
     def draw(ax, own):
-        for kind, rows in own.groupby("kind", sort=False):
-            _draw_row(ax, kinds.index(kind), rows.groupby("placement")["loss"].mean().sort_values())
+        means = own.groupby(["kind", "placement"], sort=False)["loss"].mean()
+        for kind, rows in means.groupby("kind", sort=False):
+            row = rows.droplevel("kind").sort_values()
+            top = _fence(means) if len(row) > LABELLED else row.max()
+            _draw_row(ax, kinds.index(kind), row, top)
         task = own["task"].iloc[0]
         return finding(task, own) if callable(finding) else finding[task]
 
@@ -266,15 +270,25 @@ def _make_room(ax: Axes, _: Any) -> None:
         ax.set_xlim(low - (frame.x0 - boxes.x0) * pixel, high + (boxes.x1 - frame.x1) * pixel)
 
 
-def _draw_row(ax: Axes, place: int, losses: pd.Series) -> None:
+def _draw_row(ax: Axes, place: int, losses: pd.Series, top: float) -> None:
     """Dots from the lowest to the highest, their median, and the names of both ends."""
+    ax.vlines(losses.median(), place - 0.36, place + 0.36, color=DARK, lw=3, zorder=0)
+    if far := [f"{loss:.2f}" for loss in losses[losses > top]]:
+        style = {"ha": "right", "va": "bottom", "fontsize": FONT, "color": BLUE}
+        ax.annotate(", ".join(far) + " →", (top, place), **style)
+    losses = losses[losses <= top]
     jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(losses))
     ax.scatter(losses, place + jitter, s=34, color=BLUE, alpha=0.8, edgecolor="white", lw=0.5)
-    ax.vlines(losses.median(), place - 0.36, place + 0.36, color=DARK, lw=3, zorder=0)
     if len(losses) <= LABELLED:
         for end, side, shift in ((-1, "left", 7), (0, "right", -7))[: len(losses)]:
             style = {"ha": side, "va": "center", "fontsize": FONT, "textcoords": "offset points"}
             ax.annotate(losses.index[end], (losses.iloc[end], place), (shift, 0), **style)
+
+
+def _fence(losses: pd.Series) -> float:
+    """Up to where an axis has to reach: what is far above all others does not stretch it."""
+    quarter, rest = losses.quantile([0.25, 0.75])
+    return min(losses.max(), rest + FENCE * (rest - quarter))
 
 
 def _span(task: str, own: pd.DataFrame) -> str:
@@ -284,9 +298,8 @@ def _span(task: str, own: pd.DataFrame) -> str:
 
 def _draw_rates(ax: Axes, table: pd.DataFrame) -> str:
     """Lines within what most losses span; names at the right, at their lines' heights."""
-    low, quarter, rest, highest = table["loss"].quantile([0, 0.25, 0.75, 1])
-    needed = table.groupby("placement")["loss"].min().max()
-    top = min(highest, max(needed, rest + FENCE * (rest - quarter)))
+    low = table["loss"].min()
+    top = max(table.groupby("placement")["loss"].min().max(), _fence(table["loss"]))
     room = 0.04 * (top - low) or 0.1
     rates = sorted(table["lr"].unique())
     ax.set(xscale="log", ylim=(low - room, top + room), xlim=(rates[0] / 1.1, rates[-1] * 1.1))

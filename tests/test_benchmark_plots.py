@@ -149,6 +149,16 @@ def test_spread_has_a_dot_per_placement_in_rows_from_the_top():
     assert [text.xy for text in ax.texts] == [(2.0, 1), (pytest.approx(1.4), 1), (1.2, 2)]
 
 
+def test_spread_writes_what_lies_far_above_as_a_number():
+    rows = [
+        {"task": "t", "kind": "k", "placement": f"p{i}", "loss": 1 + i / 100} for i in range(20)
+    ]
+    far = rows + [{"task": "t", "kind": "k", "placement": "far", "loss": 9.0}]
+    [ax] = plot_spread(pd.DataFrame(far))
+    assert [text.get_text() for text in ax.texts] == ["9.00 →"]
+    assert ax.get_xlim()[1] < 1.8 and len(ax.collections[-1].get_offsets()) == 20
+
+
 def test_names_at_the_ends_of_a_row_lie_between_the_axes():
     table = spread().replace({"placement": {"q": "the last third of all layers"}})
     (ax,) = plot_spread(table[table["kind"] != "sets"])

@@ -1,0 +1,37 @@
+"""Cells of notebooks that only run where a reader sets something."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jupytext
+
+import plop_nb as plop
+from plop_nb import experiments as ex
+from plop_nb.placement import Placement
+
+from .conftest import TEXTS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_race_of_notebook_07(tiny_llama, byte_tokenizer, monkeypatch):
+    """On examples of the reader's own, the chosen placement races against two others."""
+    notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
+    [cell] = [cell.source for cell in notebook.cells if "def race_on" in cell.source]
+    scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
+    explorer = SimpleNamespace(placement=plop.place(scores, k=2), parameters=2000)
+    names = {"plop": plop, "ex": ex, "Placement": Placement, "explorer": explorer, "K": 3}
+    names |= {"model": tiny_llama, "tokenizer": byte_tokenizer, "scores": scores, "SECONDS": 30}
+    names["EXAMPLES"] = None
+    exec(cell, names)
+    assert "no EXAMPLES" in names["race"]
+    monkeypatch.setattr(names["ex"], "race", lambda *given, **options: (given, options))
+    examples = [{"prompt": f"{number}", "completion": " x"} for number in range(100)]
+    (model, task, tokenizer, placements), options = names["race_on"](examples)
+    assert (model, tokenizer) == (tiny_llama, byte_tokenizer)
+    assert options == {"seconds": 30, "parameters": 2000}
+    assert placements["chosen"] == explorer.placement and len(placements) == 3
+    assert set(placements["all"].types) == set(scores["type"])
+    splits = [task.train, task.validation, task.test]
+    assert [len(split) for split in splits] == [60, 20, 20]
+    assert sorted(e["prompt"] for split in splits for e in split) == sorted(map(str, range(100)))
