@@ -23,6 +23,7 @@ GROUPS = {"single": "single types", "triple": "sets of three", "fixed": "usual s
 GROUPS |= {"rival": "rivals", "full": "full finetuning"}
 MARKERS = {"single": "o", "triple": "o", "fixed": "s", "rival": "D", "full": "*"}
 MAIN = {"all": "all", "attention": "attention", "down+gate+up": "MLP"}  # dark, by these names
+DASHES = {"all": "--", "attention": ":"}
 FONT = 9  # points, of the labels
 LABELLED = 8  # dots at most, in a row whose lowest and highest are named
 _short = partial(np.format_float_scientific, trim="-", exp_digits=1)  # such as "5e-4"
@@ -74,7 +75,7 @@ def plot_spread(losses: pd.DataFrame, finding: Callable | Mapping | None = None)
 def plot_rates(losses: pd.DataFrame) -> np.ndarray:
     """Loss against the learning rate, a line per placement.
 
-    Single types are coloured; "all", "attention" and "down+gate+up" ("MLP") are dark and dashed.
+    Single types are coloured; "all" (dashed), "attention" (dotted) and "down+gate+up" (MLP) dark.
     Losses far above the others are cut off, and counted below.
 
     Parameters
@@ -132,7 +133,8 @@ def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
         places = [names.index(name) for name in own["placement"]]
         _draw_intervals(ax, places, own[numbers], own["verdict"].map(VERDICTS), 0, reference)
         worse, better = sum(own["verdict"] == "worse"), sum(own["verdict"] == "better")
-        return f"{worse} of {len(own)} worse, {better} better"
+        rest = f", {better} better" if better else ""
+        return f"{worse} of {len(own)} surely worse than {reference}{rest}"
 
     colors = "blue: better, grey: undecided, orange: worse"
     labels = "", "", f"loss minus that of {reference} (nats per token)\n{colors}"
@@ -173,7 +175,7 @@ def plot_rules(judged: pd.DataFrame, random: float = 0.5) -> np.ndarray:
             ax.text(1.02, place, chosen, **right)
         ax.set_xlim(min(0, *own["regret_low"]) - 0.04, max(1, *own["regret_high"]) + 0.04)
         best = own.loc[own["regret"].idxmin()]
-        sure = f"{sum(own['regret_high'] < random)} of {len(own)} rules surely beat chance"
+        sure = f"{sum(own['regret_high'] < random)} of {len(own)} choices surely beat chance"
         return f"{sure}, best: {best['rule']} ({best['regret']:.2f})"
 
     labels = "regret (0: best of all sets, 1: worst)", "", ""
@@ -273,10 +275,11 @@ def _make_room(ax: Axes, _: Any) -> None:
 def _draw_row(ax: Axes, place: int, losses: pd.Series, top: float) -> None:
     """Dots from the lowest to the highest, their median, and the names of both ends."""
     ax.vlines(losses.median(), place - 0.36, place + 0.36, color=DARK, lw=3, zorder=0)
-    if far := [f"{loss:.2f}" for loss in losses[losses > top]]:
-        style = {"ha": "right", "va": "bottom", "fontsize": FONT, "color": BLUE}
-        ax.annotate(", ".join(far) + " →", (top, place), **style)
-    losses = losses[losses <= top]
+    far, losses = losses[losses > top], losses[losses <= top]
+    if len(far):
+        style = {"ha": "left", "va": "center", "fontsize": FONT, "textcoords": "offset points"}
+        numbers = ", ".join(f"{loss:.2f}" for loss in far)
+        ax.annotate(f"→ {numbers}", (losses.max(), place), (8, 0), color=BLUE, **style)
     jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(losses))
     ax.scatter(losses, place + jitter, s=34, color=BLUE, alpha=0.8, edgecolor="white", lw=0.5)
     if len(losses) <= LABELLED:
@@ -311,7 +314,7 @@ def _draw_rates(ax: Axes, table: pd.DataFrame) -> str:
         style = {
             "color": color,
             "lw": 1.8 if is_named else 0.8,
-            "ls": "--" if name in MAIN else "-",
+            "ls": DASHES.get(name, "-"),
         }
         ax.plot(own["lr"], own["loss"], marker=".", zorder=2 + is_named, label=name, **style)
         if is_named:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import nn
 
 from plop_nb.checks import positive_integer, positive_number
-from plop_nb.rules import Rule, name_of, ordered_types
+from plop_nb.rules import name_of, ordered_types
 from plop_nb.stats import by_type, confidence, diagnoses, first_types, swaps, type_means
 from plop_nb.targets import adapted_targets, difference, lora_config, wanted_targets
 from plop_nb.text_table import check_columns, text_table
@@ -22,7 +22,7 @@ def place(
     scores: pd.DataFrame,
     k: int | None = None,
     *,
-    rule: Rule = "nfn",
+    rule: str | pd.Series = "nfn",
     parameters: int | None = None,
     r: int = 16,
     seed: int = 0,
@@ -41,7 +41,10 @@ def place(
         it reads neither texts nor weights. A Series {type: number} is a rule of your own: the
         lowest numbers come first.
 
-        @EVIDENCE@
+        In the benchmark of notebook 05 (SmolLM2-135M, sums of two numbers, all 35 sets of three
+        types at equal parameters) no rule did better than "size": its choice is better than 99 %
+        of the sets (94 to 100 %), that of "nfn" better than 88 % (68 to 97 %), and the difference
+        between the two is not sure.
     parameters : number, optional
         Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.

@@ -7,10 +7,9 @@ from plop_nb.stats import type_means
 from plop_nb.text_table import TextTable
 
 RULES = ("nfn", "size")
-Rule = str | pd.Series
 
 
-def ordered_types(table: TextTable, sizes: pd.Series | None, rule: Rule) -> list[str]:
+def ordered_types(table: TextTable, sizes: pd.Series | None, rule: str | pd.Series) -> list[str]:
     """All types, the first to get adapters first.
 
     Parameters
@@ -40,7 +39,7 @@ def ordered_types(table: TextTable, sizes: pd.Series | None, rule: Rule) -> list
     )
 
 
-def name_of(rule: Rule) -> str:
+def name_of(rule: str | pd.Series) -> str:
     """A rule in a few words."""
     if isinstance(rule, pd.Series):
         return f"{rule.name or 'numbers'} given by hand"

@@ -155,8 +155,12 @@ def test_spread_writes_what_lies_far_above_as_a_number():
     ]
     far = rows + [{"task": "t", "kind": "k", "placement": "far", "loss": 9.0}]
     [ax] = plot_spread(pd.DataFrame(far))
-    assert [text.get_text() for text in ax.texts] == ["9.00 →"]
-    assert ax.get_xlim()[1] < 1.8 and len(ax.collections[-1].get_offsets()) == 20
+    assert [text.get_text() for text in ax.texts] == ["→ 9.00"]
+    assert (
+        0.9 < ax.get_xlim()[0]
+        and ax.get_xlim()[1] < 1.8
+        and len(ax.collections[-1].get_offsets()) == 20
+    )
 
 
 def test_names_at_the_ends_of_a_row_lie_between_the_axes():
@@ -230,11 +234,11 @@ def test_differences_share_the_order_of_their_means_and_have_verdicts_as_colours
         assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [
             ("attention", 0)
         ]
-    title = "short sums: 17 of 25 worse, 3 better"
+    title = "short sums: 17 of 25 surely worse than attention, 3 better"
     assert titles(axes)[0] == title
     table.loc[0, "verdict"] = "worse"
     changed = titles(plot_differences(table, "MLP"))[0]
-    assert changed == "short sums: 18 of 25 worse, 2 better"
+    assert changed == "short sums: 18 of 25 surely worse than MLP, 2 better"
 
 
 def test_rules_stand_in_order_with_what_they_choose():
@@ -254,10 +258,10 @@ def test_rules_stand_in_order_with_what_they_choose():
         "gate+o+up": 2,
     }
     assert titles([ax]) == [
-        "short sums: 1 of 3 rules surely beat chance, best: lowest scores (0.20)"
+        "short sums: 1 of 3 choices surely beat chance, best: lowest scores (0.20)"
     ]
     (ax,) = plot_rules(rules(), random=0.7)
-    assert titles([ax])[0].startswith("short sums: 2 of 3 rules")
+    assert titles([ax])[0].startswith("short sums: 2 of 3 choices")
     with pytest.raises(ValueError, match="random=2"):
         plot_rules(rules(), random=2)
 
