@@ -16,23 +16,26 @@
 # %% [markdown]
 # # Where should the adapters go?
 #
-# **The question.** You want to finetune a language model with LoRA. Which of its maps should get adapters, at which rank, and
-# with which learning rate?
+# **The question.** You want to finetune a language model with LoRA. Which of its maps should get the adapters? PLoP
+# ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) answers: the three types of maps with the lowest *score*, a number that one
+# forward pass on your texts gives (notebook 00). Is that a good answer? Is there a simpler one?
 #
-# **The answer.** Put them on the MLP: gate, up and down. Then spend your time on the learning rate. In our record of one small
-# model, *which* three types you choose matters little: two seeds rank the 35 sets of three with a correlation of only 0.12. Half of the
-# best learning rate costs as much as most of the sets lie apart. There is one tendency: sets with up or down train better, and sets
-# with query or key worse. PLoP's choice (value, up, down) follows it and trains well, but we do not see it beat the MLP, which you
-# find without computing anything.
+# **The answer.** A good and simple answer is the MLP (gate, up and down), at a learning rate that you have tuned with more than one seed.
+# In our record of one small model, the three types of the MLP help in every group of runs, value comes out behind in each, and
+# what query, key and output are worth changes with the learning rate and the seed. Which single *set* of three types is best, nobody
+# can say from one or two runs near the best rate: two seeds rank the 35 sets with a correlation of 0.12. PLoP's choice (value,
+# up, down) is among the good sets. We do not see it beat the MLP, which you find without computing anything.
 #
 # | | |
 # |---|---|
 # | **You need** | notebook 00; what a LoRA adapter is ($W + BA$ with a small rank $r$); what a training loss is |
-# | **It takes** | two to five minutes on two CPU cores; no GPU |
+# | **It takes** | three to five minutes on two CPU cores; no GPU |
 # | **It runs** | a race between placements on SmolLM2-135M, live, in two minutes; the benchmark is read from recorded files |
 #
-# A *placement* says which maps get adapters. A *module type* is one kind of map over all layers, such as all value maps. SmolLM2
-# has seven types: query, key, value and output in the attention block, and gate, up and down in the MLP.
+# **Words.** A *module type* is one kind of map over all layers, such as all value maps. SmolLM2 has seven: query, key, value and
+# output (q, k, v, o) in the attention block, gate, up and down in the MLP. A *placement* says which maps get adapters. The *loss* is
+# that of the right answer, in nats per token: a nat less means that the model gives each token of it a 2.7 times higher
+# probability. A *seed* decides the adapters' random start and the order of the examples.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
@@ -53,14 +56,13 @@ import plop_nb as plop
 MODEL = "SmolLM2-135M-Instruct"  # of the live race: any decoder, a Hub id or a folder
 TASK = "short_sums"  # of the live race; or "gsm", "spelling", "facts", a Task of your own
 SECONDS = 120  # that the race may take
+TASKS = ["short_sums", "spelling"]  # of the record
 REFERENCE, PLOP = "down+gate+up", "down+up+v"  # in the record: the MLP, and what PLoP chooses
 
 # %% tags=["nbval-ignore-output"]
 import numpy as np
 import pandas as pd
-
 import seaborn as sns
-from scipy.stats import friedmanchisquare
 
 from plop_nb import benchmark_plots as plots
 from plop_nb import experiments as ex
@@ -74,57 +76,61 @@ def recorded(name):
     return pd.read_csv(data_file(name), comment="#")
 
 
-runs = ex.load_benchmark().query("model == 'SmolLM2-135M-Instruct'")
+runs = ex.load_benchmark().query("model == 'SmolLM2-135M-Instruct' and task in @TASKS")
 runs["lr"] = runs["lr"].round(6)
 untrained = recorded("results/benchmark_untrained.csv").set_index("task")
-print(runs.groupby("task").agg(runs=("loss", "size"), placements=("placement", "nunique"), seeds=("seed", "nunique")))
+runs.groupby("task").agg(runs=("loss", "size"), placements=("placement", "nunique"), seeds=("seed", "nunique"))
 
 # %% [markdown]
-# The benchmark is a table of finished trainings, one row a run. It was made by one command
-# (`python notebooks/tools/record_benchmark.py run`), and every number below is computed from it here. Assertions in the cells tie the
-# text to the record. The picture shows losses after training on one task, sums of two numbers; each
-# dot is one run.
+# The benchmark is a table of finished trainings, one row a run, made by one command (`python notebooks/tools/record_benchmark.py run`).
+# Assertions in the cells below tie the text to the record. Its first task is sums of two numbers:
+
+# %%
+task = ex.load_task(TASK, train=400, validation=64, test=64)
+example = task.train[0]
+print(repr(example["prompt"] + example["completion"]))
+runs.groupby("task").agg(steps=("steps", "max"), exactly_right=("exact", "max"))
+
+# %% [markdown]
+# These trainings are short, 25 or 30 steps of 8 examples. On sums the loss falls from 4.3 to about 1.05 nats per token, yet hardly
+# any run gets more than a few percent of them exactly right. So the record is about the *beginning* of a training, when a model learns
+# what answers look like. In the picture each dot is one run on sums.
 
 # %%
 sums = runs.query("task == 'short_sums'")
 tuning = runs.query("seed == 0")
 best = tuning.loc[tuning.groupby(["task", "placement"])["loss"].idxmin()]
-best_sums = best.query("task == 'short_sums'")
-three = best_sums.query("group == 'triple'")[["placement", "lr"]]
 
 
-def at_rate(factor, seed, name):
-    """The sets of three at their best rate times a factor, with a seed."""
-    wanted = three.assign(lr=(three["lr"] * factor).round(6), seed=seed)
-    return sums.merge(wanted).assign(kind=name)
+def sets_at(rate, seed, name):
+    """The runs of all sets of three types at a learning rate, with a seed."""
+    return sums.query("group == 'triple' and lr == @rate and seed == @seed").assign(kind=name)
 
 
 # %% tags=["nbval-ignore-output", "picture"]
-rows = [at_rate(1, 0, "35 sets of three types"), at_rate(1, 1, "the same, a second seed"), at_rate(1, 2, "the same, a third seed")]
-rows += [at_rate(0.5, 0, "35 sets, half the rate"), at_rate(2, 0, "35 sets, twice the rate")]
-rows += [best_sums.query("group == 'single'").assign(kind="one type alone")]
-rows += [best_sums.query("group == 'fixed'").assign(kind="attention, all, layers")]
+rows = [sets_at(2e-3, 0, "35 sets of three types"), sets_at(2e-3, 1, "the same, a second seed")]
+rows += [sets_at(2e-3, 2, "the same, a third seed")]
+rows += [sets_at(1e-3, 0, "35 sets, half the rate"), sets_at(4e-3, 0, "35 sets, twice the rate")]
+for group, name in {"single": "one type, its best rate", "fixed": "others, their best rates"}.items():
+    rows.append(best.query("task == 'short_sums' and group == @group").assign(kind=name))
 shown = pd.concat(rows)[["task", "kind", "placement", "loss"]]
-by_kind = shown.pivot_table(index="placement", columns="kind", values="loss", sort=False)
-apart = by_kind.iloc[:, 0].max() - by_kind.iloc[:, 0].min()
-half_costs = (by_kind.iloc[:, 3] - by_kind.iloc[:, 0]).median()
-told = f"sets lie {apart:.2f} apart, differently with each seed; half the rate costs {half_costs:.2f}"
-plots.plot_spread(shown, {"short_sums": told});
+plots.plot_spread(shown, {"short_sums": "the seed moves sets of three as much as their choice does"});
 
 # %% [markdown]
 # ### What to choose
 #
-# | your situation | adapters on | rank and learning rate | evidence |
+# | your situation | adapters on | learning rate | evidence |
 # |---|---|---|---|
-# | You have no time to compare anything | the MLP: gate, up and down | rank 16, α 32; tune the rate first | section 3 and 4, and other people's larger models in section 8 |
-# | You want as few adapters as possible | up or down alone, with a higher rank | about twice the rate of three types | section 4: not seen to be worse at the same number of parameters |
-# | A server takes adapters on attention only | all four attention types, not query or key alone | as for three types | section 4: behind the MLP on average |
-# | You have half an hour of computing | let placements and rates race on your own data | what the race says | section 7 |
-# | You fear that the model forgets | any of these; a lower learning rate | half the best rate | section 6 |
+# | You want one good default | the MLP: gate, up and down | tune it first: try half and twice | sections 2 to 5; larger models of others in section 8 |
+# | You want adapters on few maps | up or down alone, at a higher rank | tune it: about twice as high here | section 4: level with the MLP on average |
+# | Your server takes adapters on attention only | all four types, or query and value; no single one | tune it, with several seeds | section 4: behind the MLP on average, undecided |
+# | You fear that the model forgets | gate, up or the MLP | not above the best one | section 6 |
+# | It matters, and you have hours | what a race on your own data says | what the race says | section 7: it decides large differences only |
 #
-# *Limits.* All this is one model of 135 million parameters, short answers (sums of two numbers; some of it also on spelling), trained for 25 or 30 steps of 8 examples, two judging seeds. It is
-# the *beginning* of a training: after it the model writes 3 to 6 % of the sums correctly. The best rates hold for this model; larger
-# models usually want lower ones. Where we say "undecided", more seeds could decide.
+# *Limits.* This is one model of 135 million parameters, short answers, the beginning of trainings, and two judging seeds. All
+# adapters have $\alpha = 32$ at the rank that gives 2.43 million parameters, so that types are compared at different ranks and scales
+# $\alpha / r$ (2.5 for the MLP at rank 13, 0.3 for key alone at rank 105). We did not study the rank. The rates hold for this
+# model; larger ones usually want lower rates. Where we say "undecided", more seeds could decide.
 
 # %% [markdown]
 # ## 1. What makes a comparison fair?
@@ -166,53 +172,56 @@ assert ranks["query + value"] == round(rank)
 ranks
 
 # %% [markdown]
-# All placements of the benchmark were trained with the same number of parameters, within 3 %. (Sets that differ by a percent or
-# two remain, because ranks are whole numbers.) The scale of the update is $\alpha / r$ with $\alpha = 32$ for all of them.
+# In the benchmark all sets of types have 2.43 million parameters, within 2 %; ranks are whole numbers, so that they cannot be
+# closer. (Of the methods of others in section 4, PAGE has one map only, whose adapter cannot be so large, and full finetuning trains
+# all 135 million.)
 
 # %%
 sizes = runs.query("group in ['single', 'fixed', 'triple']").drop_duplicates("placement").set_index("placement")
 print(sizes.groupby("group")["parameters"].agg(["size", "min", "max"]))
-assert sizes["parameters"].max() / sizes["parameters"].min() < 1.06
+assert (sizes["parameters"] / 2.43e6 - 1).abs().max() < 0.02
 
 # %% [markdown]
 # ## 2. The learning rate comes first
 #
-# **Question.** How much does the learning rate matter, beside the placement?
+# **Question.** How much does the learning rate matter?
 #
-# **Predict.** You train a placement at its best learning rate, and a second time at half of it. Then you train the *best* and the
-# *worst* of all sets of three types, each at its best rate. Which of the two differences in loss is larger?
+# **Predict.** You train a placement at its best learning rate, and again at half of it and at twice of it. Which of the two mistakes
+# costs more?
 #
-# **What we do.** Every placement was trained with one seed at three or more rates, a factor of two apart, and at further ones as
-# long as the best was the lowest or highest tried. Each line below is one placement.
+# **What we do.** Every placement was trained with one seed (seed 0) at three or more rates, a factor of two apart, and at further
+# ones as long as the best was the lowest or highest tried. Each line is one placement.
 
 # %% tags=["nbval-ignore-output", "picture-rates"]
-plots.plot_rates(tuning[["task", "placement", "group", "lr", "loss"]]);
+sets_only = tuning.query("group in ['single', 'fixed', 'triple']")
+plots.plot_rates(sets_only[["task", "placement", "group", "lr", "loss"]]);
 
 # %% [markdown]
-# **What we saw.** The valley is narrow, and it is at nearly the same place for nearly all sets of three types:
+# **What we saw.** With this seed nearly all sets of three have their best rate at the same place, and the valley is narrow. But one seed
+# is not enough: the seed that chose the rate was lucky at its choice. Here are two other seeds, on four placements that were
+# run with them at all three rates:
 
 # %%
-best.groupby(["task", "group"])["lr"].value_counts().unstack(fill_value=0)
-
-
-# %%
-def cost_of(factor, task="short_sums", rate=2e-3):
-    """What a rate off by a factor costs the sets of three, in nats per token: the median over sets."""
-    table = tuning.query("task == @task and group == 'triple'").pivot(index="placement", columns="lr", values="loss")
-    return (table[round(rate * factor, 6)] - table[rate]).median()
-
-
-half, twice = cost_of(0.5), cost_of(2)
-assert half > 0.07 and twice > 0.15
-print(f"short sums: half the rate costs {half:.2f} nats per token, twice the rate {twice:.2f}")
+FOUR = [REFERENCE, PLOP, "attention", "query + value"]
+three_rates = sums.query("placement in @FOUR and lr in [1e-3, 2e-3, 4e-3]")
+by_rate = three_rates.pivot_table(index="placement", columns=["lr", "seed"], values="loss").loc[FOUR]
+spread = by_rate.T.groupby("lr").agg(np.ptp).T  # over seeds
+assert (spread[1e-3] < 0.06).all() and spread.loc["attention", 2e-3] > 0.2
+by_rate.round(2)
 
 # %% [markdown]
-# Half the best rate costs as much as most sets lie apart, and twice the rate costs more; some runs at twice the rate nearly fail. A
-# comparison of placements at one rate is therefore a comparison of how well that rate suits each of them. The clearest case is
-# EVA, a method that *starts* adapters from the data (PEFT ships it). Its best rate is eight times lower than that of the others:
+# At 1e-3 the seeds agree within a few hundredths, and attention is level with the MLP. At 2e-3, which seed 0 chose for all four, the MLP goes
+# well with all three seeds, PLoP's choice with two, attention with one: it is near the highest rate that works. At 4e-3 all are worse. So
+# a placement may be better because it *bears a higher rate*. **Tune with several seeds, and when in doubt take the lower rate.**
+
+# %% [markdown]
+# A comparison of placements at one rate is therefore, in part, a comparison of how well that rate suits each of them. The clearest
+# case is EVA, a method that starts the adapters from the data instead of at random (PEFT ships it). Its best rate is eight
+# times lower than that of the MLP:
 
 # %%
-eva = tuning.query("task == 'short_sums' and placement in ['EVA, rho 1', @REFERENCE]").pivot(index="placement", columns="lr", values="loss")
+eva = tuning.query("task == 'short_sums' and placement in ['EVA, rho 1', @REFERENCE]")
+eva = eva.pivot(index="placement", columns="lr", values="loss")
 assert eva.loc["EVA, rho 1"].idxmin() * 8 == eva.loc[REFERENCE].idxmin() == 2e-3
 eva.round(2)
 
@@ -222,67 +231,94 @@ eva.round(2)
 # %% [markdown]
 # ## 3. All sets of three types
 #
-# **Question.** PLoP puts adapters on the three types with the lowest scores. There are 35 sets of three. How good is which?
+# **Question.** PLoP puts adapters on three types. There are 35 sets of three. How good is each?
 #
 # **Intuition.** If we train 35 placements and take the best, it is partly the best by luck: some seeds and some test problems suit
-# it. A fair judgement has to take the luck off.
+# it. A fair judgement has to correct for luck.
 #
-# **What we do.** Three steps.
-#
-# 1. *The rate* is chosen with one seed (seed 0), on one half of the test problems. The loss is read on the other half, and with
-#    other seeds. So nothing is chosen by what it is judged on (`ex.crossfit`).
-# 2. *The luck* of seeds and problems is estimated from the spread of repeated runs.
-# 3. *Each loss is pulled* towards what its three types make of it on average, as far as luck could explain the distance. This is
-#    a mixed model with one effect for each type (`ex.pooled_losses`).
+# **What we do.** The learning rate is chosen with seed 0. The loss is that of the seeds 1 and 2 at this rate. The test problems are
+# dealt into two halves, and the rate that is chosen on one half is judged on the other. So nothing is chosen by what it is
+# judged on. `ex.crossfit` does this; it returns a row for each placement and seed:
 
 # %%
-judged = ex.crossfit(runs, tuning_seeds=[0])
-judged["lr"] = judged["lr"].round(6)
+judged = ex.crossfit(sums, tuning_seeds=[0])
 groups = runs.drop_duplicates("placement").set_index("placement")["group"]
 judged["group"] = judged["placement"].map(groups)
-triples = judged.query("group == 'triple' and task == 'short_sums' and seed in [1, 2]")
-print(f"{triples['placement'].nunique()} sets of three, {triples['seed'].nunique()} seeds, {len(triples['tokens'].iloc[0])} test problems")
+triples = judged.query("group == 'triple'")
+triples[["placement", "seed", "lr", "loss"]].head(4).round(4)
 
 # %% [markdown]
-# First the plain question: are the 35 sets different at all? If they are, two seeds should rank them alike.
+# First the plain question: do the two seeds agree on which sets are good?
 
 # %%
 by_seed = triples.pivot(index="placement", columns="seed", values="loss")
 agreement = by_seed.corr("spearman").loc[1, 2]
-p_value = friedmanchisquare(*by_seed.to_numpy()).pvalue
-assert abs(agreement) < 0.3 and p_value > 0.05
-print(f"rank correlation of the two seeds {agreement:.2f}; Friedman's test of no difference at all: p = {p_value:.2f}")
+n = len(by_seed)
+low, high = np.tanh(np.arctanh(agreement) + np.array([-1.96, 1.96]) / np.sqrt(n - 3))
+assert abs(agreement) < 0.3 and low < 0 < high
+print(f"rank correlation of two seeds over {n} sets: {agreement:.2f}, 95 % interval about {low:.2f} to {high:.2f}")
 
 # %% tags=["nbval-ignore-output", "picture-seeds"]
-ax = sns.scatterplot(by_seed, x=1, y=2, color="0.6", s=45)
+where = by_seed.rank().loc[PLOP].astype(int)
+ax = sns.scatterplot(by_seed, x=1, y=2, color="0.65", s=45)
 for name, label in {REFERENCE: "MLP", PLOP: "PLoP's choice"}.items():
     ax.plot(*by_seed.loc[name], "o", color="0.1")
-    ax.annotate(f"  {label}", by_seed.loc[name], va="center")
+    ax.annotate(label, by_seed.loc[name], (0, 8), textcoords="offset points", ha="center")
+ax.axline((1.1, 1.1), slope=1, color="0.8", lw=1, zorder=0)
 ax.set(xlabel="loss with seed 1 (nats per token)", ylabel="loss with seed 2 (nats per token)")
-ax.set_title(f"35 sets of three, two seeds: rank correlation {agreement:.2f}", loc="left")
+ax.set_title(f"PLoP's choice: number {where[1]} of {n} with one seed, {where[2]} with another", loc="left", fontsize=11)
 sns.despine();
 
 # %% [markdown]
-# **What we saw.** Hardly. A set that is good with one seed may be bad with the next. So do not believe anybody, us included, who shows that
-# one set of three is the best after one or two runs of each.
+# **What we saw.** Hardly. A set that is good with one seed may be bad with the next. So do not believe anybody, us included, who shows
+# that one set of three is the best after one or two runs of each.
 #
-# A sharper question is what one *type* adds. Each type is in 15 of the 35 sets, so that luck averages out over many runs. The number
-# is the loss of sets with the type minus that of sets without it, all else equal; negative is good.
+# That does not mean that all sets are equal. A sharper question is what a *type* adds. Each type is in 15 of the 35 sets, so that luck
+# averages out over more runs. We take the loss of a set as the sum of the effects of its three types, and find the effects by least
+# squares, separately for each learning rate and seed. The effect of a type is measured against exchanging it for an average one;
+# negative is good.
+
+# %%
+TYPES = ["gate", "up", "down", "o", "q", "k", "v"]
+
+
+def effects_of(rate, seed):
+    """The effect of each type on the loss of a set of three, and their common standard error."""
+    losses = sets_at(rate, seed, "").set_index("placement")["loss"]
+    has = np.array([[name in of_set.split("+") for name in TYPES] for of_set in losses.index], dtype=float)
+    has -= has.mean(axis=0)
+    found, rest, *_ = np.linalg.lstsq(has, losses - losses.mean(), rcond=None)
+    left = losses - losses.mean() - has @ found
+    error = np.sqrt(left.pow(2).sum() / (len(losses) - 7) * np.linalg.pinv(has.T @ has)[0, 0])
+    return pd.Series([*found, error], [*TYPES, "standard error"])
+
+
+# %%
+groups_of_runs = {"1e-3, seed 0": (1e-3, 0), "2e-3, seed 0": (2e-3, 0), "2e-3, seed 1": (2e-3, 1), "2e-3, seed 2": (2e-3, 2)}
+table = pd.DataFrame({name: effects_of(*which) for name, which in groups_of_runs.items()})
+assert (table.loc[["gate", "up", "down"]] < 0).all(axis=None) and (table.loc["v"] > 0).all()
+assert table.loc["standard error", "1e-3, seed 0"] < 0.4 * table.loc["standard error", "2e-3, seed 1"]
+table.round(3)
+
+# %% [markdown]
+# **What we saw.** Gate, up and down are negative in all four columns, value is positive in all four. Query, key and output change with
+# the rate and the seed. At 1e-3, half of the best rate, the effects are small and sharp. At 2e-3 they are larger, and so is the luck: near the
+# highest rate that works, some runs go well and others do not. That, and not the place, is most of what tells two runs apart there.
+#
+# For the rules of section 5 we need losses of sets with all that is uncertain about them. `ex.pooled_losses` takes the seeds 1 and 2 at
+# the tuned rates, and models a set as the sum of its types, plus something of its own, plus luck:
 
 # %%
 sets = {name: set(name.split("+")) for name in by_seed.index}
 pooled = ex.pooled_losses(triples, sets)
-draws = pooled.effects
-effects = pd.DataFrame({"effect": draws.mean(), "low": draws.quantile(0.025), "high": draws.quantile(0.975)})
-assert (effects.loc[["up", "down"], "high"] < 0).all() and (effects.loc[["q", "k"], "low"] > 0).all()
-effects.sort_values("effect").round(3)
+print(f"luck of a set's mean over two seeds: {pooled.noise:.3f} nats per token; what sets have of their own: {pooled.spread:.3f}")
+effects = pooled.effects.quantile([0.025, 0.5, 0.975]).T.sort_values(0.5)
+assert (effects.loc[["up", "down"], 0.975] < 0).all()
+effects.round(3)
 
 # %% [markdown]
-# **What we saw.** Sets with up or down come out lower by about 0.04 nats per token, sets with query or key higher by 0.03. Beyond
-# what the types add one by one, no set is seen to be special: the estimate of that spread is zero, where the luck of one mean is
-
-# %%
-print(f"luck of a mean over two seeds: {pooled.noise:.3f}; spread beyond the sum of types: {pooled.spread:.3f} nats per token")
+# (The intervals take the runs of one seed as independent, but for a shift that is common to all. What a set has of its own is estimated
+# as zero; two seeds could not show it if it were small.)
 
 # %% [markdown]
 # ## 4. One type, whole blocks, and what others propose
@@ -292,39 +328,88 @@ print(f"luck of a mean over two seeds: {pooled.noise:.3f}; spread beyond the sum
 #
 # **What we do.** The same budget of parameters for all, the same tuning. We compare each with the MLP. The intervals are for other
 # seeds *and* other problems, and wide enough to hold all at once.
+#
+# | method of others | adapters on |
+# |---|---|
+# | EVA (PEFT) | all types; it moves ranks to where the inputs vary most, up to `rho` times the mean rank |
+# | KappaTune (PEFT) | the fifth of all maps with the lowest condition numbers, the head left out |
+# | PAGE (arXiv 2605.06183, by its abstract) | the one map with the largest gradient |
+# | layers by gradient (arXiv 2602.04019, by its abstract) | the third of all layers with the largest gradients for their weights |
 
 # %%
 main = judged.query("group != 'triple' or placement in [@REFERENCE, @PLOP, 'k+q+v']")
-compared = ex.differences(main, REFERENCE)
-compared.pivot(index="placement", columns="task", values="verdict")
+compared = ex.differences(main, REFERENCE).replace({"placement": {PLOP: "PLoP's choice"}})
+for (name, verdict), own in compared.groupby(["task", "verdict"]):
+    print(f"{name}, {verdict}: {', '.join(own['placement'])}")
 
 # %% tags=["nbval-ignore-output", "picture-differences"]
 plots.plot_differences(compared, "MLP");
 
 # %% [markdown]
-# **What we saw.** Query, key or value *alone* are surely worse than the MLP, and so is PAGE's single module. All else is undecided:
-# these intervals are wide, since luck alone moves a run by some 0.06. On average, attention and the older defaults (query and value, the last
-# layers) come out behind the MLP; up or down alone, EVA, and PLoP's choice come out level with it.
+# **What we saw.** Query, key or value alone and PAGE's single map come out worse than the MLP. All else is undecided: luck moves a run by
+# some 0.06. And a part of what looks like a place is its rate: section 2 showed that seed 0 chose a rate for attention that other seeds do
+# not like. Where three seeds and three rates are there, each seed can be run at the rate that the *other two* choose:
+
+# %%
+better_tuned = ex.crossfit(three_rates).groupby("placement")["loss"].mean()
+once_tuned = judged.groupby("placement")["loss"].mean()
+both = pd.DataFrame({"rate chosen by one seed": once_tuned[FOUR], "by two other seeds": better_tuned[FOUR]})
+assert (both.loc["attention"] - both.loc[REFERENCE]).diff().iloc[1] < -0.03
+both.round(3)
+
+# %% [markdown]
+# The distance of attention to the MLP shrinks from 0.17 to 0.12, and at 1e-3 it is gone (section 2). So read the picture above with care: it compares places
+# *as one tuning seed leaves them*, and that is how most published comparisons are made.
 #
-# Differences in nats per token are hard to judge by themselves. So we also say which share of the way from the untrained model
-# to full finetuning a placement goes:
+# How many seeds would it take to decide? If luck moves a run by $\sigma$, a difference $\delta$ between two placements is found with a
+# probability of 80 % by about $2 (1.96 + 0.84)^2 \sigma^2 / \delta^2$ runs of each.
+
+# %%
+sigma = pooled.noise * 2**0.5  # of one run; `noise` is that of a mean over two
+for delta in (0.04, 0.08, 0.16):
+    print(f"a difference of {delta} takes about {np.ceil(2 * 2.8**2 * sigma**2 / delta**2):.0f} runs of each placement")
+
+# %% [markdown]
+# Differences in nats per token are hard to judge by themselves. So here is also the share of the way from the untrained model to full
+# finetuning (whose rate was tuned, too); luck moves it by about two percentage points.
 
 # %%
 means = main.groupby(["task", "placement"])["loss"].mean().unstack("task")
 share = (untrained["loss"] - means) / (untrained["loss"] - means.loc["full finetuning"])
 assert share.loc[REFERENCE, "short_sums"] > 0.98 and 0.93 < share.loc["attention", "short_sums"] < 0.97
-share["short_sums"].sort_values(ascending=False).map("{:.1%}".format)
+share["short_sums"].sort_values(ascending=False).map("{:.0%}".format).to_frame("share of the gain")
 
 # %% [markdown]
-# Adapters on the MLP, with 1.8 % of the model's weights, go as far as full finetuning here. Attention reaches some 95 %.
+# ### A second task, and a trap
 #
+# All this was about sums. The second task is to spell a word letter by letter. These are all runs of six placements at two rates; the
+# rate was chosen with seed 0.
+
+# %%
+PLACES = [REFERENCE, PLOP, "k+q+v", "all", "attention", "query + value"]
+spelling = runs.query("task == 'spelling' and lr in [2e-3, 4e-3] and placement in @PLACES")
+spelling = spelling.pivot_table(index="placement", columns=["lr", "seed"], values="loss").loc[PLACES]
+spelling.round(2)
+
+# %% [markdown]
+# With each of the three seeds the MLP at 4e-3 has the lowest loss in this table. PLoP's choice shows the trap: at 4e-3 it went well with
+# seed 0, which therefore chose this rate, and badly with the other two. Judged at that rate, it would come out 0.6 worse than the MLP;
+# at half of it, it is still 0.3 worse. On both tasks the MLP bears the higher rate, and that is its advantage.
+
+# %%
+lowest = spelling.T.groupby("seed").min().T  # each placement at the better of its two rates
+assert (lowest.idxmin() == REFERENCE).all()
+lowest.round(2)
+
+# %% [markdown]
 # ## 5. Can a rule foresee it?
 #
-# **Question.** PLoP's rule looks at the untrained model only. Others do, too. Does any rule choose better than chance, or better than
+# **Question.** PLoP's rule looks at the untrained model only. Others do, too. Are their choices good, and better than
 # simply taking the largest maps?
 #
-# **Intuition.** A rule is good if its choice is good. So we ask of each rule: where is its choice of three types between the best of
-# all 35 sets (regret 0) and the worst (regret 1)? Choices at random have a mean regret of about one half.
+# **What we do.** Of each rule's choice of three types we ask where it is between the best of all 35 sets (regret 0) and the worst
+# (regret 1); the average set is near one half. The choices were recorded before the losses of the sets were known
+# (`notebooks/tools/record_rules.py`).
 #
 # | rule | chooses the three types with |
 # |---|---|
@@ -334,46 +419,61 @@ share["short_sums"].sort_values(ascending=False).map("{:.1%}".format)
 # | condition | the lowest ratio of the largest to the smallest singular value (KappaTune's criterion) |
 # | size | the most parameters; it knows nothing of the model or the task |
 # | first step | not type by type: one step of LoRA is tried for each *set*, and the set with the lowest loss after it is taken (ours) |
-#
-# All choices were recorded before the losses of the sets were known.
 
 # %%
 def name_of(types):
+    """Such as "down+up+v", of full names."""
     return "+".join(sorted(name.removesuffix("_proj") for name in types))
 
 
-here = "model == 'SmolLM2-135M-Instruct' and task == 'short_sums'"
-rules = recorded("results/rules.csv").query(here + " and chosen")
-choices = rules.groupby("rule")["type"].agg(name_of)
-steps = recorded("results/rules_first_step.csv").query(here)
-gains = steps.set_index(steps["types"].str.split("+").map(name_of))["gain"].loc[list(sets)]
-choices["first step"] = gains.idxmax()
+def rows_of(name):
+    """The rows of a recorded file that are about this model and sums."""
+    return recorded(name).query("model == 'SmolLM2-135M-Instruct' and task == 'short_sums'")
+
 
 # %%
-rows = [{"task": "short_sums", "rule": rule, "chosen": chosen, **pooled.judged(chosen)} for rule, chosen in choices.items()]
+rules = rows_of("results/rules.csv").query("chosen").replace({"rule": {"frobenius sqrt(in out)": "frobenius √(nm)"}})
+choices = rules.groupby("rule")["type"].agg(name_of)
+steps = rows_of("results/rules_first_step.csv")
+gains = pd.Series(steps["gain"].to_numpy(), index=[name_of(types.split("+")) for types in steps["types"]])
+choices["first step"] = gains[list(sets)].idxmax()
+choices.to_frame("choice")
+
+# %% [markdown]
+# Several rules choose the same set, so we judge sets: each line is one set, with the rules that choose it at the right.
+
+# %%
+rows = []
+for chosen, own in choices.groupby(choices):
+    rows.append({"task": "short_sums", "rule": chosen, "chosen": ", ".join(own.index), **pooled.judged(chosen)})
 verdicts = pd.DataFrame(rows).sort_values("regret")
-assert set(verdicts["chosen"].head(3)) == {REFERENCE} and choices["nfn"] == PLOP
-verdicts[["rule", "chosen", "better_than", "regret", "regret_low", "regret_high"]].round(2)
+assert verdicts["rule"].iloc[0] == REFERENCE and choices["nfn"] == PLOP and choices["size"] == REFERENCE
+at_half = sets_at(1e-3, 0, "").set_index("placement")["loss"].rank().astype(int)
+verdicts["rank at half the rate"] = verdicts["rule"].map(at_half)
+verdicts[["rule", "regret", "regret_low", "regret_high", "better_than", "rank at half the rate"]].round(2)
 
 # %% tags=["nbval-ignore-output", "picture-rules"]
 plots.plot_rules(verdicts);
 
 # %% [markdown]
-# **What we saw.** Two gradient rules and plain *size* choose the MLP, the set that these runs put first or nearly so. PLoP's rule comes
-# next and does better than chance; its choice has value in the place of gate. Is the MLP surely better than PLoP's choice?
+# **What we saw.** Plain *size* chooses the MLP, the set with the lowest sum of effects; two gradient rules do so, too. PLoP's choice, which
+# three other rules share, is better than the average set at the tuned rate, and an ordinary one at half of it (the last column is its
+# place among the 35, with seed 0). Each rule made one choice on one task: this says how good the choices are, not yet the rules. Is the MLP
+# surely better than PLoP's choice?
 
 # %%
 gap = pooled.draws[PLOP] - pooled.draws[REFERENCE]
 low, high = gap.quantile([0.025, 0.975])
 assert -0.01 < low < 0.005 < high
 print(f"PLoP's choice minus the MLP: {gap.mean():.3f} nats per token, 95 % interval from {low:.3f} to {high:.3f}")
-order = by_seed.mean(axis=1).corr(-gains, method="spearman")
+order = by_seed.mean(axis=1).corr(-gains[list(sets)], method="spearman")
 print(f"rank correlation of the first step's gains with the losses of all 35 sets: {order:.2f}")
 
 # %% [markdown]
-# Just not: the interval touches zero. So on this task no rule is seen to beat the simplest one, *size*, which anybody can apply
-# without computing anything. Our own rule ranks all 35 sets rather well, and yet the set that it puts first is an ordinary one.
-# `plop.place(scores, rule="size")` gives the largest maps, and `rule=` takes numbers of your own.
+# Not established: the interval just contains zero. It is narrower than that of section 4, because it uses the runs of all 35 sets and
+# takes a set to be the sum of its types: it compares value with gate. So on this task no rule is seen to beat the
+# simplest one, *size*. Our own rule, the first step, ranks the 35 sets better than a second seed does, and yet the set that
+# it puts first is an ordinary one. `plop.place(scores, rule="size")` takes the largest maps, and `rule=` takes numbers of your own.
 
 # %% [markdown]
 # ## 6. What does the model forget?
@@ -384,36 +484,38 @@ print(f"rank correlation of the first step's gains with the losses of all 35 set
 # tasks. *Forgetting* is the loss on them after training minus before.
 
 # %%
-at_tuned = judged[["task", "placement", "seed", "lr"]].merge(runs, on=["task", "placement", "seed", "lr"])
-before = at_tuned[["task"]].join(untrained, on="task")
+wanted = ex.chosen_rates(sums, [0])
+at_tuned = sums.query("seed > 0").merge(wanted, on=["task", "placement", "lr"])
+before = untrained.loc["short_sums"]
 at_tuned["gain"] = before["loss"] - at_tuned["loss"]
 at_tuned["forgetting"] = at_tuned["unrelated_loss"] - before["unrelated_loss"]
 forgotten = at_tuned.groupby(["task", "group", "placement"])[["gain", "forgetting"]].mean().reset_index()
 
 # %% tags=["nbval-ignore-output", "picture-forgetting"]
-plots.plot_forgetting(forgotten);
+plots.plot_forgetting(forgotten.query("forgetting < 1"));
 
 # %% [markdown]
-# **What we saw.** There is no trade-off between the placements: what gains least forgets most. Adapters on gate or up alone forget
-# nearly nothing, the MLP little, and the old default of query and value several times as much.
+# **What we saw.** We see no trade-off between placements: among the sets of three, those that gain less tend to forget more. Adapters on
+# gate or up alone forget nearly nothing, the MLP little, query and value several times as much. Value alone, whose best rate by seed 0
+# was too high for another seed, forgot more than two nats; it lies beyond the picture.
 
 # %%
-of_sets = forgotten.query("group == 'triple' and task == 'short_sums'")
+of_sets = forgotten.query("group == 'triple'")
 order = of_sets["gain"].corr(of_sets["forgetting"], method="spearman")
 assert order < -0.4
-forgets = forgotten.query("task == 'short_sums'").set_index("placement")["forgetting"]
+forgets = forgotten.set_index("placement")["forgetting"]
 print(f"rank correlation of gain and forgetting over {len(of_sets)} sets of three: {order:.2f}")
 print(forgets[["gate", "up", REFERENCE, "all", "attention", "query + value"]].round(2).to_dict())
 
 # %% [markdown]
-# The learning rate matters more, again. These are the medians over all sets of three, at half the best rate, at the best, and at twice
-# the best:
+# A rate that is too high makes the model forget. These are the medians over all sets of three with seed 0, at half the best rate,
+# at the best, and at twice the best. Less than the best rate buys nothing:
 
 # %%
 at_rates = tuning.query("task == 'short_sums' and group == 'triple' and lr in [1e-3, 2e-3, 4e-3]")
 forgetting = at_rates.groupby("lr")["unrelated_loss"].median() - untrained.loc["short_sums", "unrelated_loss"]
-assert forgetting[1e-3] < 0.05 < 0.3 < forgetting[4e-3]
-forgetting.round(2)
+assert abs(forgetting[1e-3] - forgetting[2e-3]) < 0.03 and forgetting[4e-3] > 0.3
+forgetting.round(2).to_frame("forgetting (nats per token)")
 
 # %% [markdown]
 # ## 7. A race on your own data
@@ -423,12 +525,12 @@ forgetting.round(2)
 # **Intuition.** You need not train every placement at every rate to the end. Start all of them for a few steps, stop those that are
 # behind, and give the time to the rest. That is *successive halving*; `ex.race` does it within the seconds that you give.
 #
-# **What we do.** Three placements at equal parameters, two rates each, in two minutes. The race stops by training loss, which costs
-# nothing, and runs the last ones again with fresh seeds, judged on validation examples. If their difference is within the noise, it
-# says "undecided", and that is an answer, too: take the one that is easiest to serve.
+# **What we do.** Three placements at equal parameters, two rates each, in two minutes. The race drops arms by their training loss, which
+# costs nothing, and runs the last ones again with fresh seeds, judged on validation examples. If their difference is within the noise, it
+# says "undecided". After section 4 we know what to expect: in two minutes only a large difference is found. An "edge" is a best rate that
+# is the lowest or highest tried; with two rates each is one.
 
 # %% tags=["nbval-ignore-output"]
-task = ex.load_task(TASK, train=400, validation=64, test=64)
 found = ex.race(
     model, task, tokenizer, placements, seconds=SECONDS, ranks=ranks, rates=[1e-3, 2e-3],
     steps=16, batch_size=8, progress=False,
@@ -448,12 +550,14 @@ print(f"{found.winner} at {found.lr:g}: test loss {run['loss']:.2f}")
 
 # %%
 before = ex.evaluate(model, task, tokenizer, accuracy=False)["loss"]
-assert run["loss"] < 0.7 * before
-print(f"untrained {before:.1f} nats per token; after {run['steps']} steps the winner has taken off more than 30 %")
+if (MODEL, TASK) == ("SmolLM2-135M-Instruct", "short_sums"):
+    assert run["loss"] < 0.4 * before
+print(f"untrained: {before:.1f} nats per token, before {run['steps']} steps of training")
 
 # %% [markdown]
-# For a race worth its time, give it an hour, rates from 2.5e-4 to 4e-3, and a `storage=` file: the same call goes on after an
-# interrupt, and several processes may work on it. Notebook 07 has the cell for your own model.
+# "Undecided" is an answer, too: these placements are about equally good here, so take the one that is easiest to serve. For a race that
+# can find smaller differences, give it hours instead of minutes, rates from 2.5e-4 to 4e-3, and a `storage=` file: the same call goes on
+# after an interrupt, and several processes may work on it. Notebook 07 has the cell for your own model.
 
 # %% [markdown]
 # ## 8. What others found
@@ -465,21 +569,25 @@ peft = recorded("published/peft_method_comparison.csv")
 peft.assign(parameters=(peft["trainable_parameters"] / 1e6).round(1)).drop(columns="trainable_parameters")
 
 # %% [markdown]
-# At 9.2 to 9.5 million parameters the MLP is ahead of query and value by 1.6 points; a change of the scale alone (*rslora*) moves query
-# and value by 4 points. That is our finding in large: the settings of the training move more than the place.
+# At 9.2 to 9.5 million parameters the MLP is ahead of query and value by 1.6 points. One run's accuracy on GSM8K's 1,319 problems has
+# a standard error of about 1.4 points, so that this is no proof. A change of the scale alone (*rslora*: $\alpha / \sqrt r$
+# instead of $\alpha / r$) moves query and value by 4 points.
 #
 # *LoRA Without Regret* ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/), and
 # [TRL's guide](https://huggingface.co/docs/trl/main/en/lora_without_regret) to it) finds that adapters belong on all layers and types, above
 # all on the MLP; that attention alone falls behind even at the same number of parameters; and that the best rate is about ten
-# times that of full finetuning. *PLoP* in its ICLR 2026 version reports, as two public notes on it say:
+# times that of full finetuning. *PLoP* in its ICLR 2026 version ([OpenReview](https://openreview.net/forum?id=3lGkVgNZ5a)) reports,
+# as far as public notes on it tell (*inverse*: the three types with the *highest* scores):
 
 # %%
-recorded("published/plop_iclr_2026.csv").pivot(index=["model", "task", "measure"], columns="placement", values="value")
+iclr = recorded("published/plop_iclr_2026.csv")
+iclr.pivot(index=["model", "measure"], columns="placement", values="value")
 
 # %% [markdown]
-# In each of these rows attention is last where it was tried, and PLoP and the MLP are within a few points, once with PLoP behind.
-# We did not rerun them: the models need a hub and a GPU. One command makes the comparison for a model of your own:
-# `python notebooks/tools/record_benchmark.py plan --model meta-llama/Llama-3.2-1B --tasks anli metamath`, then `run` with the same arguments.
+# For the negative log-likelihood lower is better. PLoP leads in two rows, in one of them by 0.11 nats, and the MLP in one. Attention, where it
+# was tried, is behind both, and in the first row far behind. We did not rerun them: the models need a hub and a GPU. One command plans the comparison
+# for a model of your own: `python notebooks/tools/record_benchmark.py plan --model meta-llama/Llama-3.2-1B --tasks anli metamath`;
+# then `run` with the same arguments.
 
 # %% [markdown]
 # An older record of our own, on another task and on a GPU: SmolLM2 finetuned on HumanEval's problems for 25 steps of 16, five seeds, each
@@ -495,8 +603,9 @@ older = ex.versus(code, "PLoP", level=0.994).set_index("placement")
 older[["difference", "low", "high", "verdict"]].round(3)
 
 # %% [markdown]
-# There, too, the MLP cannot be told from PLoP's choice, and attention, query and value, and the types with the *highest* scores come
-# out worse.
+# In this record luck is small, and so differences show: attention, query and value, the highest-scoring types and two random sets
+# are worse than PLoP's choice, and the MLP cannot be told from it. That agrees with sections 3 and 4: which *types* there are matters, and
+# PLoP's choice and the MLP are both good.
 
 # %% [markdown]
 # ## Exercises
@@ -541,7 +650,7 @@ best_by_1 = rank_by_2 = None  # your turn: a name, and a number from 1 (lowest l
 def check_curse(name, rank):
     if name is None:
         return "not yet filled in"
-    table = triples.query("task == 'short_sums'").pivot(index="placement", columns="seed", values="loss")
+    table = triples.pivot(index="placement", columns="seed", values="loss")
     assert name == table[1].idxmin(), "another set has a lower loss with seed 1"
     assert rank == table[2].rank()[name], "seed 2 ranks it elsewhere"
     return f"{name}: first by seed 1, number {rank:.0f} by seed 2; the two seeds rank the sets with a correlation of {table.corr('spearman').loc[1, 2]:.2f}"
@@ -551,7 +660,7 @@ check_curse(best_by_1, rank_by_2)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 # Solution.
-by_seed = triples.query("task == 'short_sums'").pivot(index="placement", columns="seed", values="loss")
+by_seed = triples.pivot(index="placement", columns="seed", values="loss")
 check_curse(by_seed[1].idxmin(), by_seed[2].rank()[by_seed[1].idxmin()])
 
 # %% [markdown]
@@ -579,13 +688,13 @@ check_race(my_race)
 # %% [markdown]
 # ## Three things to remember
 #
-# 1. **Tune the learning rate before you think about places.** Compare places only with each at its own rate, at equal parameters,
-#    and over several seeds.
-# 2. **The MLP is a good place, and simple.** Sets of three types with up or down are better than those with query or key; beyond
-#    that we see no difference between them. PLoP's choice is among the good ones.
-# 3. **If it matters, let your own data decide.** A race costs minutes to hours, and it says when it does not know.
+# 1. **Tune the learning rate before you compare places.** Compare at equal parameters, each place at its own rate, over several
+#    seeds. One run of each proves nothing.
+# 2. **The MLP is a good place, and simple.** Its types help in every group of runs; value, which PLoP ranks first, comes out behind.
+#    PLoP's choice is among the good ones; that it beats the MLP, or the MLP it, is not established.
+# 3. **If it matters, let your own data decide**, and expect "undecided": small differences take tens of runs.
 #
-# **Not established.** Larger models, longer trainings, other tasks: the record holds the beginning of trainings on
-# short answers. Whether PLoP's choice or the MLP is better: the interval touches zero. Whether layers matter.
+# **Not established.** Larger models, trained to the end; other ranks; which layers; how accuracy follows the loss. PEFT's suite and the
+# paper's tables (section 8) are about larger models, and they agree with the MLP as a default as far as they go.
 #
 # **Where next.** Notebook 06 asks the same of reinforcement learning. Notebook 07 is the page for your own model.
