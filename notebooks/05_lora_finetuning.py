@@ -20,11 +20,11 @@
 # ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) answers: the three types of maps with the lowest *score*, a number that one
 # forward pass on your texts gives (notebook 00). Is that a good answer? Is there a simpler one?
 #
-# **The answer.** A good and simple answer is the MLP (gate, up and down), at a learning rate that you have tuned with more than one seed.
-# In our record of one small model, the three types of the MLP help in every group of runs, value comes out behind in each, and
-# what query, key and output are worth changes with the learning rate and the seed. Which single *set* of three types is best, nobody
-# can say from one or two runs near the best rate: two seeds rank the 35 sets with a correlation of 0.12. PLoP's choice (value,
-# up, down) is among the good sets. We do not see it beat the MLP, which you find without computing anything.
+# **The answer.** A good and simple answer is the MLP (gate, up and down), at a learning rate that you have tuned with several seeds. In
+# our record of one small model, gate, up and down come out ahead of the average type, and value behind it, at both usable
+# learning rates and with all three seeds; the other types change their places. Which single *set* of three types is best, nobody can
+# say from one run of each: two seeds rank the 35 sets with a correlation of 0.12 (from -0.22 to 0.44). PLoP's choice (value, up, down) is
+# not ahead of the MLP on average in any of our comparisons, and the MLP is found without computing anything.
 #
 # | | |
 # |---|---|
@@ -82,8 +82,9 @@ untrained = recorded("results/benchmark_untrained.csv").set_index("task")
 runs.groupby("task").agg(runs=("loss", "size"), placements=("placement", "nunique"), seeds=("seed", "nunique"))
 
 # %% [markdown]
-# The benchmark is a table of finished trainings, one row a run, made by one command (`python notebooks/tools/record_benchmark.py run`).
-# Assertions in the cells below tie the text to the record. Its first task is sums of two numbers:
+# The benchmark is a table of finished trainings, one row a run, made by one command (`python notebooks/tools/record_benchmark.py run`): AdamW,
+# a learning rate that rises over the first tenth of the steps and then falls to zero, 8 examples a step, 500 test examples. Assertions in
+# the cells below tie the text to the record. Its first task is sums of two numbers:
 
 # %%
 task = ex.load_task(TASK, train=400, validation=64, test=64)
@@ -108,34 +109,34 @@ def sets_at(rate, seed, name):
 
 
 # %% tags=["nbval-ignore-output", "picture"]
-rows = [sets_at(2e-3, 0, "35 sets of three types"), sets_at(2e-3, 1, "the same, a second seed")]
-rows += [sets_at(2e-3, 2, "the same, a third seed")]
+rows = [sets_at(2e-3, 0, "35 sets of three, seed 0"), sets_at(2e-3, 1, "35 sets, seed 1"), sets_at(2e-3, 2, "35 sets, seed 2")]
 rows += [sets_at(1e-3, 0, "35 sets, half the rate"), sets_at(4e-3, 0, "35 sets, twice the rate")]
 for group, name in {"single": "one type, its best rate", "fixed": "others, their best rates"}.items():
     rows.append(best.query("task == 'short_sums' and group == @group").assign(kind=name))
 shown = pd.concat(rows)[["task", "kind", "placement", "loss"]]
-plots.plot_spread(shown, {"short_sums": "the seed moves sets of three as much as their choice does"});
+medians = shown.groupby("kind", sort=False)["loss"].median().iloc[:3]
+told = f"a set of three is near {medians.min():.2f} with one seed, near {medians.max():.2f} with another"
+plots.plot_spread(shown, {"short_sums": told});
 
 # %% [markdown]
 # ### What to choose
 #
 # | your situation | adapters on | learning rate | evidence |
 # |---|---|---|---|
-# | You want one good default | the MLP: gate, up and down | tune it first: try half and twice | sections 2 to 5; larger models of others in section 8 |
-# | You want adapters on few maps | up or down alone, at a higher rank | tune it: about twice as high here | section 4: level with the MLP on average |
-# | Your server takes adapters on attention only | all four types, or query and value; no single one | tune it, with several seeds | section 4: behind the MLP on average, undecided |
-# | You fear that the model forgets | gate, up or the MLP | not above the best one | section 6 |
+# | You want one good default | the MLP, or all types | tune it with several seeds: try half and twice | sections 2 to 5; larger models of others in section 8 |
+# | You want adapters on few maps | up or down alone, at a higher rank | tune it: about twice as high here | section 4: near the MLP on average, undecided |
+# | Your server takes adapters on attention only | several types of it, not query or key or value alone | tune it | section 4: behind the MLP on average, undecided |
+# | You fear that the model forgets | gate, up or the MLP | not above the best one | section 6: two runs each |
 # | It matters, and you have hours | what a race on your own data says | what the race says | section 7: it decides large differences only |
 #
-# *Limits.* This is one model of 135 million parameters, short answers, the beginning of trainings, and two judging seeds. All
-# adapters have $\alpha = 32$ at the rank that gives 2.43 million parameters, so that types are compared at different ranks and scales
-# $\alpha / r$ (2.5 for the MLP at rank 13, 0.3 for key alone at rank 105). We did not study the rank. The rates hold for this
-# model; larger ones usually want lower rates. Where we say "undecided", more seeds could decide.
+# *Limits.* This is one model of 135 million parameters, short answers, the beginning of trainings, and two or three seeds. At equal
+# parameters the types have different ranks and scales (section 1), and a part of what looks like a place may be its scale. The rates
+# hold for this model; larger ones usually want lower rates. "Undecided" does not mean equal: more seeds could decide.
 
 # %% [markdown]
 # ## 1. What makes a comparison fair?
 #
-# **Question.** Query and value with rank 16 train worse than the MLP with rank 16. Is the MLP the better place?
+# **Question.** Suppose that query and value with rank 16 train worse than the MLP with rank 16. Is the MLP the better place?
 #
 # **Intuition.** An adapter of rank $r$ on a map with $n$ inputs and $m$ outputs has $r (n + m)$ parameters. The maps of the MLP
 # are larger, so that at the same rank they get more of them. A comparison at equal rank mixes up *place* with *size*.
@@ -182,6 +183,14 @@ print(sizes.groupby("group")["parameters"].agg(["size", "min", "max"]))
 assert (sizes["parameters"] / 2.43e6 - 1).abs().max() < 0.02
 
 # %% [markdown]
+# Not everything can be equal at once. At equal parameters a set of few, small maps gets a higher rank, and with $\alpha = 32$ for all
+# its update $\frac{\alpha}{r} B A$ has a smaller scale. A tuned learning rate makes up for a part of that, not for all:
+
+# %%
+per_set = sizes.loc[[REFERENCE, "all", "attention", "query + value", "up", "k"], ["r"]]
+per_set.assign(scale=(32 / per_set["r"]).round(2))
+
+# %% [markdown]
 # ## 2. The learning rate comes first
 #
 # **Question.** How much does the learning rate matter?
@@ -197,9 +206,16 @@ sets_only = tuning.query("group in ['single', 'fixed', 'triple']")
 plots.plot_rates(sets_only[["task", "placement", "group", "lr", "loss"]]);
 
 # %% [markdown]
-# **What we saw.** With this seed nearly all sets of three have their best rate at the same place, and the valley is narrow. But one seed
-# is not enough: the seed that chose the rate was lucky at its choice. Here are two other seeds, on four placements that were
-# run with them at all three rates:
+# **What we saw.** With this seed nearly all sets of three have their best rate at the same place. Twice of it is the worse mistake:
+
+# %%
+at_rates = {rate: sets_at(rate, 0, "")["loss"].median() for rate in (1e-3, 2e-3, 4e-3)}
+assert at_rates[4e-3] > at_rates[1e-3] > at_rates[2e-3]
+print({rate: round(loss, 2) for rate, loss in at_rates.items()}, "median loss of the 35 sets")
+
+# %% [markdown]
+# But one seed is not enough. We picked the rate at which seed 0 happened to do well. Here are two other seeds as well, on four placements
+# that were run with them at all three rates, and the means over the three seeds:
 
 # %%
 FOUR = [REFERENCE, PLOP, "attention", "query + value"]
@@ -209,15 +225,18 @@ spread = by_rate.T.groupby("lr").agg(np.ptp).T  # over seeds
 assert (spread[1e-3] < 0.06).all() and spread.loc["attention", 2e-3] > 0.2
 by_rate.round(2)
 
-# %% [markdown]
-# At 1e-3 the seeds agree within a few hundredths, and attention is level with the MLP. At 2e-3, which seed 0 chose for all four, the MLP goes
-# well with all three seeds, PLoP's choice with two, attention with one: it is near the highest rate that works. At 4e-3 all are worse. So
-# a placement may be better because it *bears a higher rate*. **Tune with several seeds, and when in doubt take the lower rate.**
+# %%
+by_rate.T.groupby("lr").mean().T.round(2)
 
 # %% [markdown]
-# A comparison of placements at one rate is therefore, in part, a comparison of how well that rate suits each of them. The clearest
-# case is EVA, a method that starts the adapters from the data instead of at random (PEFT ships it). Its best rate is eight
-# times lower than that of the MLP:
+# At 1e-3 the seeds agree within a few hundredths. At 2e-3, which seed 0 chose for all four, the MLP goes well with all three seeds, PLoP's
+# choice with two, and attention with one: for attention, this rate is too near to the highest that works. At 4e-3 all are worse on
+# average. The one seed that tuned made attention look 0.17 behind the MLP (section 4); with each at the rate that is best on average
+# over the three seeds it is 0.07 behind. **So tune with several seeds.**
+
+# %% [markdown]
+# A comparison at one rate is, in part, a comparison of how well that rate suits each. The clearest case is not a place but a start: EVA
+# begins with adapters made from the data instead of random ones (PEFT ships it). Its best rate is eight times lower than that of the MLP:
 
 # %%
 eva = tuning.query("task == 'short_sums' and placement in ['EVA, rho 1', @REFERENCE]")
@@ -259,19 +278,17 @@ assert abs(agreement) < 0.3 and low < 0 < high
 print(f"rank correlation of two seeds over {n} sets: {agreement:.2f}, 95 % interval about {low:.2f} to {high:.2f}")
 
 # %% tags=["nbval-ignore-output", "picture-seeds"]
-where = by_seed.rank().loc[PLOP].astype(int)
 ax = sns.scatterplot(by_seed, x=1, y=2, color="0.65", s=45)
 for name, label in {REFERENCE: "MLP", PLOP: "PLoP's choice"}.items():
     ax.plot(*by_seed.loc[name], "o", color="0.1")
     ax.annotate(label, by_seed.loc[name], (0, 8), textcoords="offset points", ha="center")
-ax.axline((1.1, 1.1), slope=1, color="0.8", lw=1, zorder=0)
 ax.set(xlabel="loss with seed 1 (nats per token)", ylabel="loss with seed 2 (nats per token)")
-ax.set_title(f"PLoP's choice: number {where[1]} of {n} with one seed, {where[2]} with another", loc="left", fontsize=11)
+ax.set_title(f"{n} sets of three, two seeds: rank correlation {agreement:.2f}", loc="left", fontsize=11)
 sns.despine();
 
 # %% [markdown]
-# **What we saw.** Hardly. A set that is good with one seed may be bad with the next. So do not believe anybody, us included, who shows
-# that one set of three is the best after one or two runs of each.
+# **What we saw.** The two seeds hardly agree. A set that is good with one seed may be bad with the next. So do not believe anybody, us
+# included, who shows that one set of three is the best after one or two runs of each.
 #
 # That does not mean that all sets are equal. A sharper question is what a *type* adds. Each type is in 15 of the 35 sets, so that luck
 # averages out over more runs. We take the loss of a set as the sum of the effects of its three types, and find the effects by least
@@ -289,7 +306,8 @@ def effects_of(rate, seed):
     has -= has.mean(axis=0)
     found, rest, *_ = np.linalg.lstsq(has, losses - losses.mean(), rcond=None)
     left = losses - losses.mean() - has @ found
-    error = np.sqrt(left.pow(2).sum() / (len(losses) - 7) * np.linalg.pinv(has.T @ has)[0, 0])
+    variance = left.pow(2).sum() / (len(losses) - 7)
+    error = np.sqrt(variance * np.linalg.pinv(has.T @ has)[0, 0])
     return pd.Series([*found, error], [*TYPES, "standard error"])
 
 
@@ -301,9 +319,10 @@ assert table.loc["standard error", "1e-3, seed 0"] < 0.4 * table.loc["standard e
 table.round(3)
 
 # %% [markdown]
-# **What we saw.** Gate, up and down are negative in all four columns, value is positive in all four. Query, key and output change with
-# the rate and the seed. At 1e-3, half of the best rate, the effects are small and sharp. At 2e-3 they are larger, and so is the luck: near the
-# highest rate that works, some runs go well and others do not. That, and not the place, is most of what tells two runs apart there.
+# **What we saw.** Gate, up and down are negative in all four columns, and value is positive in all four, though not each number is beyond
+# its error. Query, key and output change with the rate and the seed: query and key cost 0.05 with seed 2 and nothing with seed 1. At
+# 1e-3 the effects are small and sharp; at 2e-3 they are larger and do not repeat from seed to seed. (At 4e-3 some runs fail, and such a fit says
+# little.)
 #
 # For the rules of section 5 we need losses of sets with all that is uncertain about them. `ex.pooled_losses` takes the seeds 1 and 2 at
 # the tuned rates, and models a set as the sum of its types, plus something of its own, plus luck:
@@ -317,8 +336,9 @@ assert (effects.loc[["up", "down"], 0.975] < 0).all()
 effects.round(3)
 
 # %% [markdown]
-# (The intervals take the runs of one seed as independent, but for a shift that is common to all. What a set has of its own is estimated
-# as zero; two seeds could not show it if it were small.)
+# These intervals describe the two seeds. They are too narrow for new ones, because the model lets a seed shift all sets by the same amount
+# only, and the table above shows that a seed changes the effects of types, too. What a set has of its own is estimated as zero; two
+# seeds could not show it if it were small.
 
 # %% [markdown]
 # ## 4. One type, whole blocks, and what others propose
@@ -347,19 +367,8 @@ plots.plot_differences(compared, "MLP");
 
 # %% [markdown]
 # **What we saw.** Query, key or value alone and PAGE's single map come out worse than the MLP. All else is undecided: luck moves a run by
-# some 0.06. And a part of what looks like a place is its rate: section 2 showed that seed 0 chose a rate for attention that other seeds do
-# not like. Where three seeds and three rates are there, each seed can be run at the rate that the *other two* choose:
-
-# %%
-better_tuned = ex.crossfit(three_rates).groupby("placement")["loss"].mean()
-once_tuned = judged.groupby("placement")["loss"].mean()
-both = pd.DataFrame({"rate chosen by one seed": once_tuned[FOUR], "by two other seeds": better_tuned[FOUR]})
-assert (both.loc["attention"] - both.loc[REFERENCE]).diff().iloc[1] < -0.03
-both.round(3)
-
-# %% [markdown]
-# The distance of attention to the MLP shrinks from 0.17 to 0.12, and at 1e-3 it is gone (section 2). So read the picture above with care: it compares places
-# *as one tuning seed leaves them*, and that is how most published comparisons are made.
+# some 0.06 on average, and much more near the highest rate that works. Read the picture with care: it compares places as one tuning seed
+# leaves them. Section 2 has the example: more than half of what attention is behind here is the choice of its rate.
 #
 # How many seeds would it take to decide? If luck moves a run by $\sigma$, a difference $\delta$ between two placements is found with a
 # probability of 80 % by about $2 (1.96 + 0.84)^2 \sigma^2 / \delta^2$ runs of each.
@@ -371,7 +380,7 @@ for delta in (0.04, 0.08, 0.16):
 
 # %% [markdown]
 # Differences in nats per token are hard to judge by themselves. So here is also the share of the way from the untrained model to full
-# finetuning (whose rate was tuned, too); luck moves it by about two percentage points.
+# finetuning (also tuned with seed 0, at four rates); luck moves it by about two percentage points.
 
 # %%
 means = main.groupby(["task", "placement"])["loss"].mean().unstack("task")
@@ -393,8 +402,8 @@ spelling.round(2)
 
 # %% [markdown]
 # With each of the three seeds the MLP at 4e-3 has the lowest loss in this table. PLoP's choice shows the trap: at 4e-3 it went well with
-# seed 0, which therefore chose this rate, and badly with the other two. Judged at that rate, it would come out 0.6 worse than the MLP;
-# at half of it, it is still 0.3 worse. On both tasks the MLP bears the higher rate, and that is its advantage.
+# seed 0, which therefore chose this rate, and badly with the other two. Judged at that rate, it would come out 0.6 worse than the
+# MLP. At an equal 2e-3 the MLP and all types are level on average, and the others behind. Each placement at the better of its two rates:
 
 # %%
 lowest = spelling.T.groupby("seed").min().T  # each placement at the better of its two rates
@@ -456,24 +465,26 @@ verdicts[["rule", "regret", "regret_low", "regret_high", "better_than", "rank at
 plots.plot_rules(verdicts);
 
 # %% [markdown]
-# **What we saw.** Plain *size* chooses the MLP, the set with the lowest sum of effects; two gradient rules do so, too. PLoP's choice, which
-# three other rules share, is better than the average set at the tuned rate, and an ordinary one at half of it (the last column is its
-# place among the 35, with seed 0). Each rule made one choice on one task: this says how good the choices are, not yet the rules. Is the MLP
-# surely better than PLoP's choice?
+# **What we saw.** Plain *size* chooses the MLP, and so do two gradient rules. It has the lowest sum of effects with these two seeds, and is the
+# fifth of 35 at half the rate (the last column, seed 0). PLoP's choice, which three other rules share, is better than the average set with these two seeds and an
+# ordinary one at half the rate. Each rule made one choice on one task: this says how good the choices are, not yet the rules.
+#
+# Is the MLP surely better than PLoP's choice? They differ in one type: value in the place of gate. What that costs, with each seed at 2e-3,
+# and an interval over the three seeds:
 
 # %%
-gap = pooled.draws[PLOP] - pooled.draws[REFERENCE]
-low, high = gap.quantile([0.025, 0.975])
-assert -0.01 < low < 0.005 < high
-print(f"PLoP's choice minus the MLP: {gap.mean():.3f} nats per token, 95 % interval from {low:.3f} to {high:.3f}")
+value_for_gate = (table.loc["v"] - table.loc["gate"]).filter(like="2e-3")
+interval = ex.mean_interval(value_for_gate)
+assert interval.low < 0 < interval.mean and (value_for_gate > 0).all()
+print(f"value instead of gate: {interval.mean:.3f} nats per token, 95 % interval from {interval.low:.3f} to {interval.high:.3f}")
 order = by_seed.mean(axis=1).corr(-gains[list(sets)], method="spearman")
-print(f"rank correlation of the first step's gains with the losses of all 35 sets: {order:.2f}")
+print(f"rank correlation of the first step's gains with the mean losses of the 35 sets: {order:.2f}")
 
 # %% [markdown]
-# Not established: the interval just contains zero. It is narrower than that of section 4, because it uses the runs of all 35 sets and
-# takes a set to be the sum of its types: it compares value with gate. So on this task no rule is seen to beat the
-# simplest one, *size*. Our own rule, the first step, ranks the 35 sets better than a second seed does, and yet the set that
-# it puts first is an ordinary one. `plop.place(scores, rule="size")` takes the largest maps, and `rule=` takes numbers of your own.
+# Not established: value costs more than gate with each of the three seeds, and the interval still contains zero. So on this task no
+# rule is seen to beat the simplest one, *size*. The gains of our own rule, the first step, go with the losses of the 35 sets (0.55), and yet
+# the set that it puts first is in the middle at the tuned rate. `plop.place(scores, rule="size")` takes the largest maps, and `rule=`
+# takes numbers of your own.
 
 # %% [markdown]
 # ## 6. What does the model forget?
@@ -495,26 +506,27 @@ forgotten = at_tuned.groupby(["task", "group", "placement"])[["gain", "forgettin
 plots.plot_forgetting(forgotten.query("forgetting < 1"));
 
 # %% [markdown]
-# **What we saw.** We see no trade-off between placements: among the sets of three, those that gain less tend to forget more. Adapters on
-# gate or up alone forget nearly nothing, the MLP little, query and value several times as much. Value alone, whose best rate by seed 0
-# was too high for another seed, forgot more than two nats; it lies beyond the picture.
+# **What we saw.** Among the sets of three, those that gain less tend to forget more: a rate that is too high for a set does both. Adapters
+# on gate or up alone forget nearly nothing, the MLP little, query and value several times as much (two runs each). Value alone forgot
+# more than two nats in one of its runs; it lies beyond the picture.
 
 # %%
 of_sets = forgotten.query("group == 'triple'")
 order = of_sets["gain"].corr(of_sets["forgetting"], method="spearman")
 assert order < -0.4
 forgets = forgotten.set_index("placement")["forgetting"]
+assert forgotten.set_index("placement")["forgetting"]["v"] > 1
 print(f"rank correlation of gain and forgetting over {len(of_sets)} sets of three: {order:.2f}")
 print(forgets[["gate", "up", REFERENCE, "all", "attention", "query + value"]].round(2).to_dict())
 
 # %% [markdown]
 # A rate that is too high makes the model forget. These are the medians over all sets of three with seed 0, at half the best rate,
-# at the best, and at twice the best. Less than the best rate buys nothing:
+# at the best, and at twice the best:
 
 # %%
 at_rates = tuning.query("task == 'short_sums' and group == 'triple' and lr in [1e-3, 2e-3, 4e-3]")
 forgetting = at_rates.groupby("lr")["unrelated_loss"].median() - untrained.loc["short_sums", "unrelated_loss"]
-assert abs(forgetting[1e-3] - forgetting[2e-3]) < 0.03 and forgetting[4e-3] > 0.3
+assert forgetting[4e-3] > 0.3 > 0.05 > forgetting[2e-3]
 forgetting.round(2).to_frame("forgetting (nats per token)")
 
 # %% [markdown]
@@ -525,7 +537,7 @@ forgetting.round(2).to_frame("forgetting (nats per token)")
 # **Intuition.** You need not train every placement at every rate to the end. Start all of them for a few steps, stop those that are
 # behind, and give the time to the rest. That is *successive halving*; `ex.race` does it within the seconds that you give.
 #
-# **What we do.** Three placements at equal parameters, two rates each, in two minutes. The race drops arms by their training loss, which
+# **What we do.** Three placements at equal parameters, two rates each, in two minutes. The race drops placements and rates by their training loss, which
 # costs nothing, and runs the last ones again with fresh seeds, judged on validation examples. If their difference is within the noise, it
 # says "undecided". After section 4 we know what to expect: in two minutes only a large difference is found. An "edge" is a best rate that
 # is the lowest or highest tried; with two rates each is one.
@@ -555,14 +567,14 @@ if (MODEL, TASK) == ("SmolLM2-135M-Instruct", "short_sums"):
 print(f"untrained: {before:.1f} nats per token, before {run['steps']} steps of training")
 
 # %% [markdown]
-# "Undecided" is an answer, too: these placements are about equally good here, so take the one that is easiest to serve. For a race that
-# can find smaller differences, give it hours instead of minutes, rates from 2.5e-4 to 4e-3, and a `storage=` file: the same call goes on
+# A winner is only the one that is ahead; "undecided" means that this race could not tell. If nothing else speaks for one of them, take
+# the one that is easiest to serve, and where a best rate is at the edge, race again with further rates. For a race that can find smaller differences, give it hours instead of minutes, rates from 2.5e-4 to 4e-3, and a `storage=` file: the same call goes on
 # after an interrupt, and several processes may work on it. Notebook 07 has the cell for your own model.
 
 # %% [markdown]
 # ## 8. What others found
 #
-# Three sources that compare placements. *PEFT's own comparison* (one run of each, Llama-3.2-3B on MetaMathQA, accuracy on GSM8K):
+# What others report. *PEFT's own comparison* (one run of each, Llama-3.2-3B on MetaMathQA, accuracy on GSM8K):
 
 # %%
 peft = recorded("published/peft_method_comparison.csv")
@@ -570,7 +582,7 @@ peft.assign(parameters=(peft["trainable_parameters"] / 1e6).round(1)).drop(colum
 
 # %% [markdown]
 # At 9.2 to 9.5 million parameters the MLP is ahead of query and value by 1.6 points. One run's accuracy on GSM8K's 1,319 problems has
-# a standard error of about 1.4 points, so that this is no proof. A change of the scale alone (*rslora*: $\alpha / \sqrt r$
+# a standard error of about 1.4 points, and the difference of two runs one of 1.9, so that this is no proof. A change of the scale alone (*rslora*: $\alpha / \sqrt r$
 # instead of $\alpha / r$) moves query and value by 4 points.
 #
 # *LoRA Without Regret* ([Schulman et al. 2025](https://thinkingmachines.ai/blog/lora/), and
@@ -603,9 +615,9 @@ older = ex.versus(code, "PLoP", level=0.994).set_index("placement")
 older[["difference", "low", "high", "verdict"]].round(3)
 
 # %% [markdown]
-# In this record luck is small, and so differences show: attention, query and value, the highest-scoring types and two random sets
-# are worse than PLoP's choice, and the MLP cannot be told from it. That agrees with sections 3 and 4: which *types* there are matters, and
-# PLoP's choice and the MLP are both good.
+# Here luck is small, and small differences show: attention, query and value, the highest-scoring types (*inverse*) and two random sets of
+# types are worse than PLoP's choice, by 0.01 to 0.02 nats per token, and the MLP cannot be told from it (*modules*: the single lowest-scoring maps).
+# The intervals are for other seeds; with 40 problems, other problems may say otherwise.
 
 # %% [markdown]
 # ## Exercises
@@ -653,7 +665,7 @@ def check_curse(name, rank):
     table = triples.pivot(index="placement", columns="seed", values="loss")
     assert name == table[1].idxmin(), "another set has a lower loss with seed 1"
     assert rank == table[2].rank()[name], "seed 2 ranks it elsewhere"
-    return f"{name}: first by seed 1, number {rank:.0f} by seed 2; the two seeds rank the sets with a correlation of {table.corr('spearman').loc[1, 2]:.2f}"
+    return f"{name}: first by seed 1, number {rank:.0f} by seed 2"
 
 
 check_curse(best_by_1, rank_by_2)
@@ -688,13 +700,13 @@ check_race(my_race)
 # %% [markdown]
 # ## Three things to remember
 #
-# 1. **Tune the learning rate before you compare places.** Compare at equal parameters, each place at its own rate, over several
-#    seeds. One run of each proves nothing.
-# 2. **The MLP is a good place, and simple.** Its types help in every group of runs; value, which PLoP ranks first, comes out behind.
-#    PLoP's choice is among the good ones; that it beats the MLP, or the MLP it, is not established.
+# 1. **Tune the learning rate with several seeds before you compare places.** Compare at equal parameters, each place at its own rate. One
+#    run of each proves nothing.
+# 2. **The MLP is a good place, and simple.** Its types come out ahead of the average type at both usable rates and with all seeds, value
+#    behind. Neither the MLP nor PLoP's choice is shown to beat the other.
 # 3. **If it matters, let your own data decide**, and expect "undecided": small differences take tens of runs.
 #
-# **Not established.** Larger models, trained to the end; other ranks; which layers; how accuracy follows the loss. PEFT's suite and the
-# paper's tables (section 8) are about larger models, and they agree with the MLP as a default as far as they go.
+# **Not established.** Larger models, trained to the end; other ranks and scales; which layers; how accuracy follows the loss. Of the tables in
+# section 8, about larger models, PEFT's and Schulman's speak for the MLP or all types, and PLoP's for PLoP in two rows of three.
 #
 # **Where next.** Notebook 06 asks the same of reinforcement learning. Notebook 07 is the page for your own model.

@@ -42,9 +42,9 @@ def place(
         lowest numbers come first.
 
         In the benchmark of notebook 05 (SmolLM2-135M, sums of two numbers, all 35 sets of three
-        types at equal parameters) no rule did better than "size": its choice is better than 99 %
-        of the sets (94 to 100 %), that of "nfn" better than 88 % (68 to 97 %), and the difference
-        between the two is not sure.
+        types at equal parameters, two seeds) no rule chose better than "size". The choice of
+        "nfn" has value in the place of gate, which costs 0.04 nats per token on average, and the
+        interval over three seeds contains zero.
     parameters : number, optional
         Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.
