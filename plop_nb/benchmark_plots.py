@@ -134,7 +134,7 @@ def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
         _draw_intervals(ax, places, own[numbers], own["verdict"].map(VERDICTS), 0, reference)
         worse, better = sum(own["verdict"] == "worse"), sum(own["verdict"] == "better")
         rest = f", {better} better" if better else ""
-        return f"{worse} of {len(own)} surely worse than {reference}{rest}"
+        return f"{worse} of {len(own)} worse than {reference}{rest}"
 
     colors = "blue: better, grey: undecided, orange: worse"
     labels = "", "", f"loss minus that of {reference} (nats per token)\n{colors}"
@@ -175,7 +175,7 @@ def plot_rules(judged: pd.DataFrame, random: float = 0.5) -> np.ndarray:
             ax.text(1.02, place, chosen, **right)
         ax.set_xlim(min(0, *own["regret_low"]) - 0.04, max(1, *own["regret_high"]) + 0.04)
         best = own.loc[own["regret"].idxmin()]
-        sure = f"{sum(own['regret_high'] < random)} of {len(own)} choices surely beat chance"
+        sure = f"{sum(own['regret_high'] < random)} of {len(own)} choices are better than chance"
         return f"{sure}, best: {best['rule']} ({best['regret']:.2f})"
 
     labels = "regret (0: best of all sets, 1: worst)", "", ""

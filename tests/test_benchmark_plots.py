@@ -234,11 +234,11 @@ def test_differences_share_the_order_of_their_means_and_have_verdicts_as_colours
         assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [
             ("attention", 0)
         ]
-    title = "short sums: 17 of 25 surely worse than attention, 3 better"
+    title = "short sums: 17 of 25 worse than attention, 3 better"
     assert titles(axes)[0] == title
     table.loc[0, "verdict"] = "worse"
     changed = titles(plot_differences(table, "MLP"))[0]
-    assert changed == "short sums: 18 of 25 surely worse than MLP, 2 better"
+    assert changed == "short sums: 18 of 25 worse than MLP, 2 better"
 
 
 def test_rules_stand_in_order_with_what_they_choose():
@@ -258,7 +258,7 @@ def test_rules_stand_in_order_with_what_they_choose():
         "gate+o+up": 2,
     }
     assert titles([ax]) == [
-        "short sums: 1 of 3 choices surely beat chance, best: lowest scores (0.20)"
+        "short sums: 1 of 3 choices are better than chance, best: lowest scores (0.20)"
     ]
     (ax,) = plot_rules(rules(), random=0.7)
     assert titles([ax])[0].startswith("short sums: 2 of 3 choices")
