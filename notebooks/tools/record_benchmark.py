@@ -1,8 +1,8 @@
 """Record the placement benchmark of notebook 05 in data/results.
 
     python notebooks/tools/record_benchmark.py plan                which placements
-    python notebooks/tools/record_benchmark.py run --workers 2     train them (two cores: two hours
-                                                                   a task and pass, resumable)
+    python notebooks/tools/record_benchmark.py run --workers 2     train them (two cores: an hour a
+                                                                   task and pass, resumable)
     python notebooks/tools/record_benchmark.py run --tuned-by 0 --seeds 1 2
                                                                    further seeds, at the rates that
                                                                    seed 0 prefers

@@ -61,7 +61,8 @@ def crossfit(runs: pd.DataFrame, *, tuning_seeds: Sequence[int] = ()) -> pd.Data
         From `grid` with `per_example=True`, with several learning rates.
     tuning_seeds : sequence of int
         Seeds that only choose the rates: they have no rows in the result, and the others, which
-        have no say, need runs at the chosen rates only (`chosen_rates`). None by default.
+        have no say, need runs at the chosen rates only (`chosen_rates`). None by default. Take
+        several: the best rate of one seed is often too near the highest that works (notebook 05).
 
     Returns
     -------

@@ -86,6 +86,9 @@ def pooled_losses(
     is the spread of a placement's runs about their mean, pooled over all placements, and that of
     examples is known from resampling them, the same for all placements.
 
+    A seed may raise or lower all placements alike; that it may favour single types is not in the
+    model, and where it does, the intervals are too narrow for new seeds.
+
     Parameters
     ----------
     results : pandas.DataFrame
