@@ -393,7 +393,7 @@ share["short_sums"].sort_values(ascending=False).map("{:.0%}".format).to_frame("
 # %% [markdown]
 # ### A second task, and a trap
 #
-# All this was about sums. The second task is to spell a word letter by letter. These are all runs of six placements at two rates; the
+# All this was about sums. The second task is to spell a word backward. These are all runs of six placements at two rates; the
 # rate was chosen with seed 0.
 
 # %%
@@ -420,8 +420,8 @@ lowest.round(2)
 # simply taking the largest maps?
 #
 # **What we do.** Of each rule's choice of three types we ask where it is between the best of all 35 sets (regret 0) and the worst
-# (regret 1); the average set is near one half. The choices were recorded before the losses of the sets were known
-# (`notebooks/tools/record_rules.py`).
+# (regret 1); the average set is near one half. The choices were recorded (`notebooks/tools/record_rules.py`)
+# before the losses of the sets were known, but for a pilot run of PLoP's choice.
 #
 # | rule | chooses the three types with |
 # |---|---|

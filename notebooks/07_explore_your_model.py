@@ -126,8 +126,8 @@ print(explorer.config_text)
 # %% [markdown]
 # ## Is it the best place for my data?
 #
-# A low score does not promise that adapters train best there. In the record of notebook 05 the learning rate matters more than
-# the choice of three types. If you have examples with answers, let your choice race against the largest maps (the
+# A low score does not promise that adapters train best there. In the record of notebook 05 PLoP's choice is not ahead of the
+# largest maps on the mean over seeds. If you have examples with answers, let your choice race against the largest maps (the
 # MLP, as a rule) and against all of them: with equal parameters, at several learning rates, within a given time. Set `EXAMPLES`
 # in the settings for that. The race says which placement and rate to take, or "undecided": then take the one that is easiest to serve.
 

@@ -42,7 +42,7 @@ def place(
         lowest numbers come first.
 
         In the benchmark of notebook 05 (SmolLM2-135M, sums of two numbers, all 35 sets of three
-        types at equal parameters, two seeds) no rule chose better than "size". The choice of
+        types at equal parameters, at the tuned rate) no rule chose better than "size". That of
         "nfn" has value in the place of gate, which costs 0.04 nats per token on average, and the
         interval over three seeds contains zero.
     parameters : number, optional
