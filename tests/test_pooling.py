@@ -19,15 +19,20 @@ def truth(random, own=0.02):
     return {name: 1 + effect + own * random.normal() for name, effect in effects.items()}
 
 
-def measured(losses, random, seeds=3, noise=0.05, examples=40):
-    """What `crossfit` would return: a common part of each seed and example, and noise."""
+def measured(losses, random, seeds=3, noise=0.05, examples=40, of_types=0.0):
+    """What `crossfit` would return: a common part of each seed and example, and noise.
+
+    A seed also favours some types, by about `of_types`.
+    """
     hard = random.uniform(0.5, 1.5, examples)
     hard /= hard.mean()
     rows = []
     for seed in range(seeds):
         of_seed = 0.1 * random.normal()
+        favours = dict(zip(TYPES, of_types * random.normal(size=len(TYPES)), strict=True))
         for name, loss in losses.items():
-            level = loss + of_seed + noise * random.normal()
+            favoured = sum(favours[name] for name in TRIPLES[name])
+            level = loss + of_seed + favoured + noise * random.normal()
             each = level * hard
             row = {"task": "t", "placement": name, "seed": seed}
             rows.append(row | {"loss": each.mean(), "losses": each})
@@ -65,13 +70,15 @@ def test_where_all_is_noise_no_choice_is_good_or_bad():
     assert pooled.draws.mean().std() < 0.8 * pooled.observed.std()  # shrunk
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+@pytest.mark.parametrize("of_types", [0.0, 0.05])
+def test_intervals_hold_the_truth_as_often_as_they_say(of_types):
     """Of the share that the choice is better than, and of its regret, over many worlds."""
     random, held = np.random.default_rng(3), {"better_than": 0, "regret": 0}
     worlds = 60
     for world in range(worlds):
         losses = pd.Series(truth(random))
-        pooled = pooled_losses(measured(losses, random), TRIPLES, draws=800, seed=world)
+        results = measured(losses, random, of_types=of_types)
+        pooled = pooled_losses(results, TRIPLES, draws=800, seed=world)
         choice = random.choice(list(TRIPLES))
         found = pooled.judged(choice, level=0.9)
         true = {
@@ -82,6 +89,30 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             held[name] += found[f"{name}_low"] - 1e-9 <= value <= found[f"{name}_high"] + 1e-9
     for count in held.values():
         assert 0.78 <= count / worlds  # 0.9, less three standard errors
+
+
+def test_effects_hold_for_new_seeds_where_a_seed_favours_types():
+    random, held = np.random.default_rng(6), []
+    true = pd.Series(EFFECTS) - np.mean(list(EFFECTS.values()))
+    for world in range(60):
+        results = measured(truth(random), random, noise=0.02, of_types=0.05)
+        pooled = pooled_losses(results, TRIPLES, draws=800, seed=world)
+        for name in TYPES:
+            low, high = interval(pooled.effects[name], 0.9)
+            held.append(low <= true[name] <= high)
+    assert 0.85 < np.mean(held) < 0.97
+
+
+def test_tells_the_parts_of_luck_apart():
+    """Of seeds that favour types, and of single runs, over many seeds."""
+    random = np.random.default_rng(7)
+    results = measured(truth(random), random, seeds=60, noise=0.04, of_types=0.05)
+    pooled = pooled_losses(results, TRIPLES)
+    assert pooled.by_seed == pytest.approx(0.05, rel=0.15)
+    assert pooled.noise == pytest.approx(0.04 / 60**0.5, rel=0.3)
+    assert pooled.spread == pytest.approx(0.02, rel=0.3)
+    plain = pooled_losses(measured(truth(random), random, seeds=60, noise=0.04), TRIPLES)
+    assert plain.by_seed < 0.006
 
 
 def test_noise_of_seeds_leaves_out_what_they_do_to_all():

@@ -13,6 +13,7 @@ Beside it: a placement at random, at its own best rate; and a grid of the same c
 """
 
 import argparse
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from plop_nb import experiments as ex
 from plop_nb.experiments.races import Arm, Ladder
 from plop_nb.experiments.races.jobs import Run
 
-GROUP = "triple"  # of the placements in the record
+GROUPS = ["single", "fixed", "triple"]  # of the placements in the record
 SIZES = [7, 35]  # placements in a race
 SHARES = [0.05, 0.1, 0.2, 0.4]  # of what the whole grid costs
 REDUCTIONS = [2, 3, 4]
@@ -70,18 +71,16 @@ class Record:
 
 
 def read(folder: Path, model: str, task: str) -> Record:
-    """What is recorded of a model on a task: the placements with the most runs at common rates."""
-    runs = ex.load_benchmark(folder).query("model == @model and task == @task and group == @GROUP")
-    tried = runs.groupby("lr")["placement"].nunique()
-    runs = runs[runs["lr"].isin(tried.index[tried == tried.max()])]
-    count = runs.groupby("placement").size()
-    runs = runs[runs["placement"].isin(count.index[count == count.max()])]
-    rates, seeds = common(runs)
+    """What is recorded of a model on a task: the largest grid without holes."""
+    runs = ex.load_benchmark(folder).query("model == @model and task == @task and group in @GROUPS")
+    placements, rates, seeds = largest_grid(runs)
+    if min(len(placements), len(seeds)) < 2:
+        raise ValueError(f"{task}: {len(placements)} placements with the same rates and seeds")
     curves = pd.read_csv(folder / "benchmark_curves.csv.gz", comment="#")
     curves = curves.query("model == @model and task == @task").sort_values("step")
     sums = {tuple(row[name] for name in TOLD_BY): row["losses"] for row in runs.to_dict("records")}
     return Record(
-        placements=sorted(runs["placement"].unique()),
+        placements=placements,
         rates=rates,
         seeds=seeds,
         curves=curves.groupby(TOLD_BY)["train_loss"].apply(list).to_dict(),
@@ -90,12 +89,21 @@ def read(folder: Path, model: str, task: str) -> Record:
     )
 
 
-def common(runs):
-    """The rates, and the seeds that all placements have at all of them."""
-    rates = sorted(runs["lr"].unique())
-    whole = len(rates) * runs["placement"].nunique()
-    cells = runs.groupby("seed").size()
-    return rates, sorted(cells.index[cells == whole])
+def largest_grid(runs):
+    """(placements, rates, seeds): of the grids without holes, the one with the most runs.
+
+    It has all seeds, and two rates or more.
+    """
+    seeds = sorted(runs["seed"].unique())
+    complete = runs.groupby(["placement", "lr"]).filter(lambda own: len(own) == len(seeds))
+    names = {lr: set(own["placement"]) for lr, own in complete.groupby("lr")}
+    grids = [([], [])]
+    for count in range(2, len(names) + 1):
+        for rates in itertools.combinations(names, count):
+            common = set.intersection(*[names[lr] for lr in rates])
+            grids.append((sorted(common), list(rates)))
+    placements, rates = max(grids, key=lambda grid: len(grid[0]) * len(grid[1]))
+    return placements, rates, seeds
 
 
 # One draw
@@ -243,13 +251,14 @@ def main():
     parser.add_argument("--tasks", nargs="+", help="all of the record by default")
     parser.add_argument("--draws", type=int, default=100)
     given = parser.parse_args()
-    runs = ex.load_benchmark(RESULTS).query("model == @given.model and group == @GROUP")
+    runs = ex.load_benchmark(RESULTS).query("model == @given.model and group in @GROUPS")
     tasks = given.tasks or sorted(runs["task"].unique())
     parts = []
     for task in tasks:
-        record = read(RESULTS, given.model, task)
-        if len(record.seeds) < 2:
-            print(f"{task}: all placements share {len(record.seeds)} seeds, a replay needs 2")
+        try:
+            record = read(RESULTS, given.model, task)
+        except ValueError as too_few:
+            print(too_few)
             continue
         table = replayed(record, given.draws)
         parts.append(table.assign(model=given.model, task=task, seeds=len(record.seeds)))

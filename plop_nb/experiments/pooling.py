@@ -26,7 +26,10 @@ class Pooled:
     observed : pandas.Series
         The mean loss of each placement's runs.
     noise : float
-        Standard deviation of such a mean, from seeds and examples together.
+        Standard deviation of such a mean, from seeds and examples together, but for what a seed
+        does to all placements of a type.
+    by_seed : float
+        Standard deviation of a type's effect from seed to seed.
     spread : float
         Standard deviation of the true losses about what the types together make of them.
     """
@@ -35,6 +38,7 @@ class Pooled:
     effects: pd.DataFrame
     observed: pd.Series
     noise: float
+    by_seed: float
     spread: float
 
     def judged(self, choice: str, level: float = 0.95) -> dict[str, float]:
@@ -82,12 +86,13 @@ def pooled_losses(
     The lowest of many noisy means is low by luck as well. So each placement's loss is taken to be
     what its types together make of it (a sum of one effect for each type), plus something of its
     own, plus noise; and of a mean that stands out as much is believed as the noise leaves. This is
-    a mixed model with main effects of types and a random effect of placements. The noise of seeds
-    is the spread of a placement's runs about their mean, pooled over all placements, and that of
-    examples is known from resampling them, the same for all placements.
+    a mixed model with main effects of types and random effects of placements and of types by seeds,
+    its variances by the method of moments. The noise of examples is known from resampling them, the
+    same for all placements.
 
-    A seed may raise or lower all placements alike; that it may favour single types is not in the
-    model, and where it does, the intervals are too narrow for new seeds.
+    A seed may raise or lower all placements alike, and it may favour some types. How much it does
+    shows in the effects that each seed alone would give, and widens the intervals for new seeds;
+    from two seeds little of that can be seen.
 
     Parameters
     ----------
@@ -123,18 +128,111 @@ def pooled_losses(
             f"need the same two seeds or more"
         )
     table = table.loc[names]
-    observed = table.mean(axis=1)
-    variance = seed_variance(table.to_numpy()) / table.shape[1] + example_variance(results, names)
     types = sorted(set().union(*sets.values()))
     design = np.array([[float(name in sets[placement]) for name in types] for placement in names])
-    possible, effects, spread = _posterior(design, observed.to_numpy(), variance, draws, random)
+    fit = _Fit.of(design, table.to_numpy(), example_variance(results, names))
+    losses, effects = fit.drawn(draws, random)
     return Pooled(
-        draws=pd.DataFrame(possible, columns=names),
+        draws=pd.DataFrame(losses, columns=names),
         effects=pd.DataFrame(effects, columns=types),
-        observed=observed,
-        noise=float(np.sqrt(variance)),
-        spread=spread,
+        observed=table.mean(axis=1),
+        noise=float(np.sqrt(fit.noise)),
+        by_seed=float(np.sqrt(fit.by_seed)),
+        spread=float(np.sqrt(fit.spread)),
     )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The least-squares effects of types, with the variances of all that moves them.
+
+    Attributes
+    ----------
+    design : numpy.ndarray
+        Which types (placements, types) each placement has, centred.
+    inverse : numpy.ndarray
+        Pseudoinverse of design^T design (types, types): sets of one size leave one direction open.
+    means : numpy.ndarray
+        Loss of each placement, mean over seeds (placements,).
+    effects : numpy.ndarray
+        Of each type (types,), mean over seeds.
+    noise, by_seed, spread : float
+        Variances: of a placement's mean, of a type's effect with one seed, and of the true losses
+        about the sums of effects.
+    seeds : int
+    """
+
+    design: np.ndarray
+    inverse: np.ndarray
+    means: np.ndarray
+    effects: np.ndarray
+    noise: float
+    by_seed: float
+    spread: float
+    seeds: int
+
+    @classmethod
+    def of(cls, design: np.ndarray, losses: np.ndarray, of_examples: float) -> "_Fit":
+        """From which types (placements, types) have which losses (placements, seeds)."""
+        placements, seeds = losses.shape
+        centred = design - design.mean(axis=0)
+        inverse = np.linalg.pinv(centred.T @ centred)
+        rank = np.linalg.matrix_rank(centred)
+        freedom = placements - 1 - rank
+        each = losses - losses.mean(axis=0)
+        effects = inverse @ centred.T @ each  # (types, seeds)
+        left = each - centred @ effects
+        between = left - left.mean(axis=1, keepdims=True)
+        of_run = (between**2).sum() / (freedom * (seeds - 1))
+        moved = effects - effects.mean(axis=1, keepdims=True)
+        by_seed = (moved**2).sum() / (rank * (seeds - 1)) - of_run * np.trace(inverse) / rank
+        noise = of_run / seeds + of_examples
+        spread = (left.mean(axis=1) ** 2).sum() / freedom - noise
+        return cls(
+            design=centred,
+            inverse=inverse,
+            means=losses.mean(axis=1),
+            effects=effects.mean(axis=1),
+            noise=noise,
+            by_seed=max(0.0, by_seed),
+            spread=max(0.0, spread),
+            seeds=seeds,
+        )
+
+    def drawn(self, draws: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Possible losses (draws, placements) and effects (draws, types) of all seeds."""
+        of_these = self.effects + self.normal(draws, random) @ root_of(self.total * self.inverse).T
+        losses = self.drawn_losses(of_these, random)
+        # how far the effects of all seeds are from those of these seeds, by Student's t, as it is
+        # estimated from a few of them; in the directions that the placements can tell apart
+        known = self.inverse @ (self.design.T @ self.design)
+        freedom = np.linalg.matrix_rank(self.design) * (self.seeds - 1)
+        wider = np.sqrt(freedom / random.chisquare(freedom, size=(draws, 1)))
+        root = root_of(self.by_seed / self.seeds * known)
+        moved = wider * (self.normal(draws, random) @ root.T)
+        return losses + moved @ self.design.T, of_these + moved
+
+    def drawn_losses(self, effects: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Possible losses (draws, placements) with these seeds, given their effects."""
+        draws, placements = len(effects), len(self.means)
+        level = random.normal(self.means.mean(), np.sqrt(self.total / placements), (draws, 1))
+        fitted = level + effects @ self.design.T
+        weight = self.spread / self.total
+        own = np.sqrt(weight * self.noise) * random.normal(size=(draws, placements))
+        return fitted + weight * (self.means - fitted) + own
+
+    @property
+    def total(self) -> float:
+        """Variance of a placement's mean about the sum of its types' effects."""
+        return self.noise + self.spread
+
+    def normal(self, draws: int, random: np.random.Generator) -> np.ndarray:
+        return random.normal(size=(draws, len(self.effects)))
+
+
+def root_of(covariance: np.ndarray) -> np.ndarray:
+    """A matrix whose product with its transpose is a covariance, singular or not."""
+    return np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
 
 
 def seed_variance(losses: np.ndarray) -> float:
@@ -166,31 +264,3 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     tail = (1 - coverage_level(level)) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _posterior(
-    design: np.ndarray,
-    observed: np.ndarray,
-    variance: float,
-    draws: int,
-    random: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """(possible losses (draws, placements), effects (draws, types), spread)."""
-    placements, types = design.shape
-    centred = design - design.mean(axis=0)
-    # sets of one size: the effects are known but for a constant, which is left at 0
-    inverse = np.linalg.pinv(centred.T @ centred)
-    effects = inverse @ centred.T @ (observed - observed.mean())
-    fitted = observed.mean() + centred @ effects
-    freedom = placements - 1 - np.linalg.matrix_rank(centred)
-    left = ((observed - fitted) ** 2).sum() / freedom
-    spread = max(0.0, left - variance)
-    total = spread + variance
-    weight = spread / total
-    root = np.linalg.cholesky(inverse + 1e-12 * np.eye(types))
-    drawn_effects = effects + np.sqrt(total) * random.normal(size=(draws, types)) @ root.T
-    level = observed.mean() + np.sqrt(total / placements) * random.normal(size=(draws, 1))
-    drawn_fit = level + drawn_effects @ centred.T
-    own = np.sqrt(weight * variance) * random.normal(size=(draws, placements))
-    possible = drawn_fit + weight * (observed - drawn_fit) + own
-    return possible, drawn_effects, float(np.sqrt(spread))
