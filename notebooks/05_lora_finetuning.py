@@ -609,10 +609,7 @@ iclr.pivot(index=["model", "measure"], columns="placement", values="value")
 # all at once for other seeds (not for other problems):
 
 # %%
-code = recorded("results/finetuning.csv").query("split == 'test' and task == 'code'")
-labels = recorded("results/finetuning_placements.csv").query("stage == 'equal parameters' and task == 'code'")
-code = labels[["placement", "label"]].merge(code, on="placement").drop(columns="placement").rename(columns={"label": "placement"})
-code = code[~code["placement"].isin(["gradient", "condition", "centred"])]  # these choose PLoP's types here
+code = recorded("results/code.csv").query("split == 'test'")
 older = ex.versus(code, "PLoP", level=0.994).set_index("placement")
 older[["difference", "low", "high", "verdict"]].round(3)
 

@@ -35,7 +35,7 @@ def given(tmp_path, tiny_llama, tokenizer):
         folder=tmp_path / "work",
         tasks=["short_sums"],
         test=6,
-        groups=["single", "fixed", "triple", "rival", "full"],
+        groups=["single", "fixed", "triple", "scaled", "rival", "full"],
         rates=[1e-3, 2e-3, 4e-3],
         seeds=[0],
         tuned_by=None,
@@ -52,20 +52,24 @@ def test_from_the_plan_to_the_record(tool, given, monkeypatch, tmp_path):
         "triple": 35,
         "single": 7,
         "fixed": 4,
+        "scaled": 4,
         "rival": 5,
     }
     assert plan.loc[plan["group"] == "triple", "r"].max() == 16  # its narrowest map has no more
     jobs = tool.jobs_of(given)
-    assert len(jobs) == len({name for _, _, name, _ in jobs}) == 35 + 7 + 4 + 5 + 1
+    assert len(jobs) == len({name for _, _, name, _ in jobs}) == 35 + 7 + 4 + 4 + 5 + 1
     tool.load_worker(given)
-    wanted = ["down+gate+up", "EVA, rho 1", "full finetuning"]
+    wanted = ["down+gate+up", "attention, equal scale", "EVA, rho 1", "full finetuning"]
     for job in [job for job in jobs if job[2] in wanted]:
         assert tool.train(job).startswith(f"short_sums, {job[2]}, seed 0: 0.00")
     tool.collect(given)
     runs = pd.read_csv(tmp_path / "results" / "benchmark_runs.csv", comment="#")
     assert runs.groupby("placement")["lr"].nunique().to_dict() == dict.fromkeys(wanted, 3)
     assert np.isfinite(runs[["loss", "unrelated_loss"]]).all(axis=None)
-    assert set(runs["group"]) == {"triple", "rival", "full"}
+    assert set(runs["group"]) == {"triple", "scaled", "rival", "full"}
+    scales = runs.set_index("placement")["lora_alpha"] / runs.set_index("placement")["r"]
+    assert (scales["attention, equal scale"] == 4).all()  # that of rank 8 on all types
+    assert (scales["down+gate+up"] != 4).all()
     examples = pd.read_csv(tmp_path / "results" / "benchmark_examples.csv.gz", comment="#")
     tokens = pd.read_csv(tmp_path / "results" / "benchmark_tokens.csv", comment="#")
     counts = np.array(tokens["tokens"].item().split(), dtype=int)

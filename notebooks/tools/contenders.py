@@ -17,6 +17,7 @@ from plop_nb.placement import Placement, adapter_sizes
 
 ALPHA = 32  # over the rank: with it the best rates of all placements are alike
 RANK = 8  # on all types: what the budget is near
+EQUAL_SCALE = ", equal scale"  # a placement whose alpha / r is that of all types together
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXAMPLES = 32  # of the training split, for gradients
 
@@ -43,6 +44,9 @@ class Field:
         }
         if len(rest) != 3:
             groups["fixed"]["MLP"] = rest
+        scaled = {short(rest): rest, "attention": ATTENTION, "query + value": ATTENTION[:3:2]}
+        scaled |= {short([name]): [name] for name in rest[-1:]}
+        groups["scaled"] = {name + EQUAL_SCALE: types for name, types in scaled.items()}
         found = {}
         for group, sets in groups.items():
             own = {name: types for name, types in sets.items() if set(types) <= set(self.types)}
@@ -77,6 +81,11 @@ class Field:
         own = self.scores[self.scores["module"].isin(placement.modules)]
         fullest = own[["in_features", "out_features"]].min(axis=None)
         return min(ex.rank_for(placement, self.model, self.budget), int(fullest))
+
+    @staticmethod
+    def alpha(name, r):
+        """lora_alpha of a placement with this name and rank."""
+        return ALPHA * r / RANK if name.endswith(EQUAL_SCALE) else ALPHA
 
     def _kappa(self):
         """The fifth of all modules with the lowest condition numbers: PEFT's helper, as shipped.
