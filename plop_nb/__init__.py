@@ -30,6 +30,7 @@ from plop_nb.stats import by_layer, by_module, by_type, mean_interval
 from plop_nb.texts import data_file, load_texts, read_texts
 
 if TYPE_CHECKING:
+    from plop_nb.block_plot import plot_block
     from plop_nb.explorer import explore
     from plop_nb.plots import plot_heatmap, plot_types
 
@@ -53,6 +54,7 @@ __all__ = [
     "module_table",
     "nfn_scores",
     "place",
+    "plot_block",
     "plot_heatmap",
     "plot_types",
     "read_texts",
@@ -60,7 +62,12 @@ __all__ = [
 ]
 
 # Imported when they are asked for: not everybody needs matplotlib, seaborn and ipywidgets.
-_LATER = {"explore": "explorer", "plot_heatmap": "plots", "plot_types": "plots"}
+_LATER = {
+    "explore": "explorer",
+    "plot_block": "block_plot",
+    "plot_heatmap": "plots",
+    "plot_types": "plots",
+}
 _SUBMODULES = {module.name for module in pkgutil.iter_modules(__path__)}
 
 sys.meta_path.append(OldModules())

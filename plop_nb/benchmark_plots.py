@@ -14,17 +14,17 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from plop_nb.checks import number_between
-from plop_nb.form_plots import COLORS, role_of, spread_out
+from plop_nb.palette import DARK, STYLE, spread_out, type_color
 
-BLUE, ORANGE, RIVAL = (sns.color_palette("colorblind")[place] for place in (0, 3, 9))
-DARK, GREY = "0.1", "0.65"
+BLUE, ORANGE = (sns.color_palette("colorblind")[place] for place in (0, 3))
+GREY, RIVAL = "0.65", "#86653A"  # neither is the colour of a type
 VERDICTS = {"better": BLUE, "undecided": "0.55", "worse": ORANGE}
 GROUPS = {"single": "single types", "triple": "sets of three", "fixed": "usual sets"}
 GROUPS |= {"rival": "rivals", "full": "full finetuning"}
 MARKERS = {"single": "o", "triple": "o", "fixed": "s", "rival": "D", "full": "*"}
 MAIN = {"all": "all", "attention": "attention", "down+gate+up": "MLP"}  # dark, by these names
 DASHES = {"all": "--", "attention": ":"}
-FONT = 9  # points, of the labels
+FONT = 10  # points, of the labels
 LABELLED = 8  # dots at most, in a row whose lowest and highest are named
 _short = partial(np.format_float_scientific, trim="-", exp_digits=1)  # such as "5e-4"
 FENCE = 3  # quartile ranges above the upper quartile: what is higher does not stretch an axis
@@ -234,6 +234,7 @@ def _by_task(name: str, table: pd.DataFrame, texts: list, numbers: list, **known
     return dict(list(table.reset_index(drop=True).groupby("task", sort=False)))
 
 
+@plt.rc_context(STYLE)
 def _figure(tables, height, labels, draw, fit=lambda *_: None, rows=(), columns=2):
     """A panel per task. `draw` returns its finding, `fit` moves texts once the layout is known."""
     columns = min(len(tables), columns)
@@ -344,7 +345,7 @@ def _nudge(ax: Axes, _: Any) -> None:
 
 
 def _color(placement: str, group: str) -> Any:
-    others = {"single": COLORS.get(role_of(placement), GREY), "triple": GREY, "rival": RIVAL}
+    others = {"single": type_color(placement), "triple": GREY, "rival": RIVAL}
     return DARK if placement in MAIN else others.get(group, DARK)
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from plop_nb.channels import column_sizes, mean_channels
+from plop_nb.palette import DARK, STYLE
 from plop_nb.plots import CHOSEN, OTHER
 
 LEAST = 0.5  # of the usual column: below it a map "hardly" reads a channel
@@ -50,7 +51,7 @@ def plot_channels(
     table = table.set_index("module").loc[modules].reset_index()
     percent = 100 * means[modules[0]].float().square().numpy()
     columns = column_sizes(model, modules)
-    with plt.rc_context(SIZES):
+    with plt.rc_context(STYLE | SIZES):
         height = {"height_ratios": [2.2, 0.9 + 0.55 * len(modules)]}
         figure, axes = plt.subplots(
             2, figsize=(9, 4.7 + 0.4 * len(modules)), gridspec_kw=height, layout="constrained"
@@ -130,7 +131,7 @@ def _draw_columns(ax: Axes, table: pd.DataFrame, columns: Mapping[str, torch.Ten
             weight="bold",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
-    ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
+    ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
     ax.set_yticks(range(len(table)), table["type"])
     ax.invert_yaxis()
     ax.set(xlabel="size of the column = NFN of an input along it (1 = random input)")

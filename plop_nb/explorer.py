@@ -11,14 +11,16 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 import seaborn as sns
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
 from plop_nb.checks import positive_integer
+from plop_nb.palette import DARK, STYLE, tint, type_color
 from plop_nb.placement import Placement, adapter_sizes, affordable, place, with_targets
-from plop_nb.plots import CHOSEN, NFN, OTHER, interval_arms, plot_heatmap, plot_types
+from plop_nb.plots import NFN, interval_arms, plot_heatmap, plot_types
 from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
 from plop_nb.targets import name_pattern, skeleton
 from plop_nb.text_table import check_columns
@@ -27,6 +29,9 @@ RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 GROUPS = {"types": "type", "layers": "layer", "modules": "target"}
 K, BUDGET = "k types", "parameter budget"
 DPI = 110
+SIZES = {"font.size": 10, "axes.titlesize": 12, "axes.labelsize": 10}
+SIZES |= {"xtick.labelsize": 10, "ytick.labelsize": 9}
+LIT, UNLIT = "0.35", "0.85"  # of layers, which hold all types
 
 
 def explore(
@@ -299,6 +304,7 @@ def _summary(placement: Placement, parameters: int, chosen: pd.DataFrame) -> str
     return "<br>".join(lines)
 
 
+@rc_context(STYLE | SIZES)
 def _png(scores: pd.DataFrame, statistic: str, placement: Placement) -> bytes:
     """Profile and heat map of a placement as PNG: what is replaced in one go does not flicker."""
     layers = scores["layer"].nunique()
@@ -324,7 +330,7 @@ def _types_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None
 def _layers_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
     layers = by_layer(scores)
     lit = scores.loc[scores["module"].isin(placement.modules), "layer"].unique()
-    colors = [CHOSEN if layer in lit else OTHER for layer in layers["layer"]]
+    colors = [LIT if layer in lit else UNLIT for layer in layers["layer"]]
     bars = {"capsize": 2, "lw": 1}
     means = layers["nfn"]
     ax.barh(layers["layer"], means, xerr=interval_arms(layers), color=colors, error_kw=bars)
@@ -336,15 +342,18 @@ def _layers_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> Non
 def _modules_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
     modules = by_module(scores)
     types = by_type(scores)["type"].tolist()
-    colors = modules["module"].isin(placement.modules).map({True: CHOSEN, False: OTHER})
-    ax.scatter(modules["nfn"], modules["type"].map(types.index), c=colors, s=14, alpha=0.7)
+    has_adapter = modules["module"].isin(placement.modules)
+    full = modules["type"].map(type_color)
+    faces = full.where(has_adapter, full.map(tint))
+    places = modules["type"].map(types.index)
+    ax.scatter(modules["nfn"], places, c=faces, edgecolor=full, s=20, linewidth=0.6)
     ax.set_yticks(range(len(types)), types)
     ax.invert_yaxis()
     _dress(ax, "")
 
 
 def _dress(ax: Axes, ylabel: str) -> None:
-    ax.axvline(1, color="0.15", lw=1, ls="--")
+    ax.axvline(1, color=DARK, lw=1, ls="--")
     ax.set(xlabel=NFN, ylabel=ylabel)
     sns.despine(ax=ax)
 

@@ -8,13 +8,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from scipy.optimize import isotonic_regression
 
 from plop_nb.checks import positive_integer
 from plop_nb.forms import FORMS, check_form
+from plop_nb.palette import DARK, STYLE, spread_out, type_color
 from plop_nb.plots import NFN
 
-# What the same role is called in other architectures: one name and one colour for all.
+# What the same role is called in other architectures: one name for all.
 ROLES = {
     "value": "v",
     "query": "q",
@@ -23,15 +23,11 @@ ROLES = {
     "intermediate.dense": "up",
     "layer.*.output.dense": "down",
 }
-_BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN = sns.color_palette("colorblind")[:6]
-COLORS = {
-    "v": _BLUE, "q": _ORANGE, "k": _GREEN, "o": _RED, "gate": _PINK, "up": _BROWN, "down": "0.2",
-}  # fmt: skip
-OTHER = "0.6"
 FONT = 10  # points, of the labels
 PANEL = (2.9, 5.6)  # inches
 
 
+@plt.rc_context(STYLE)
 def plot_forms(scores: pd.DataFrame, k: int = 3) -> np.ndarray:
     """Scores of each type in every form of each model; the lowest of each form as large dots.
 
@@ -94,25 +90,6 @@ def role_of(type_name: str) -> str:
     last = type_name.rpartition(".")[2]
     own = last.removesuffix("_proj") if last.endswith("_proj") else type_name
     return ROLES.get(type_name, own)
-
-
-def spread_out(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Positions moved as little as it takes to be `gap` apart, between `low` and `high`.
-
-    In the same order, with the least sum of squares. What does not fit goes below `low`.
-
-    Examples
-    --------
-    >>> spread_out(np.array([0.0, 0.1, 5.0]), 1.0, low=-2, high=5.5).round(2).tolist()
-    [-0.45, 0.55, 5.0]
-    """
-    order = np.argsort(positions, kind="stable")
-    steps = gap * np.arange(len(positions))
-    # Without the gaps, neighbours that are too close are those in the wrong order.
-    found = isotonic_regression(positions[order] - steps).x
-    moved = np.empty(len(positions))
-    moved[order] = np.clip(found, low, high - steps[-1]) + steps
-    return moved
 
 
 def _tables(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -186,13 +163,13 @@ def _set_scale(ax: Axes, table: pd.DataFrame) -> None:
 def _draw(ax: Axes, table: pd.DataFrame, chosen: dict[str, list[str]]) -> None:
     """One line per type, its name at the right end, and a dot at each form."""
     places = np.arange(table.shape[1])
-    ax.axhline(1, color="0.15", lw=1, ls="--", zorder=0)
+    ax.axhline(1, color=DARK, lw=1, ls="--", zorder=0)
     low, high = np.log(ax.get_ylim())
     inches = ax.figure.get_figheight() * 0.8  # what titles leave
     gap = (high - low) * FONT * 1.3 / (72 * inches)
     heights = np.exp(spread_out(np.log(table.iloc[:, -1].to_numpy()), gap, low, high))
     for (name, row), height in zip(table.iterrows(), heights, strict=True):
-        color = COLORS.get(role_of(name), OTHER)
+        color = type_color(name)
         ax.plot(places, row, color=color, lw=1.6, zorder=2, label=name)
         for place, form in zip(places, table, strict=True):
             is_chosen = name in chosen[form]

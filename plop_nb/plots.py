@@ -1,17 +1,21 @@
-"""One long frame in, Axes out. One visual language: blue below 1, red above, white at 1."""
+"""One long frame in, Axes out. Heat maps: blue below 1, red above, white at 1."""
 
 from collections.abc import Iterable
+from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
 from plop_nb.checks import positive_integer
+from plop_nb.palette import DARK, STYLE, tint, type_color
 from plop_nb.placement import Placement
 from plop_nb.stats import by_type
 from plop_nb.text_table import check_columns
@@ -21,8 +25,10 @@ NORM = LogNorm(1 / 3, 3)  # a ratio: 1/2 and 2 are equally far from 1
 TICKS = {"1/3": 1 / 3, "1/2": 1 / 2, "1": 1, "2": 2, "3": 3}
 CHOSEN, OTHER = sns.color_palette("colorblind")[0], "0.65"
 NFN = "NFN (1 = random input)"
+TITLE = 46  # letters in a line of a title
 
 
+@plt.rc_context(STYLE)
 def plot_types(
     scores: pd.DataFrame,
     k: int = 3,
@@ -31,16 +37,18 @@ def plot_types(
     level: float = 0.95,
     ax: Axes | None = None,
 ) -> Axes:
-    """Mean NFN per module type with its interval over texts; the types with adapters in colour.
+    """Mean NFN per module type with its interval over texts, each in the colour of its type.
+
+    Bars of types with adapters are full, and their names bold; all others are pale.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         From `nfn_scores`.
     k : int
-        How many of the lowest types to colour (of fewer, all), where no placement is given.
+        How many of the lowest types to fill (of fewer, all), where no placement is given.
     placement : Placement, optional
-        Colour its types instead; the title names them.
+        Fill its types instead; the title names them.
     level : float
         Coverage of the interval, between 0 and 1.
     ax : matplotlib Axes, optional
@@ -60,22 +68,29 @@ def plot_types(
     """
     types = by_type(scores, level=level)
     k = positive_integer("k", k)
-    chosen = types["type"].tolist()[:k] if placement is None else _types_of(placement, types)
-    colors = [CHOSEN if name in chosen else OTHER for name in types["type"]]
-    ax = _axes(ax, width=7, height=0.42 * len(types) + 1.1)
-    sns.barplot(types, x="nfn", y="type", hue="type", palette=colors, legend=False, ax=ax)
-    bars = {"fmt": "none", "ecolor": "0.15", "capsize": 3, "lw": 1.2}
-    ax.errorbar(types["nfn"], types["type"], xerr=interval_arms(types), **bars)
-    ax.axvline(1, color="0.15", lw=1, ls="--", zorder=0)
-    _write_values(ax, types)
+    chosen = chosen_types(types, k, placement)
+    names = types["type"].tolist()
+    room = 0.1 * max(0, max(map(len, names)) - 10)  # inches for long names
+    ax = axes_for(ax, width=7 + room, height=0.42 * len(types) + 1.3)
+    edges = [type_color(name) for name in names]
+    faces = [type_color(name) if name in chosen else tint(type_color(name)) for name in names]
+    places = np.arange(len(names))
+    ax.barh(places, types["nfn"], color=faces, edgecolor=edges, linewidth=1.2)
+    ax.set_yticks(places, names)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # the lowest score on top
+    bars = {"fmt": "none", "ecolor": DARK, "capsize": 3, "lw": 1.2}
+    ax.errorbar(types["nfn"], places, xerr=interval_arms(types), **bars)
+    ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
+    _write_values(ax, types, chosen)
     texts = types["samples"].max()
     ax.set(xlabel=f"{NFN}; bars: {100 * level:.4g}% interval over {texts} texts", ylabel="")
-    ax.set_title(f"Adapters go on {', '.join(chosen)}", loc="left")
-    ax.margins(x=0.12)
+    ax.set_title(fill(f"Adapters go on {', '.join(chosen)}", TITLE), loc="left")
+    ax.margins(x=0.2)
     sns.despine(ax=ax)
     return ax
 
 
+@plt.rc_context(STYLE)
 def plot_heatmap(
     scores: pd.DataFrame,
     *,
@@ -124,12 +139,10 @@ def plot_heatmap(
     types = by_type(layered)["type"]
     grid = _by_layer_and_type(layered, "nfn", types)
     layers = len(grid)
-    ax = _axes(ax, width=0.75 * len(types) + 2, height=0.17 * layers + 1.5)
-    colorbar = {"label": NFN, "extend": "both", "ticks": list(TICKS.values())}
-    sns.heatmap(grid, cmap=CMAP, norm=NORM, ax=ax, cbar_kws=colorbar)
-    mesh = ax.collections[-1]
-    mesh.colorbar.ax.minorticks_off()
-    mesh.colorbar.set_ticks(list(TICKS.values()), labels=list(TICKS))
+    names = 0.09 * types.str.len().max()  # inches, if they have to stand upright
+    ax = axes_for(ax, width=0.8 * len(types) + 2, height=max(0.17 * layers, 2) + 1 + names)
+    sns.heatmap(grid, cmap=CMAP, norm=NORM, ax=ax, cbar=False)
+    add_colorbar(ax, ax.collections[-1])
     ax.set(xlabel="", ylabel="layer")
     ax.tick_params(axis="y", rotation=0)
     if modules is not None:
@@ -144,7 +157,7 @@ def interval_arms(means: pd.DataFrame) -> list[pd.Series]:
     return [left.clip(lower=0), right.clip(lower=0)]
 
 
-def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+def axes_for(ax: Axes | None, *, width: float, height: float) -> Axes:
     """The axes given, else the current ones, else those of a new figure of this size in inches."""
     if ax is not None:
         return ax
@@ -153,8 +166,26 @@ def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
-def _types_of(placement: Placement, types: pd.DataFrame) -> list[str]:
-    """The types of a placement, all of which the scores have."""
+def add_colorbar(ax: Axes, colored: ScalarMappable, **options: Any) -> None:
+    """The scale of NFN beside these axes; options as for `Figure.colorbar`."""
+    bar = ax.figure.colorbar(colored, ax=ax, label=NFN, extend="both", **options)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.minorticks_off()
+    bar.set_ticks(list(TICKS.values()), labels=list(TICKS))
+
+
+def chosen_types(types: pd.DataFrame, k: int, placement: Placement | None) -> list[str]:
+    """The types of a placement, or the `k` lowest of `types` (from `by_type`) where it is None.
+
+    Raises
+    ------
+    TypeError
+        `placement` is none.
+    ValueError
+        `placement` is on a type that `types` lacks.
+    """
+    if placement is None:
+        return types["type"].tolist()[:k]
     _check_placement(placement)
     for name in placement.types:
         if name not in set(types["type"]):
@@ -190,12 +221,19 @@ def _check_placement(placement: Placement) -> None:
         )
 
 
-def _write_values(ax: Axes, types: pd.DataFrame) -> None:
-    """The mean beside every bar, on a ground that keeps the line at 1 from striking it out."""
+def _write_values(ax: Axes, types: pd.DataFrame, chosen: list[str]) -> None:
+    """The mean beside every bar; those with adapters say so, and have their name in bold."""
+    # A white ground keeps the line at 1 from striking the numbers out.
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     style = {"textcoords": "offset points", "va": "center", "bbox": ground}
-    for row in types.itertuples():
-        ax.annotate(f"{row.nfn:.2f}", (row.nfn, row.type), (8, 0), **style)
+    for place, label in enumerate(ax.get_yticklabels()):
+        row = types.iloc[place]
+        text, weight = f"{row['nfn']:.2f}", "normal"
+        if row["type"] in chosen:
+            text, weight = f"{text} adapter", "bold"
+        end = np.nanmax([row["nfn"], row["high"]])
+        ax.annotate(text, (end, place), (8, 0), weight=weight, **style)
+        label.set_weight(weight)
 
 
 def _by_layer_and_type(scores: pd.DataFrame, column: str, types: pd.Series) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from plop_nb.benchmark_plots import (
     plot_rules,
     plot_spread,
 )
-from plop_nb.form_plots import COLORS
+from plop_nb.palette import type_color
 
 SINGLE = ["q", "k", "v", "o", "gate", "up", "down"]
 TRIPLES = ["+".join(three) for three in itertools.combinations(sorted(SINGLE), 3)]
@@ -192,7 +192,7 @@ def test_rates_draws_every_line_and_names_those_that_matter():
         assert lines[name].get_xdata() == pytest.approx([1e-3, 2e-3, 4e-3])
         assert lines[name].get_ydata() == pytest.approx(own["loss"].to_numpy())
     for name in SINGLE:
-        assert to_rgba(lines[name].get_color()) == to_rgba(COLORS[name])
+        assert to_rgba(lines[name].get_color()) == to_rgba(type_color(name))
     grey = to_rgba(lines["k+o+q"].get_color())
     assert to_rgba(lines["EVA, rho 1"].get_color()) == grey != to_rgba(lines["all"].get_color())
     assert {text.get_text() for text in ax.texts} == {*SINGLE, "all", "attention", "MLP"}

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 import plop_nb as plop
+from plop_nb.palette import tint, type_color
 from tests.conftest import TEXTS
 from tests.tiny_models import build
 
@@ -348,7 +350,12 @@ def test_bars_of_a_placement_are_coloured_and_named(scores):
     placement = plop.Placement.of_types(scores, highest)
     ax = plop.plot_types(scores, placement=placement, ax=Figure().subplots())
     colors = [patch.get_facecolor() for patch in ax.patches]
-    assert colors[-1] == colors[-2] and colors[-1] not in colors[:-2]
+    full = [type_color(name) for name in plop.by_type(scores)["type"]]
+    assert colors[-2:] == [to_rgba(color) for color in full[-2:]]
+    assert colors[:-2] == [to_rgba(tint(color)) for color in full[:-2]]
+    weights = [label.get_weight() for label in ax.get_yticklabels()]
+    assert weights == ["normal"] * (len(full) - 2) + ["bold"] * 2
+    assert ["adapter" in text.get_text() for text in ax.texts] == [w == "bold" for w in weights]
     assert ax.get_title(loc="left") == f"Adapters go on {', '.join(placement.types)}"
     other = replace(placement, types=["no_proj"])
     with pytest.raises(ValueError, match="placement is on type 'no_proj', which scores lacks"):

@@ -1,0 +1,185 @@
+"""One block of a model as a drawing, each map filled by its score."""
+
+from itertools import pairwise
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.patches import Rectangle
+
+from plop_nb.checks import positive_integer
+from plop_nb.palette import DARK, STYLE, type_color, type_role
+from plop_nb.placement import Placement
+from plop_nb.plots import CMAP, NORM, TITLE, add_colorbar, axes_for, chosen_types
+from plop_nb.stats import by_type
+
+# Columns of maps, in the order in which a token passes them: (panel, roles from the top).
+COLUMNS = {
+    "inputs": ("attention", ("query", "key", "value", "qkv")),
+    "output": ("attention", ("output",)),
+    "widening": ("MLP", ("gate", "up", "gate_up")),
+    "narrowing": ("MLP", ("down",)),
+}
+OTHERS = "others"
+BOX = (2.4, 0.8)  # width and height of a map
+STRIP = 0.14  # width of the stripe in the colour of the type
+ROW = 1.05  # from one map to the one below
+BUS = 0.45  # from a map to the wire beside it
+BETWEEN = 0.8  # panels
+STREAM = -0.9  # height of the residual stream
+LINE = 17  # letters of a name in one line
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
+WIRE = {"color": "0.45", "lw": 1.5, "zorder": 1, "solid_capstyle": "round"}
+
+
+@plt.rc_context(STYLE)
+def plot_block(
+    scores: pd.DataFrame,
+    k: int = 3,
+    *,
+    placement: Placement | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A block of the model: each type of maps at its place, filled by its mean NFN.
+
+    Attention and MLP read from the residual stream and add to it. Names say which place a type
+    has; types whose name does not say it stand in a column of others. The MLP is drawn behind the
+    attention also where a model runs both side by side.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        From `nfn_scores`.
+    k : int
+        How many of the lowest types to outline (of fewer, all), where no placement is given.
+    placement : Placement, optional
+        Outline its types instead.
+    ax : matplotlib Axes, optional
+        Where to draw: by default the current axes, or a new figure of fitting size where no figure
+        is open.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    TypeError
+        `placement` is none.
+    ValueError
+        `scores` is not from `nfn_scores`, or lacks a type of `placement`; `k` is below 1.
+    """
+    types = by_type(scores)
+    chosen = chosen_types(types, positive_integer("k", k), placement)
+    columns = _columns(types["type"].tolist())
+    starts = _starts(list(columns))
+    rows = max(map(len, columns.values()))
+    right, top = max(starts.values()) + BOX[0] + BUS + 0.8, rows * ROW
+    ax = axes_for(ax, width=0.78 * right + 1.6, height=0.8 * top + 2.3)
+    ax.set_axis_off()
+    ax.set(xlim=(-1.2, right), ylim=(STREAM - 0.9, top + 0.6))
+    _draw_panels(ax, columns, starts, top)
+    means = types.set_index("type")["nfn"]
+    for column, names in columns.items():
+        for place, name in enumerate(names):
+            corner = starts[column], _height(place, len(names), top)
+            _draw_map(ax, corner, name, means[name], name in chosen)
+    note = "thick outline: adapters go here"
+    ax.text(right, STREAM - 0.6, note, ha="right", va="center", size=12)
+    add_colorbar(ax, ScalarMappable(NORM, CMAP), shrink=0.75, aspect=16, pad=0.01)
+    ax.set_title(fill(f"Adapters go on {', '.join(chosen)}", TITLE), loc="left")
+    return ax
+
+
+def _columns(names: list[str]) -> dict[str, list[str]]:
+    """{column: its types from the top}, from the left, without empty ones."""
+    columns = {}
+    left = list(names)
+    for column, (_, roles) in COLUMNS.items():
+        own = [name for role in roles for name in names if type_role(name) == role]
+        if own:
+            columns[column] = own
+        left = [name for name in left if name not in own]
+    return columns | {OTHERS: left} if left else columns
+
+
+def _panel(column: str) -> str:
+    return OTHERS if column == OTHERS else COLUMNS[column][0]
+
+
+def _starts(columns: list[str]) -> dict[str, float]:
+    """{column: left end of its boxes}: further apart where another panel begins."""
+    starts = {columns[0]: 0.0}
+    for before, column in pairwise(columns):
+        gap = 2 * BUS if _panel(before) == _panel(column) else 2 * BUS + BETWEEN
+        starts[column] = starts[before] + BOX[0] + gap
+    return starts
+
+
+def _height(place: int, count: int, top: float) -> float:
+    """The lower end of a box: a column's boxes stand around the middle."""
+    return top / 2 + (count / 2 - place - 1) * ROW + (ROW - BOX[1]) / 2
+
+
+def _draw_panels(ax: Axes, columns: dict, starts: dict, top: float) -> None:
+    """The residual stream, and grounds with names and wires for the attention and the MLP."""
+    panels: dict[str, list[str]] = {}
+    for column in columns:
+        panels.setdefault(_panel(column), []).append(column)
+    inside = [starts[column] for column in columns if column != OTHERS]
+    if inside:
+        shape = "simple,head_width=1.1,head_length=0.8,tail_width=0.4"
+        arrow = {"arrowstyle": shape, "color": "0.75", "shrinkA": 0, "shrinkB": 0}
+        end = max(inside) + BOX[0] + BUS + 0.8
+        ax.annotate("", (end, STREAM), (-1.2, STREAM), arrowprops=arrow, zorder=0)
+        ax.text(-1.2, STREAM - 0.6, "residual stream", va="center", size=12)
+    for panel, own in panels.items():
+        left, right = starts[own[0]] - BUS - 0.2, starts[own[-1]] + BOX[0] + BUS + 0.2
+        ax.add_patch(Rectangle((left, -0.1), right - left, top + 0.6, color="0.95", zorder=0))
+        ax.text(left + 0.15, top + 0.25, panel, weight="bold", va="center", size=13)
+        if panel != OTHERS:
+            _draw_wires(ax, [starts[column] for column in own], [columns[c] for c in own], top)
+
+
+def _draw_wires(ax: Axes, starts: list, names: list, top: float) -> None:
+    """From the stream through the columns of a panel and back to the stream."""
+    into, out = starts[0] - BUS, starts[-1] + BOX[0] + BUS
+    for end in (into, out):
+        ax.plot([end, end], [STREAM, top / 2], **WIRE)
+    for start, own in zip(starts, names, strict=True):
+        heights = [_height(place, len(own), top) + BOX[1] / 2 for place in range(len(own))]
+        for end in (start - BUS, start + BOX[0] + BUS):
+            ax.plot([end, end], [min(heights), max(heights)], **WIRE)
+        for height in heights:
+            ax.plot([start - BUS, start + BOX[0] + BUS], [height, height], **WIRE)
+            ax.plot(start - 0.1, height, marker=">", **WIRE)
+    ax.plot(out, STREAM, marker="o", ms=16, mfc="white", mec="0.45", mew=1.5, zorder=2)
+    ax.text(out, STREAM, "+", ha="center", va="center", size=14, zorder=3)
+
+
+def _draw_map(ax: Axes, corner: tuple, name: str, score: float, is_chosen: bool) -> None:
+    """A box with the name and the score of a type, filled by the score."""
+    face = CMAP(NORM(score))
+    x, y = corner
+    edge = {"ec": DARK, "lw": 3.5} if is_chosen else {"ec": "0.6", "lw": 0.8}
+    ax.add_patch(Rectangle(corner, *BOX, fc=face, zorder=2, **edge))
+    ax.add_patch(Rectangle(corner, STRIP, BOX[1], color=type_color(name), lw=0, zorder=3))
+    color = "white" if np.dot(LUMINANCE, face[:3]) < 0.45 else DARK
+    lines = _in_lines(name)
+    text = f"{lines}\n{score:.2f}"
+    style = {"ha": "center", "va": "center", "color": color, "zorder": 4, "linespacing": 1.1}
+    size = min(9.5 if "\n" in lines else 12, 200 / max(map(len, lines.split("\n"))))
+    weight = "bold" if is_chosen else "normal"
+    ax.text(x + (STRIP + BOX[0]) / 2, y + BOX[1] / 2, text, size=size, weight=weight, **style)
+
+
+def _in_lines(name: str) -> str:
+    """A long name in two lines, with the break behind the dot closest to its middle."""
+    dots = [place for place, letter in enumerate(name) if letter == "."]
+    if len(name) <= LINE or not dots:
+        return name
+    cut = min(dots, key=lambda place: abs(place - len(name) / 2)) + 1
+    return f"{name[:cut]}\n{name[cut:]}"

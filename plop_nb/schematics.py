@@ -1,0 +1,230 @@
+"""Ideas as drawings: the method, an adapter, and the score as geometry. No model is needed."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
+
+from plop_nb.palette import COLORS, DARK, STYLE, tint, type_color
+
+PALE, MIDDLE = "0.93", "0.45"  # grounds, and what is not in focus
+FROZEN, TRAINED = "#9A9A9A", "#B35C00"
+LONG, SHORT = COLORS["gate"], COLORS["value"]  # axes of the ellipse
+WEIGHT = np.array([[1.5, 0.7], [0.1, 0.8]])  # of `draw_alignment`: any map from 2 to 2 would do
+ARROW = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2, "shrinkA": 0, "shrinkB": 0}
+
+
+@plt.rc_context(STYLE)
+def draw_method(ax: Axes | None = None) -> Axes:
+    """The five steps of PLoP, from texts of a task to adapters, as boxes with little pictures.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, optional
+        Where to draw: by default the axes of a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _blank(ax, (12.5, 3.5), (-0.1, 14.5), (-1.15, 2.5))
+    steps = {
+        "texts": ("a few texts of your task", _draw_text),
+        "hooks": ("see every map's inputs", _draw_hooks),
+        "ratio": ("against a random input", _draw_ratio),
+        "types": ("mean over all layers", _draw_types),
+        "adapters": ("on the lowest types", _draw_adapters),
+    }
+    for place, (name, (what, draw)) in enumerate(steps.items()):
+        left = 3 * place
+        box = FancyBboxPatch((left, 0), 2.4, 2.2, boxstyle="round,pad=0,rounding_size=0.15")
+        box.set(facecolor=PALE, edgecolor="0.7")
+        ax.add_patch(box)
+        draw(ax, left)
+        ax.text(left + 1.2, -0.35, f"{place + 1}. {name}", ha="center", weight="bold", size=14)
+        ax.text(left + 1.2, -0.8, what, ha="center", size=11)
+        if place:
+            _arrow(ax, (left - 0.52, 1.1), (left - 0.08, 1.1))
+    ax.set_title("PLoP: forward a few texts, then put adapters on the lowest-scoring types")
+    return ax
+
+
+@plt.rc_context(STYLE)
+def draw_adapter(ax: Axes | None = None) -> Axes:
+    """A LoRA adapter: the frozen weight W, and the two thin matrices B and A that are trained.
+
+    The numbers are those of a square map with 576 inputs and outputs and an adapter of rank 8; the
+    thin matrices are drawn thicker than they are.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, optional
+        Where to draw: by default the axes of a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _blank(ax, (10, 4.2), (-0.8, 11.1), (-1.6, 3.7))
+    width, rank = 576, 8
+    _matrix(ax, (0, 0), (3, 3), "W", FROZEN)
+    _matrix(ax, (5.2, 0), (0.5, 3), "B", TRAINED)
+    _matrix(ax, (6.9, 2.5), (3, 0.5), "A", TRAINED)
+    ax.text(4.3, 1.5, "+", ha="center", va="center", size=34)
+    ax.text(6.3, 1.5, "×", ha="center", va="center", size=26)
+    ax.text(-0.15, 1.5, f"{width} outputs", rotation=90, ha="right", va="center")
+    ax.text(1.5, 3.15, f"{width} inputs", ha="center")
+    ax.text(8.4, 3.15, f"{width} inputs", ha="center")
+    ax.text(5.45, 3.15, f"rank r = {rank}", ha="center", color=TRAINED, weight="bold")
+    ax.text(10.05, 2.75, f"r = {rank}", va="center", color=TRAINED, weight="bold")
+    ax.text(1.5, -0.5, f"frozen: {width * width:,} numbers", ha="center", size=13)
+    trained = 2 * width * rank
+    style = {"ha": "center", "size": 13, "color": TRAINED, "weight": "bold"}
+    ax.text(7.55, -0.5, f"trained: {trained:,} numbers", **style)
+    ax.text(8.4, 1.35, "B starts at zero,\nso nothing changes\nat first", ha="center", va="center")
+    ax.text(5.2, -1.35, "output = W z + B A z", ha="center", size=16)
+    share = 100 * trained / width**2
+    ax.set_title(f"An adapter adds B A to the frozen W, and trains {share:.1f} % as many numbers")
+    return ax
+
+
+@plt.rc_context(STYLE)
+def draw_alignment(ax: Axes | None = None, weight: np.ndarray = WEIGHT) -> Axes:
+    """NFN as geometry: a map turns the circle of unit inputs into an ellipse.
+
+    The baseline is the root mean square length of the ellipse's points, the singular values' root
+    mean square. NFN is the length of an input's image over the baseline.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, optional
+        Where to draw: by default the axes of a new figure.
+    weight : numpy.ndarray
+        The map, shape (2, 2), not all zeros.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `weight` has another shape, is all zeros, or holds what is no finite number.
+    """
+    weight = np.asarray(weight, dtype=float)
+    if weight.shape != (2, 2) or not np.isfinite(weight).all() or not weight.any():
+        raise ValueError(
+            f"weight={weight.tolist()}, expected a (2, 2) array of finite numbers, not all zeros"
+        )
+    images, sizes, inputs = _axes_of(weight)
+    baseline = np.sqrt(np.square(sizes).mean())
+    high = max(1.0, baseline, sizes[0] * abs(images[1, 0]))
+    middle = max(baseline, sizes[0]) + 2.5  # of the image: the circle of inputs is around (0, 0)
+    ax = _blank(ax, (11, 4.6), (-1.1, middle + sizes[0] + 1.9), (-high - 0.75, high + 0.4))
+    ax.set_aspect("equal", anchor="W")
+    circle = np.random.default_rng(0).normal(size=(2, 60))
+    circle /= np.linalg.norm(circle, axis=0)
+    ax.scatter(*circle, s=16, color="0.7", zorder=2)
+    x, y = weight @ circle
+    ax.scatter(middle + x, y, s=16, color="0.7", zorder=2)
+    outline = {"fc": PALE, "ec": MIDDLE, "lw": 1.5, "zorder": 0}
+    angle = np.degrees(np.arctan2(images[1, 0], images[0, 0]))
+    ax.add_patch(Ellipse((0, 0), 2, 2, **outline))
+    ax.add_patch(Ellipse((middle, 0), *(2 * sizes), angle=angle, **outline))
+    ring = {"fc": "none", "ec": DARK, "lw": 1.8, "ls": "--", "zorder": 1}
+    ax.add_patch(Ellipse((middle, 0), 2 * baseline, 2 * baseline, **ring))
+    _arrow(ax, (1.3, 0), (2.2, 0))
+    ax.text(1.75, 0.12, "W", ha="center", weight="bold", size=18)
+    for axis, color in enumerate((LONG, SHORT)):
+        _arrow(ax, (0, 0), inputs[:, axis], color)
+        tip = images[:, axis] * sizes[axis]
+        _arrow(ax, (middle, 0), (middle + tip[0], tip[1]), color)
+        x, y = images[:, axis] * (max(sizes[axis], baseline) + 0.12)
+        text = f"NFN = {sizes[axis]:.2f} / {baseline:.2f} = {sizes[axis] / baseline:.2f}"
+        style = {"color": color, "weight": "bold", "size": 13, "va": "bottom"}
+        ax.text(middle + x, y, text, ha="left" if x > 0 else "center", **style)
+    note = "dashed: their root mean square length,\nthe baseline"
+    ax.text(middle, -high - 0.1, f"outputs W z; {note} {baseline:.2f}", ha="center", va="top")
+    ax.text(0, -high - 0.1, "inputs z of length 1\n(grey: random ones)", ha="center", va="top")
+    ax.set_title("An input along a long axis of W has NFN above 1, along a short one below 1")
+    return ax
+
+
+def _axes_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Axes of the ellipse, its half widths and the inputs they come from; vectors are columns.
+
+    The first axis points to the right and the second one up, as is easiest to label.
+    """
+    images, sizes, rows = np.linalg.svd(weight)
+    signs = np.array([np.copysign(1, images[0, 0]), np.copysign(1, images[1, 1])])
+    return images * signs, sizes, rows.T * signs
+
+
+def _blank(ax: Axes | None, size: tuple, across: tuple, up: tuple) -> Axes:
+    """Axes without frame, of a new figure of this size (inches) if none are given."""
+    if ax is None:
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    ax.set(xlim=across, ylim=up)
+    ax.set_axis_off()
+    return ax
+
+
+def _arrow(ax: Axes, start, end, color: str = MIDDLE) -> None:
+    ax.annotate("", tuple(end), tuple(start), arrowprops=ARROW | {"color": color}, zorder=3)
+
+
+def _matrix(ax: Axes, corner: tuple, size: tuple, name: str, color: str) -> None:
+    """A matrix as a rectangle with its name in it."""
+    ax.add_patch(Rectangle(corner, *size, fc=tint(color, 0.35), ec=color, lw=2))
+    x, y = corner[0] + size[0] / 2, corner[1] + size[1] / 2
+    ax.text(x, y, name, ha="center", va="center", weight="bold", size=18)
+
+
+# The little pictures of `draw_method`: each in a box of 2.4 by 2.2, whose left end is given.
+
+
+def _draw_text(ax: Axes, left: float) -> None:
+    for row, width in enumerate((1.7, 1.4, 1.8, 1.2, 1.6)):
+        ax.add_patch(Rectangle((left + 0.3, 1.65 - 0.33 * row), width, 0.13, color=MIDDLE, lw=0))
+
+
+def _draw_hooks(ax: Axes, left: float) -> None:
+    """Two maps with a wire through each, and a probe on the wire."""
+    for height, name in ((1.45, "v"), (0.5, "up")):
+        ax.plot([left + 0.2, left + 2.2], [height, height], color=MIDDLE, lw=2)
+        box = Rectangle((left + 1.1, height - 0.28), 0.7, 0.56, color=type_color(name), zorder=2)
+        ax.add_patch(box)
+        style = {"color": "white", "weight": "bold", "ha": "center", "va": "center"}
+        ax.text(left + 1.45, height, name, **style)
+        ax.plot([left + 0.6, left + 0.6], [height, height + 0.35], color=DARK, lw=2)
+        ax.plot(left + 0.6, height + 0.35, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
+        ax.plot(left + 0.6, height, marker="o", ms=5, color=DARK)
+
+
+def _draw_ratio(ax: Axes, left: float) -> None:
+    """The length of an output over that of a random input's output."""
+    _arrow(ax, (left + 0.75, 1.5), (left + 1.55, 1.5), COLORS["value"])
+    ax.plot([left + 0.4, left + 2.0], [1.15, 1.15], color=DARK, lw=2)
+    _arrow(ax, (left + 0.5, 0.8), (left + 1.9, 0.8), MIDDLE)
+    ax.text(left + 1.2, 1.65, "‖W z‖", ha="center", size=13, color=COLORS["value"])
+    ax.text(left + 1.2, 0.3, "‖W random‖", ha="center", size=12, color=MIDDLE)
+
+
+def _draw_types(ax: Axes, left: float) -> None:
+    """Bars from the lowest score to the highest, and the line at 1."""
+    bars = {"value": 0.7, "up": 1.05, "down": 1.2, "output": 1.4, "query": 1.6, "key": 1.8}
+    for row, (role, width) in enumerate(bars.items()):
+        strong = COLORS[role] if row < 3 else tint(COLORS[role], 0.4)
+        corner = left + 0.3, 1.7 - 0.28 * row
+        ax.add_patch(Rectangle(corner, width, 0.2, fc=strong, ec=COLORS[role]))
+    ax.plot([left + 1.43, left + 1.43], [0.15, 2.05], color=DARK, ls="--", lw=1.2)
+
+
+def _draw_adapters(ax: Axes, left: float) -> None:
+    """The three lowest maps, each with its pair of thin matrices."""
+    for row, role in enumerate(("value", "up", "down")):
+        low = 1.5 - 0.65 * row
+        ax.add_patch(Rectangle((left + 0.3, low), 0.5, 0.5, fc=COLORS[role], ec=DARK))
+        ax.text(left + 1.05, low + 0.23, "+", ha="center", va="center", size=15)
+        for corner, size in (((1.3, low), (0.13, 0.5)), ((1.52, low + 0.37), (0.5, 0.13))):
+            ax.add_patch(Rectangle((left + corner[0], corner[1]), *size, fc=TRAINED, ec=DARK))

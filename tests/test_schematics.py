@@ -1,0 +1,116 @@
+"""The drawings of ideas: what they say is true, and they stand where they are told to."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, Rectangle
+
+from plop_nb.norms import baseline_gain
+from plop_nb.schematics import WEIGHT, draw_adapter, draw_alignment, draw_method
+
+ALL = [draw_method, draw_adapter, draw_alignment]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_it_has_a_title_and_draws_where_it_should(draw):
+    given = Figure().subplots()
+    assert draw(given) is given and not plt.get_fignums()
+    other = plt.figure()
+    ax = draw()
+    assert ax.figure is not other and len(plt.get_fignums()) == 2
+    assert len(ax.get_title(loc="left").split()) > 5
+    assert plt.rcParams["axes.titlelocation"] == plt.rcParamsDefault["axes.titlelocation"]
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_texts_lie_within_the_figure_and_do_not_overlap(draw):
+    ax = draw()
+    ax.figure.draw_without_rendering()
+    whole = ax.figure.bbox
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
+    for place, box in enumerate(boxes):
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 and box.y1 <= whole.y1
+        assert not box.count_overlaps(boxes[place + 1 :]), ax.texts[place].get_text()
+
+
+def test_the_method_has_five_steps_in_order():
+    names = [t.get_text() for t in draw_method().texts if re.match(r"\d\. ", t.get_text())]
+    assert names == ["1. texts", "2. hooks", "3. ratio", "4. types", "5. adapters"]
+
+
+def test_the_numbers_of_the_adapter_are_those_of_peft():
+    """PEFT's adapter of rank 8 on a map of 576 by 576."""
+    peft = pytest.importorskip("peft")
+    model = torch.nn.Sequential(torch.nn.Linear(576, 576, bias=False))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=["0"]))
+    trained, total = adapted.get_nb_trainable_parameters()
+    texts = [text.get_text() for text in draw_adapter().texts]
+    assert f"trained: {trained:,} numbers" in texts
+    assert f"frozen: {total - trained:,} numbers" in texts
+    assert f"{100 * trained / (total - trained):.1f} %" in draw_adapter().get_title(loc="left")
+
+
+def scores(ax):
+    """{NFN} as written beside the arrows."""
+    texts = [text.get_text() for text in ax.texts]
+    return [float(text.rpartition("= ")[2]) for text in texts if text.startswith("NFN")]
+
+
+WEIGHTS = [WEIGHT, [[0, -2], [1, 0]], [[1, 2], [2, 4]], [[-1, 0], [0, -1]], [[0.1, -3], [0.2, -2]]]
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_the_alignment_is_that_of_the_package(weight):
+    """NFN of the inputs that are drawn, from the package's baseline."""
+    ax = draw_alignment(weight=np.array(weight))
+    W = torch.tensor(np.array(weight), dtype=torch.float32)
+    arrows = [text for text in ax.texts if not text.get_text()]
+    inputs = [np.array(arrow.xy) for arrow in arrows[1::2]]  # the first arrow of all is W's
+    for z, found in zip(inputs, scores(ax), strict=True):
+        z = torch.tensor(z, dtype=torch.float32)
+        assert z.norm() == pytest.approx(1)
+        assert found == pytest.approx(float((W @ z).norm() / baseline_gain(W)), abs=0.006)
+    high, low = scores(ax)
+    assert high >= 1 >= low
+    ring = [p for p in ax.patches if p.get_linestyle() == "--"]
+    assert ring[0].width / 2 == pytest.approx(float(baseline_gain(W)))
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_all_images_lie_on_the_ellipse(weight):
+    ax = draw_alignment(weight=np.array(weight))
+    dots = ax.collections[1].get_offsets().data
+    ellipse = [p for p in ax.patches if isinstance(p, Ellipse)][1]
+    turn = np.radians(ellipse.angle)
+    x, y = (dots - ellipse.center).T
+    along, across = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
+    if ellipse.height < 1e-6:
+        assert across == pytest.approx(0, abs=1e-6)
+    else:
+        radius = (2 * along / ellipse.width) ** 2 + (2 * across / ellipse.height) ** 2
+        assert radius == pytest.approx(1)
+
+
+@pytest.mark.parametrize("weight", [np.zeros((2, 2)), np.ones((2, 3)), [[np.nan, 1], [1, 1]], 3])
+def test_other_weights_are_refused(weight):
+    with pytest.raises(ValueError, match="expected a \\(2, 2\\) array of finite numbers"):
+        draw_alignment(weight=weight)
+    assert not plt.get_fignums()
+
+
+def test_matrices_of_the_adapter_have_matching_sides():
+    sizes = [(p.get_width(), p.get_height()) for p in draw_adapter().patches]
+    (w_in, w_out), (rank, b_out), (a_in, a_rank) = sizes
+    assert (w_out, w_in, rank) == (b_out, a_in, a_rank)
+    assert all(isinstance(patch, Rectangle) for patch in draw_adapter().patches)
