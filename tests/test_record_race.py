@@ -94,6 +94,7 @@ def test_where_the_truth_is_known_the_race_finds_it(replay, tmp_path):
     # no noise, so each of equal steps from the best to the worst is as likely at random
     by_chance = table[(table["way"] == "at random") & (table["placements"] == 8)]
     assert by_chance["regret"].item() == pytest.approx(0.5, abs=0.35)
+    assert table.loc[table["way"] == "the whole grid", "regret"].item() == 0
     grid = table[table["way"] == "grid of the same cost"]
     assert (grid["regret"] > 0).any() and (grid["regret"] < 0.9).all()
 
@@ -104,6 +105,7 @@ def test_the_race_is_as_good_as_its_record(replay, tmp_path):
     table = replay.replayed(replay.read(tmp_path, "m", "t"), 12)
     means = table.groupby("way")["regret"].mean()
     assert 0 < means["race"] < means["at random"]
+    assert means["the whole grid"] <= means["race"] + 0.1
 
 
 def test_unseen_seeds_and_problems_judge(replay, tmp_path):

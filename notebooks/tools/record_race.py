@@ -9,7 +9,8 @@ record instead of training. What it chose is judged on the other half of the pro
 seeds that it has not seen: 0 is the best of the placements, each at its own best rate, and 1 the
 worst.
 
-Beside it: a placement at random, at its own best rate; and a grid of the same cost, with one seed.
+Beside it: a placement at random, at its own best rate; a grid of the same cost, with one seed; and
+the whole grid with the seeds of the race, which says how well the unseen seeds can be foreseen.
 """
 
 import argparse
@@ -152,6 +153,10 @@ class Draw:
         arms = [arm for arm in self.arms if arm.placement in tried]
         return min(arms, key=lambda arm: self.mean(arm, self.seeds[:1], self.validation))
 
+    def of_whole_grid(self) -> Arm:
+        """The best of all runs with the seeds of the race."""
+        return min(self.arms, key=lambda arm: self.mean(arm, self.seeds, self.validation))
+
     def mean(self, arm: Arm, seeds: list[int], half: np.ndarray) -> float:
         """Mean loss of an arm over seeds; inf where one diverged."""
         keys = [(arm.placement, arm.lr, seed) for seed in seeds]
@@ -237,11 +242,12 @@ def of_draw(one: Draw, draw: random.Random) -> list[dict]:
             by_grid = truth[one.of_grid(choice.runs, draw)]
             found.append(same | {"way": "race", "regret": regret} | sure)
             found.append(same | {"way": "grid of the same cost", "regret": by_grid})
+    about |= {"share": math.nan}
     at_random = truth[draw.choice(list(one.tuned().values()))]
-    return [
-        *found,
-        about | {"share": math.nan, "way": "at random", "cost": 0.0, "regret": at_random},
-    ]
+    found.append(about | {"way": "at random", "cost": 0.0, "regret": at_random})
+    best, cost = truth[one.of_whole_grid()], len(one.seeds) / GRID_SEEDS
+    found.append(about | {"way": "the whole grid", "cost": cost, "regret": best})
+    return found
 
 
 def main():
