@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from plop_nb.checks import number_between
-from plop_nb.palette import DARK, STYLE, spread_out, type_color
+from plop_nb.palette import DARK, spread_out, styled, type_color
 
 BLUE, ORANGE = (sns.color_palette("colorblind")[place] for place in (0, 3))
 GREY, RIVAL = "0.65", "#86653A"  # neither is the colour of a type
@@ -234,7 +234,7 @@ def _by_task(name: str, table: pd.DataFrame, texts: list, numbers: list, **known
     return dict(list(table.reset_index(drop=True).groupby("task", sort=False)))
 
 
-@plt.rc_context(STYLE)
+@styled()
 def _figure(tables, height, labels, draw, fit=lambda *_: None, rows=(), columns=2):
     """A panel per task. `draw` returns its finding, `fit` moves texts once the layout is known."""
     columns = min(len(tables), columns)

@@ -3,7 +3,6 @@
 from itertools import pairwise
 from textwrap import fill
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.patches import Rectangle
 
 from plop_nb.checks import positive_integer
-from plop_nb.palette import DARK, STYLE, type_color, type_role
+from plop_nb.palette import DARK, styled, type_color, type_role
 from plop_nb.placement import Placement
 from plop_nb.plots import CMAP, NORM, TITLE, add_colorbar, axes_for, chosen_types
 from plop_nb.stats import by_type
@@ -35,7 +34,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 WIRE = {"color": "0.45", "lw": 1.5, "zorder": 1, "solid_capstyle": "round"}
 
 
-@plt.rc_context(STYLE)
+@styled()
 def plot_block(
     scores: pd.DataFrame,
     k: int = 3,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from torch import nn
 
 from plop_nb.channels import column_sizes, mean_channels
-from plop_nb.palette import DARK, STYLE
+from plop_nb.palette import DARK, styled
 from plop_nb.plots import CHOSEN, OTHER
 
 LEAST = 0.5  # of the usual column: below it a map "hardly" reads a channel
@@ -51,7 +51,7 @@ def plot_channels(
     table = table.set_index("module").loc[modules].reset_index()
     percent = 100 * means[modules[0]].float().square().numpy()
     columns = column_sizes(model, modules)
-    with plt.rc_context(STYLE | SIZES):
+    with styled(SIZES):
         height = {"height_ratios": [2.2, 0.9 + 0.55 * len(modules)]}
         figure, axes = plt.subplots(
             2, figsize=(9, 4.7 + 0.4 * len(modules)), gridspec_kw=height, layout="constrained"

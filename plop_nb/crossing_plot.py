@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from plop_nb.palette import STYLE
+from plop_nb.palette import styled
 from plop_nb.stats import mean_interval
 
 OWN, OTHER = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[1]
@@ -15,7 +15,7 @@ SHIFT = 0.02  # of a placement's marks to the side, so that bars do not cover ea
 COLUMNS = {"task", "form", "chosen_by", "types", "seed", "loss"}
 
 
-@plt.rc_context(STYLE)
+@styled()
 def plot_crossing(runs: pd.DataFrame) -> np.ndarray:
     """Loss of two placements in two forms of one function, one panel per task.
 

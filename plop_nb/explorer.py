@@ -11,14 +11,13 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 import seaborn as sns
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
 from plop_nb.checks import positive_integer
-from plop_nb.palette import DARK, STYLE, tint, type_color
+from plop_nb.palette import DARK, styled, tint, type_color
 from plop_nb.placement import Placement, adapter_sizes, affordable, place, with_targets
 from plop_nb.plots import NFN, interval_arms, plot_heatmap, plot_types
 from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
@@ -304,7 +303,7 @@ def _summary(placement: Placement, parameters: int, chosen: pd.DataFrame) -> str
     return "<br>".join(lines)
 
 
-@rc_context(STYLE | SIZES)
+@styled(SIZES)
 def _png(scores: pd.DataFrame, statistic: str, placement: Placement) -> bytes:
     """Profile and heat map of a placement as PNG: what is replaced in one go does not flicker."""
     layers = scores["layer"].nunique()

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from plop_nb.checks import positive_integer
 from plop_nb.forms import FORMS, check_form
-from plop_nb.palette import DARK, STYLE, spread_out, type_color
+from plop_nb.palette import DARK, spread_out, styled, type_color
 from plop_nb.plots import NFN
 
 # What the same role is called in other architectures: one name for all.
@@ -27,7 +27,7 @@ FONT = 10  # points, of the labels
 PANEL = (2.9, 5.6)  # inches
 
 
-@plt.rc_context(STYLE)
+@styled()
 def plot_forms(scores: pd.DataFrame, k: int = 3) -> np.ndarray:
     """Scores of each type in every form of each model; the lowest of each form as large dots.
 

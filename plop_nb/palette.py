@@ -1,7 +1,10 @@
 """One colour for each role of a map, the same in every picture, and the style of all pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
@@ -61,6 +64,22 @@ STYLE = {
     "xtick.color": DARK,
     "ytick.color": DARK,
 }
+
+
+@contextmanager
+def styled(more: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """The style of all pictures, and more settings of matplotlib, for a while.
+
+    Not `rc_context`, which resets what the first figure of a notebook has switched on as well: no
+    other figure of that notebook would be shown.
+    """
+    settings = STYLE | dict(more or {})
+    before = {name: plt.rcParams[name] for name in settings}
+    plt.rcParams.update(settings)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
 
 
 def type_role(name: str) -> str | None:

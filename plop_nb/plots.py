@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
 from plop_nb.checks import positive_integer
-from plop_nb.palette import DARK, STYLE, tint, type_color
+from plop_nb.palette import DARK, styled, tint, type_color
 from plop_nb.placement import Placement
 from plop_nb.stats import by_type
 from plop_nb.text_table import check_columns
@@ -28,7 +28,7 @@ NFN = "NFN (1 = random input)"
 TITLE = 46  # letters in a line of a title
 
 
-@plt.rc_context(STYLE)
+@styled()
 def plot_types(
     scores: pd.DataFrame,
     k: int = 3,
@@ -90,7 +90,7 @@ def plot_types(
     return ax
 
 
-@plt.rc_context(STYLE)
+@styled()
 def plot_heatmap(
     scores: pd.DataFrame,
     *,

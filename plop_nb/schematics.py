@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
-from plop_nb.palette import COLORS, DARK, STYLE, tint, type_color
+from plop_nb.palette import COLORS, DARK, styled, tint, type_color
 
 PALE, MIDDLE = "0.93", "0.45"  # grounds, and what is not in focus
 FROZEN, TRAINED = "#9A9A9A", "#B35C00"
@@ -14,7 +14,7 @@ WEIGHT = np.array([[1.5, 0.7], [0.1, 0.8]])  # of `draw_alignment`: any map from
 ARROW = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2, "shrinkA": 0, "shrinkB": 0}
 
 
-@plt.rc_context(STYLE)
+@styled()
 def draw_method(ax: Axes | None = None) -> Axes:
     """The five steps of PLoP, from texts of a task to adapters, as boxes with little pictures.
 
@@ -49,7 +49,7 @@ def draw_method(ax: Axes | None = None) -> Axes:
     return ax
 
 
-@plt.rc_context(STYLE)
+@styled()
 def draw_adapter(ax: Axes | None = None) -> Axes:
     """A LoRA adapter: the frozen weight W, and the two thin matrices B and A that are trained.
 
@@ -88,7 +88,7 @@ def draw_adapter(ax: Axes | None = None) -> Axes:
     return ax
 
 
-@plt.rc_context(STYLE)
+@styled()
 def draw_alignment(ax: Axes | None = None, weight: np.ndarray = WEIGHT) -> Axes:
     """NFN as geometry: a map turns the circle of unit inputs into an ellipse.
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from plop_nb.palette import COLORS, STYLE, UNKNOWN, label_lines, tint, type_color, type_role
+from plop_nb.palette import (
+    COLORS,
+    STYLE,
+    UNKNOWN,
+    label_lines,
+    styled,
+    tint,
+    type_color,
+    type_role,
+)
 
 NAMES = {
     "query": "q_proj query attention.q q_lin wq q query_proj q_a_proj q_b_proj SelfAttention.q",
@@ -132,3 +141,18 @@ def test_a_label_with_room_stands_at_its_line(ax):
     assert (box.y0 + box.y1) / 2 == pytest.approx(height, abs=3)
     with pytest.raises(ValueError, match="labels is empty"):
         label_lines(ax, {})
+
+
+def test_the_style_goes_and_leaves_what_a_figure_switched_on():
+    """As the first figure of a notebook switches `interactive` on."""
+    before = plt.rcParams["font.size"]
+    plt.rcParams["interactive"] = False
+    with styled({"axes.grid": True}):
+        plt.rcParams["interactive"] = True
+        assert plt.rcParams["font.size"] == STYLE["font.size"] and plt.rcParams["axes.grid"]
+    assert plt.rcParams["interactive"] and plt.rcParams["font.size"] == before
+    assert not plt.rcParams["axes.grid"]
+    plt.rcParams["interactive"] = False
+    with pytest.raises(ZeroDivisionError), styled():
+        1 / 0  # noqa: B018
+    assert plt.rcParams["font.size"] == before
