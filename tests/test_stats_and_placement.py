@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import plop_nb as plop
+from plop_nb.placement import Placement
 from plop_nb.stats import StoppingRule, confidence, lowest, per_text, swaps
 from tests.tiny_models import build, more_inputs
 
@@ -273,7 +274,7 @@ def test_smollm_config_is_exact(smollm, math_scores):
 
 def test_placement_shows_itself(math_scores):
     placement = plop.place(math_scores, k=2)
-    assert "adapters on v_proj, up_proj (60 modules), confidence 100%" in str(placement)
+    assert "adapters on v_proj, up_proj (60 modules), confidence > 99.9%" in str(placement)
     assert "<" not in repr(placement) and "v_proj" in placement._repr_html_()
     assert (
         placement._repr_html_() == plop.place(math_scores, k=2)._repr_html_()
@@ -959,3 +960,13 @@ def test_copies_count_once_whatever_their_last_digits():
     expected = plop.by_type(frame(values, list("abcdef")))
     columns = ["nfn", "low", "high"]
     np.testing.assert_allclose(found[columns], expected[columns], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "told"),
+    [(1.0, "> 99.9%"), (0.9991, "> 99.9%"), (0.996, "> 99%"), (0.994, "99%"), (0.5, "50%")],
+)
+def test_no_confidence_is_rounded_up_to_certainty(confidence, told):
+    placement = Placement(["a"], ["layers.0.a"], confidence=confidence, ranking=None)
+    assert placement.certainty == f"confidence {told}"
+    assert told in str(placement)

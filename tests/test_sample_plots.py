@@ -1,0 +1,255 @@
+"""Pictures of how many texts a placement needs: what they draw, and what they refuse."""
+
+import importlib
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex, to_rgba
+
+import plop_nb as plop
+from plop_nb import sample_plots as plots
+from plop_nb.palette import STYLE, type_color
+from plop_nb.stats import StoppingRule, lowest
+from tests.conftest import TEXTS
+
+TYPES = ["v_proj", "up_proj", "k_proj"]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def pool(texts=40):
+    """Made-up scores: types around 0.6, 0.9 and 1.5 that vary over texts."""
+    noise = np.random.default_rng(0).normal(scale=0.05, size=(texts, len(TYPES)))
+    return pd.DataFrame(noise + [0.6, 0.9, 1.5], columns=TYPES)
+
+
+def errors():
+    rows = [("math", n, 1 / n**0.5, 1.1 / n**0.5, 64 // n) for n in (1, 4, 16)]
+    rows += [("logic", n, 0.3 / n**0.5, 0.3 / n**0.5, 64 // n) for n in (1, 4, 16)]
+    return pd.DataFrame(rows, columns=["domain", "texts", "computed", "measured", "blocks"])
+
+
+def agreement():
+    rows = [("types", m, 1.0, 1.0, 1.0) for m in (1, 8, 64)]
+    rows += [("maps", m, 1 - 0.05 / m, 1 - 0.08 / m, 1 - 0.02 / m) for m in (1, 8, 64)]
+    return pd.DataFrame(rows, columns=["of", "texts", "tau", "low", "high"])
+
+
+def shares():
+    values = {8: [1.0, 0.25, 0.02], 16: [0.0, 0.75, 0.0], "undecided": [0.0, 0.0, 0.98]}
+    return pd.DataFrame(values, index=["wide", "near", "tie"])
+
+
+def scores():
+    rows = [(0, f"{layer}.{name}", name, 1 + layer) for layer in range(3) for name in TYPES]
+    return pd.DataFrame(rows, columns=["sample", "module", "type", "nfn"])
+
+
+# Means by the number of texts
+
+
+def test_bands_hold_most_draws_and_shrink():
+    """At n texts the band of draws is as wide as normal means make it: 2 * 1.96 s / sqrt(n)."""
+    table = pool()
+    ax = plots.plot_means(table, draws=4000)
+    bands = ax.collections[: len(TYPES)]
+    for band, name in zip(bands, TYPES, strict=True):
+        corners = band.get_paths()[0].vertices
+        for n in (1, 4, 32):
+            heights = corners[np.isclose(corners[:, 0], n), 1]
+            wanted = 2 * 1.96 * table[name].std(ddof=0) / n**0.5
+            assert np.ptp(heights) == pytest.approx(wanted, rel=0.15)
+        assert to_hex(band.get_facecolor()[0]) == type_color(name).lower()
+
+
+def test_means_are_named_with_their_scores_and_marked():
+    ax = plots.plot_means(pool(), {8: "the rule"}, draws=10, title="A finding")
+    said = [text.get_text() for text in ax.texts]
+    assert {"the rule", f"v_proj {pool()['v_proj'].mean():.2f}"} < set(said)
+    assert ax.get_title(loc="left") == "A finding"
+    assert any(np.allclose(line.get_xdata(), 8) for line in ax.lines)
+
+
+# Errors, agreement, replays
+
+
+def test_errors_are_lines_and_dots():
+    ax = plots.plot_errors(errors(), [50])
+    assert {text.get_text() for text in ax.texts} == {"math", "logic"}
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4", "16", "50"]
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 3 and line.get_ls() == "-"]
+    assert lines[0].get_ydata().tolist() == [1, 0.5, 0.25]
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert dots[0].get_ydata() == pytest.approx([1.1, 0.55])  # the third is of four blocks only
+
+
+def test_agreement_shows_what_the_paper_says():
+    ax = plots.plot_agreement(agreement(), published=8)
+    said = [text.get_text() for text in ax.texts]
+    assert {"types", "maps"} <= set(said) and any("from 8 on" in text for text in said)
+    without = plots.plot_agreement(agreement())
+    assert {text.get_text() for text in without.texts} == {"types", "maps"}
+
+
+def test_bars_add_up_and_name_what_has_room():
+    ax = plots.plot_decided(shares())
+    widths = np.array([bar.get_width() for bar in ax.patches]).reshape(3, 3)  # columns x cases
+    assert widths.sum(axis=0) == pytest.approx([100, 100, 100])
+    assert sorted(text.get_text() for text in ax.texts) == ["16", "8", "8", "undecided"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wide", "near", "tie"]
+
+
+def test_numbers_can_be_read_on_their_bars():
+    ax = plots.plot_decided(shares())
+    for bar, text in [(ax.patches[0], ax.texts[0]), (ax.patches[-1], ax.texts[-1])]:
+        ground, ink = np.mean(bar.get_facecolor()[:3]), np.mean(to_rgba(text.get_color())[:3])
+        assert abs(ground - ink) > 0.4
+
+
+# Signatures
+
+
+def test_every_map_is_a_dot_in_the_row_of_its_type():
+    frames = {"one": scores(), "two": scores().assign(nfn=1.0)}
+    axes = plots.plot_signatures(frames, TYPES, title="Look")
+    assert [ax.get_title(loc="left") for ax in axes] == ["one", "two"]
+    assert axes[0].figure.get_suptitle() == "Look"
+    dots = axes[0].collections[0]
+    assert np.allclose(np.asarray(dots.get_offsets()), [[1, 0], [2, 0], [3, 0]])
+    assert [tick.get_text() for tick in axes[0].get_yticklabels()] == TYPES
+
+
+def test_what_is_near_1_looks_near_1():
+    [ax] = plots.plot_signatures({"near": scores().assign(nfn=1.01)})
+    assert ax.get_xlim() == (0.5, 2.0)
+    [wide] = plots.plot_signatures({"wide": scores().assign(nfn=[0.01, 1, 100] * 3)})
+    assert wide.get_xlim()[0] < 0.01 and wide.get_xlim()[1] > 100
+
+
+def test_types_that_a_frame_lacks_are_left_out():
+    axes = plots.plot_signatures({"all": scores(), "few": scores().query("type == 'v_proj'")})
+    assert len(axes[1].collections) == 2  # dots and a bar
+
+
+def test_frames_of_real_scores_fit(tiny_llama, byte_tokenizer):
+    found = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
+    [ax] = plots.plot_signatures({"tiny": found})
+    lowest = plop.by_type(found)["type"].tolist()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == lowest
+
+
+# What all of them share
+
+PICTURES = {
+    "plot_means": pool,
+    "plot_errors": errors,
+    "plot_agreement": agreement,
+    "plot_decided": shares,
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_axes_are_used_when_given(name):
+    _, (left, right) = plt.subplots(1, 2)
+    draw = getattr(plots, name)
+    assert draw(PICTURES[name](), ax=left) is left and not right.has_data()
+    assert draw(PICTURES[name]()).figure is not left.figure
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_empty_tables_are_refused(name):
+    with pytest.raises(ValueError, match="is empty"):
+        getattr(plots, name)(PICTURES[name]().head(0))
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("name", ["plot_errors", "plot_agreement"])
+def test_missing_columns_are_named(name):
+    table = PICTURES[name]()
+    with pytest.raises(ValueError, match=f"lacks the columns \\['{table.columns[1]}'\\]"):
+        getattr(plots, name)(table.drop(columns=table.columns[1]))
+
+
+def test_shares_that_do_not_add_up_are_refused():
+    with pytest.raises(ValueError, match="add up to 1"):
+        plots.plot_decided(shares() * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ({}, "frames is empty"),
+        ({"a": scores().drop(columns="nfn")}, "lacks the columns"),
+        ({"a": scores().assign(nfn=-1.0)}, "'a'.*not positive"),
+    ],
+)
+def test_frames_that_are_none_are_refused(frames, message):
+    with pytest.raises(ValueError, match=message):
+        plots.plot_signatures(frames)
+    assert not plt.get_fignums()
+
+
+def test_nothing_but_the_style_is_restored():
+    """What the first figure of a notebook switches on, such as showing figures, has to stay."""
+    before = {name: plt.rcParams[name] for name in STYLE}
+    with plots._styled():
+        plt.rcParams["interactive"] = True
+    try:
+        assert plt.rcParams["interactive"]
+        assert {name: plt.rcParams[name] for name in STYLE} == before
+    finally:
+        plt.rcParams["interactive"] = False
+
+
+# The record of notebook 02
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "notebooks" / "tools")
+    return importlib.import_module("record_samples")
+
+
+def test_many_runs_at_once_decide_as_the_rule_does(recorder):
+    """For near ties, some of which are decided and some are not."""
+    decided = []
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        means = [1.0, 1.1, 1.2, 1.2 + 0.01 * (seed % 5), 1.5]
+        draws = generator.normal(means, 0.02, size=(32, 5))
+        rule, table = StoppingRule(0.99, 3), pd.DataFrame(draws, columns=list("abcde"))
+        for look, texts in ((1, 8), (2, 16), (3, 32)):
+            [at_once], [chosen] = recorder.looked(draws[None, :texts], look, 3)
+            part = table.head(texts).rename_axis(columns="type")
+            decided.append(rule.decided(part))
+            assert at_once == decided[-1]
+            assert set(table.columns[chosen]) == set(lowest(part, 3))
+    assert 0.2 < np.mean(decided) < 0.8
+
+
+def test_replays_count_every_run_once(recorder):
+    found = recorder.replayed(pool(), 1)
+    assert sum(found.values()) - found["wrong"] == recorder.RUNS
+    assert found["8"] == recorder.RUNS and found["wrong"] == 0  # types are far apart
+
+
+def test_a_moved_pool_has_the_gap_that_was_asked_for(recorder):
+    table = pool().assign(gate_proj=2.0)
+    means = recorder.moved(table, 0.01).mean()
+    assert means["gate_proj"] / means["k_proj"] == pytest.approx(1.01)
+    assert means["v_proj"] == table["v_proj"].mean()
+
+
+def test_the_same_texts_rank_as_their_reference(recorder):
+    table = pd.concat([pool(8), pool(8)], ignore_index=True)
+    rows = recorder.agreement(table, 8, model="a")
+    assert [row["texts"] for row in rows] == [1, 2, 4, 8]
+    assert rows[-1] == {"model": "a", "texts": 8, "draws": 1, "tau": 1.0, "low": 1.0, "high": 1.0}
