@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgba
 
 import plop_nb as plop
 from plop_nb import sample_plots as plots
-from plop_nb.palette import STYLE, type_color
+from plop_nb.palette import type_color
 from plop_nb.stats import StoppingRule, lowest
 from tests.conftest import TEXTS
 
@@ -195,18 +195,6 @@ def test_frames_that_are_none_are_refused(frames, message):
     with pytest.raises(ValueError, match=message):
         plots.plot_signatures(frames)
     assert not plt.get_fignums()
-
-
-def test_nothing_but_the_style_is_restored():
-    """What the first figure of a notebook switches on, such as showing figures, has to stay."""
-    before = {name: plt.rcParams[name] for name in STYLE}
-    with plots._styled():
-        plt.rcParams["interactive"] = True
-    try:
-        assert plt.rcParams["interactive"]
-        assert {name: plt.rcParams[name] for name in STYLE} == before
-    finally:
-        plt.rcParams["interactive"] = False
 
 
 # The record of notebook 02
