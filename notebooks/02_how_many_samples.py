@@ -231,7 +231,7 @@ plots.plot_agreement(lines, published=64, title="One text ranks the types; singl
 
 # %% [markdown]
 # **What we saw.** SmolLM2's types have a tau of 1 from $m = 1$ on. For single maps one text gives more than 0.95 already, 64 give more than
-# 0.98, and further texts add less than 0.01. Both agree with the paper's "about 1 from 64 on", but nothing special happens at 64. The rise
+# 0.98, and further texts add less than 0.01. Beside it is what the paper reports, about 1 from 64 on. Here nothing special happens at 64. The rise
 # is smooth. (The reference has an error of its own, so that a tau of exactly 1 is not to be expected for so many maps.)
 #
 # Are all models so easy? In Gemma query and down are nearly tied, at places five and six. So with $k = 5$ the choice hangs
@@ -381,13 +381,13 @@ assert promise.loc[7, "high"].max() < 0.005 and promise.loc[(2, "math"), "low"] 
 (100 * promise).add_suffix(", %").assign(skewness=ties["skewness"]).round(2)
 
 # %% [markdown]
-# **What we saw.** With seven types the promise is kept: at an effective tie more than 99 % of the runs end undecided, and at most 0.25 % end
+# **What we saw.** With seven types and one tied pair the promise is kept: at an effective tie more than 99 % of the runs end undecided, and at most 0.25 % end
 # wrong. But much of this safety comes from the number of pairs. A single tie is one pair of twelve and may spend 0.08 %. On math it spends
 # 0.25 %. With two types only there is no such reserve, and on math 1.6 % of the runs are wrong (interval 1.2 to 2.0 %): more than
 # promised. The likely reason is the t-test. It is exact for normal differences, and the difference of the two types is *skewed* on math: its
 # *skewness* is 0.6, and that of a normal one is 0. In the other domains, where it is zero or negative, fewer runs are wrong.
 #
-# So take the 1 % for what it is: a limit that holds for normal differences. Where only two types compete, ask for more confidence.
+# So take the 1 % for what it is: a limit, for normal differences, on how many of all runs stop *and* are wrong. It does not say that a decision once made is 99 % sure: at a tie most of the few runs that stop are wrong. Ties of three or more types were not tried.
 
 # %% [markdown]
 # ## 6. Which texts: questions, or questions with answers?
@@ -483,7 +483,7 @@ noise.loc[order].round(1)
 # %% [markdown]
 # **What we saw.** One draw moves a single map by two to seven percent (in percent of its score, median over the maps of a type), as its
 # effective rank foresees. It moves a type by 0.4 to 1.8 %, the most in query and key, whose noisiest maps vary by 18 %. In all 400
-# repetitions the three types stay the same. Only more draws reduce this noise; more texts do not, because all texts share the draw. The *shift* is different: the mean of $1 / x$ is larger than
+# repetitions the three types stay the same. Only more draws reduce this noise; more texts do not, because here all texts share the draw. The *shift* is different: the mean of $1 / x$ is larger than
 # 1 over the mean of $x$, so that the average over repetitions is too high, in key by about 1 %. The closed form has neither.
 
 # %% [markdown]
@@ -596,7 +596,7 @@ check_needed((4 * apart.std() / apart.mean()) ** 2)
 #
 # 1. The rule asks how sure the placement is over *texts*. Which other choices could change it (the start of the model's training, the form in
 #    which its weights are stored, the mean over layers), and what would you resample to see that?
-# 2. A tie is "undecided" however many texts one scores. Does it matter then which of the two types gets the adapters? What experiment would
+# 2. A close tie is still "undecided" after 512 texts. Does it matter then which of the two types gets the adapters? What experiment would
 #    tell?
 # 3. The paper scores 200 texts and prints no intervals. Which of its claims needs an interval over texts, and which over models?
 #
