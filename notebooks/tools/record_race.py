@@ -273,7 +273,10 @@ def main():
     table = pd.concat(parts).round(4)
     first = ["model", "task", "seeds"]
     table = table[first + [name for name in table if name not in first]]
-    save(table, "race.csv", command=f"python notebooks/tools/record_race.py --draws {given.draws}")
+    command = f"python notebooks/tools/record_race.py --draws {given.draws}"
+    if given.tasks:
+        command += f" --tasks {' '.join(given.tasks)}"
+    save(table, "race.csv", command=command)
 
 
 if __name__ == "__main__":
