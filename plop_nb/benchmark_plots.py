@@ -1,11 +1,9 @@
-"""Pictures of a benchmark: how far placements lie apart, at which rates, and what rules choose."""
+"""Pictures of a benchmark: what types do to the loss, at which rates, and what rules choose."""
 
-import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,96 +12,159 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from plop_nb.checks import number_between
-from plop_nb.palette import DARK, spread_out, styled, type_color
+from plop_nb.palette import DARK, spread_out, type_color
+from plop_nb.panels import FONT, by_task, make_room, panels_of
 
 BLUE, ORANGE = (sns.color_palette("colorblind")[place] for place in (0, 3))
 GREY, RIVAL = "0.65", "#86653A"  # neither is the colour of a type
 VERDICTS = {"better": BLUE, "undecided": "0.55", "worse": ORANGE}
+COLORS = {"better": "blue", "undecided": "grey", "worse": "orange"}
 GROUPS = {"single": "single types", "triple": "sets of three", "fixed": "usual sets"}
 GROUPS |= {"rival": "rivals", "full": "full finetuning"}
 MARKERS = {"single": "o", "triple": "o", "fixed": "s", "rival": "D", "full": "*"}
 MAIN = {"all": "all", "attention": "attention", "down+gate+up": "MLP"}  # dark, by these names
-DASHES = {"all": "--", "attention": ":"}
-FONT = 10  # points, of the labels
-LABELLED = 8  # dots at most, in a row whose lowest and highest are named
 _short = partial(np.format_float_scientific, trim="-", exp_digits=1)  # such as "5e-4"
 FENCE = 3  # quartile ranges above the upper quartile: what is higher does not stretch an axis
 
 
-def plot_spread(losses: pd.DataFrame, finding: Callable | Mapping | None = None) -> np.ndarray:
-    """How far placements of several kinds lie apart: a dot each, a thick line for the median.
+def plot_effects(effects: pd.DataFrame, finding: Mapping | None = None) -> np.ndarray:
+    """What each type does to the loss of the sets that it is in: a dot for each group of runs.
+
+    Types are coloured, and ordered from the lowest mean effect; each kind of group has a marker.
 
     Parameters
     ----------
-    losses : pandas.DataFrame
-        Columns `task`, `kind` (the name of a row, such as "one type"), `placement`, `loss` (nats
-        per token). Several losses of a placement within a kind count by their mean.
-    finding : callable or dict, optional
-        What titles say: {task: sentence}, or a function of a task and its rows. By default, within
-        how much the first kind lies.
+    effects : pandas.DataFrame
+        Columns `task`, `kind` (such as "sums at 1e-3"), `type`, `effect` (nats per token, against
+        the average type: negative is better).
+    finding : dict, optional
+        {task: what its title says}. By default, how many types are ahead in all groups.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure; kinds from the top, with names at the ends of short rows.
-        In longer ones, losses far above all others are numbers at the right.
+        One per task, of a new figure; types from the top.
+
+    Raises
+    ------
+    ValueError
+        A column or rows are missing, an effect is not finite, `finding` lacks a task.
+    """
+    tasks = by_task("effects", effects, ["kind", "type"], ["effect"])
+    types = effects.groupby("type")["effect"].mean().sort_values(kind="stable").index.tolist()
+    kinds = dict(zip(effects["kind"].unique(), "osD^vPX<>*", strict=False))
+
+    def draw(ax, own):
+        for kind, rows in own.groupby("kind", sort=False):
+            height = 0.6 * (list(kinds).index(kind) + 0.5) / len(kinds) - 0.3
+            places = [types.index(name) + height for name in rows["type"]]
+            colors = [type_color(name) for name in rows["type"]]
+            ax.scatter(rows["effect"], places, s=40, c=colors, marker=kinds[kind], zorder=3)
+            ax.scatter([], [], s=40, c=DARK, marker=kinds[kind], label=kind)  # of the legend
+        ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
+        ax.legend(fontsize=FONT, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        ahead = sum(own.groupby("type")["effect"].max() < 0)
+        return f"{ahead} of {len(types)} types are ahead of the average in all groups of runs"
+
+    labels = "effect on the loss (nats per token; 0: the average type)", "", "left is better"
+    return panels_of(tasks, 0.45 * len(types) + 1.7, labels, draw, finding, rows=types, columns=1)
+
+
+def plot_agreement(
+    losses: pd.DataFrame,
+    seeds: tuple[int, int],
+    named: Mapping[str, str],
+    finding: Mapping | None = None,
+) -> np.ndarray:
+    """Losses of placements with one seed against those with another.
+
+    Parameters
+    ----------
+    losses : pandas.DataFrame
+        Columns `task`, `placement`, and one with losses (nats per token) for each of the seeds.
+    seeds : tuple of two ints
+        The names of these columns: the seed of the x axis, and that of the y axis.
+    named : dict
+        {placement: its label}: these are dark.
+    finding : dict, optional
+        {task: what its title says}. By default, the rank correlation (Spearman).
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes
+        One per task, of a new figure, with the same span of losses on all axes.
 
     Raises
     ------
     ValueError
         A column or rows are missing, a loss is not finite, `finding` lacks a task.
     """
-    tasks = _by_task("losses", losses, ["kind", "placement"], ["loss"])
-    finding = _span if finding is None else finding
-    if not callable(finding) and (missing := [task for task in tasks if task not in finding]):
-        raise ValueError(f"finding={finding!r} lacks {missing}: add a sentence for each task")
-    kinds = losses["kind"].unique().tolist()
+    first, second = seeds
+    tasks = by_task("losses", losses, ["placement"], [first, second])
+    low, high = losses[[first, second]].min(axis=None), losses[[first, second]].max(axis=None)
+    room = 0.05 * (high - low)
 
     def draw(ax, own):
-        means = own.groupby(["kind", "placement"], sort=False)["loss"].mean()
-        for kind, rows in means.groupby("kind", sort=False):
-            row = rows.droplevel("kind").sort_values()
-            top = _fence(means) if len(row) > LABELLED else row.max()
-            _draw_row(ax, kinds.index(kind), row, top)
-        task = own["task"].iloc[0]
-        return finding(task, own) if callable(finding) else finding[task]
+        ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room))
+        ax.axline((low, low), slope=1, color=GREY, lw=0.8, zorder=0)
+        is_named = own["placement"].isin(list(named))
+        ax.scatter(own[first], own[second], s=34, c=np.where(is_named, DARK, GREY))
+        for name, side in zip(named, ["right", "left"] * len(named), strict=False):
+            style = {"textcoords": "offset points", "fontsize": FONT, "va": "center", "ha": side}
+            for at in own.loc[own["placement"] == name, [first, second]].to_numpy():
+                ax.annotate(named[name], at, (8 if side == "left" else -8, 0), **style)
+        return f"rank correlation {own[first].corr(own[second], method='spearman'):.2f}"
 
-    labels = "loss (nats per token)", "", "dot: a placement; line: the median of its row"
-    return _figure(tasks, 0.45 * len(kinds) + 1.5, labels, draw, _make_room, rows=kinds)
+    labels = (
+        f"loss with seed {first} (nats per token)",
+        f"loss with seed {second}",
+        "grey: the other sets",
+    )
+    return panels_of(tasks, 4.6, labels, draw, finding)
 
 
-def plot_rates(losses: pd.DataFrame) -> np.ndarray:
+def plot_rates(
+    losses: pd.DataFrame, named: Mapping[str, str] | None = None, finding: Mapping | None = None
+) -> np.ndarray:
     """Loss against the learning rate, a line per placement.
 
-    Single types are coloured; "all" (dashed), "attention" (dotted) and "down+gate+up" (MLP) dark.
-    Losses far above the others are cut off, and counted below.
+    Single types are coloured, named placements dark; all others are grey. Losses far above the
+    others are cut off, and counted below.
 
     Parameters
     ----------
     losses : pandas.DataFrame
         Columns `task`, `placement`, `group` ("single", "triple", "fixed", "rival" or "full"), `lr`,
         `loss` (nats per token). Several losses at a rate count by their mean.
+    named : dict, optional
+        {placement: its label}: by default "all", "attention" and "down+gate+up" (MLP).
+    finding : dict, optional
+        {task: what its title says}. By default, the usual best rate of the two largest groups.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure. Titles give the usual best rate of the two largest groups.
+        One per task, of a new figure.
 
     Raises
     ------
     ValueError
-        A column or rows are missing, a loss is not finite, a rate not positive, a group unknown.
+        A column or rows are missing, a loss is not finite, a rate not positive, a group unknown,
+        `finding` lacks a task.
     """
     keys = ["placement", "group", "lr"]
-    tasks = _by_task("losses", losses, keys[:2], ["lr", "loss"], group=GROUPS)
+    tasks = by_task("losses", losses, keys[:2], ["lr", "loss"], group=GROUPS)
     if (losses["lr"] <= 0).any():
         raise ValueError(f"losses holds lr={losses['lr'].min()}: pass rates above 0")
     tables = {task: own.groupby(keys)["loss"].mean().reset_index() for task, own in tasks.items()}
     labels = "learning rate", "loss (nats per token)", "grey: the other placements"
-    return _figure(tables, 4.8, labels, _draw_rates, _nudge)
+    draw = partial(_draw_rates, named=MAIN if named is None else named)
+    return panels_of(tables, 4.8, labels, draw, finding, fit=_nudge)
 
 
-def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
+def plot_differences(
+    differences: pd.DataFrame, reference: str, finding: Mapping | None = None
+) -> np.ndarray:
     """By how much each placement differs from a reference, with intervals.
 
     Parameters
@@ -113,6 +174,8 @@ def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
         `high`, `verdict` ("better", "worse", "undecided").
     reference : str
         What the others were compared with: the name of the line at zero.
+    finding : dict, optional
+        {task: what its title says}. By default, how many are worse or better.
 
     Returns
     -------
@@ -122,10 +185,10 @@ def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
     Raises
     ------
     ValueError
-        A column or rows are missing, a number is not finite.
+        A column or rows are missing, a number is not finite, `finding` lacks a task.
     """
     texts, numbers = ["placement", "verdict"], ["difference", "low", "high"]
-    tasks = _by_task("differences", differences, texts, numbers, verdict=VERDICTS)
+    tasks = by_task("differences", differences, texts, numbers, verdict=VERDICTS)
     means = differences.groupby("placement", sort=False)["difference"].mean()
     names = means.sort_values(kind="stable").index.tolist()
 
@@ -136,53 +199,56 @@ def plot_differences(differences: pd.DataFrame, reference: str) -> np.ndarray:
         rest = f", {better} better" if better else ""
         return f"{worse} of {len(own)} worse than {reference}{rest}"
 
-    colors = "blue: better, grey: undecided, orange: worse"
+    colors = ", ".join(
+        f"{COLORS[verdict]}: {verdict}" for verdict in sorted({*differences["verdict"]})
+    )
     labels = "", "", f"loss minus that of {reference} (nats per token)\n{colors}"
-    return _figure(tasks, 0.2 * len(names) + 1.8, labels, draw, _make_room, names, len(tasks))
+    options = {"fit": make_room, "rows": names, "columns": len(tasks)}
+    return panels_of(tasks, 0.2 * len(names) + 1.8, labels, draw, finding, **options)
 
 
-def plot_rules(judged: pd.DataFrame, random: float = 0.5) -> np.ndarray:
-    """How good the sets are that rules choose, between the best (0) and the worst (1) of all.
+def plot_rules(
+    judged: pd.DataFrame, random: float = 0.5, finding: Mapping | None = None
+) -> np.ndarray:
+    """How good the choices of rules are, between the best (0) and the worst (1) of all sets.
 
     Parameters
     ----------
     judged : pandas.DataFrame
-        Columns `task`, `rule`, `chosen` (types, such as "down+up+v", written at the right),
-        `regret`, `regret_low`, `regret_high`.
+        Columns `task`, `choice` (the name of a row: a set of types, the rules that choose it, or
+        both), `regret`, `regret_low`, `regret_high`.
     random : float
         The mean regret of a choice at random, from 0 to 1: the dashed line.
+    finding : dict, optional
+        {task: what its title says}. By default, how many are better than chance.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure; rules from the top, in the order of the rows.
+        One per task, of a new figure; choices from the top, in the order of the rows.
 
     Raises
     ------
     ValueError
-        A column or rows are missing, a number is not finite.
+        A column or rows are missing, a number is not finite, `finding` lacks a task.
     """
     numbers = ["regret", "regret_low", "regret_high"]
-    tasks = _by_task("judged", judged, ["rule", "chosen"], numbers)
+    tasks = by_task("judged", judged, ["choice"], numbers)
     random = number_between("random", random, 0, 1)
-    rules = judged["rule"].unique().tolist()
+    choices = judged["choice"].unique().tolist()
 
     def draw(ax, own):
-        places = [rules.index(rule) for rule in own["rule"]]
+        places = [choices.index(choice) for choice in own["choice"]]
         _draw_intervals(ax, places, own[numbers], BLUE, random, "at random")
-        for place, chosen in zip(places, own["chosen"], strict=True):
-            right = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": FONT}
-            ax.text(1.02, place, chosen, **right)
         ax.set_xlim(min(0, *own["regret_low"]) - 0.04, max(1, *own["regret_high"]) + 0.04)
-        best = own.loc[own["regret"].idxmin()]
-        sure = f"{sum(own['regret_high'] < random)} of {len(own)} choices are better than chance"
-        return f"{sure}, best: {best['rule']} ({best['regret']:.2f})"
+        return f"{sum(own['regret_high'] < random)} of {len(own)} are better than chance"
 
     labels = "regret (0: best of all sets, 1: worst)", "", ""
-    return _figure(tasks, 0.4 * len(rules) + 1.9, labels, draw, rows=rules)
+    options = {"rows": choices}
+    return panels_of(tasks, 0.4 * len(choices) + 1.9, labels, draw, finding, **options)
 
 
-def plot_forgetting(runs: pd.DataFrame) -> np.ndarray:
+def plot_forgetting(runs: pd.DataFrame, finding: Mapping | None = None) -> np.ndarray:
     """What placements gain on the task against what they lose on unrelated texts.
 
     Single types are coloured dots, usual sets squares, rivals diamonds, full finetuning is a star;
@@ -193,100 +259,26 @@ def plot_forgetting(runs: pd.DataFrame) -> np.ndarray:
     runs : pandas.DataFrame
         Columns `task`, `placement`, `group` (as for `plot_rates`), `gain` (loss before minus after
         training) and `forgetting` (unrelated loss after minus before), both in nats per token.
+    finding : dict, optional
+        {task: what its title says}. By default, which placement gains most.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure. Titles name the placement that gains most.
+        One per task, of a new figure.
 
     Raises
     ------
     ValueError
-        A column or rows are missing, a number is not finite, a group is unknown.
+        A column or rows are missing, a number is not finite, a group is unknown, `finding` lacks
+        a task.
     """
     keys, numbers = ["placement", "group"], ["gain", "forgetting"]
-    tasks = _by_task("runs", runs, keys, numbers, group=GROUPS)
+    tasks = by_task("runs", runs, keys, numbers, group=GROUPS)
     tables = {task: own.groupby(keys)[numbers].mean().reset_index() for task, own in tasks.items()}
     note = "forgetting: loss added on unrelated texts; grey: sets of three"
     labels = "gain (nats per token)", "forgetting (nats per token)", note
-    return _figure(tables, 5.4, labels, _draw_forgetting, _label_dots)
-
-
-def _by_task(name: str, table: pd.DataFrame, texts: list, numbers: list, **known) -> dict:
-    """{task: its rows} of a frame without gaps; `known` has the allowed values of a column."""
-    columns = ["task", *texts, *numbers]
-    if missing := [column for column in columns if column not in getattr(table, "columns", ())]:
-        raise ValueError(f"{name} lacks the columns {missing}: pass a frame with {columns}")
-    if not len(table):
-        raise ValueError(f"{name} is an empty frame: there is nothing to draw, pass some rows")
-    for column in columns:
-        values = table[column]
-        fine, expected = values.notna(), "a name"
-        if column in numbers:
-            fine, expected = np.isfinite(pd.to_numeric(values, errors="coerce")), "a finite number"
-        if column in known:
-            fine, expected = values.isin([*known[column]]), f"one of {[*known[column]]}"
-        for row in table[~fine].to_dict("records"):
-            raise ValueError(
-                f"{name} holds {column}={row[column]!r} for {row[texts[0]]!r} on {row['task']!r}, "
-                f"expected {expected}: mend such rows or leave them out"
-            )
-    return dict(list(table.reset_index(drop=True).groupby("task", sort=False)))
-
-
-@styled()
-def _figure(tables, height, labels, draw, fit=lambda *_: None, rows=(), columns=2):
-    """A panel per task. `draw` returns its finding, `fit` moves texts once the layout is known."""
-    columns = min(len(tables), columns)
-    lines = -(-len(tables) // columns)
-    size = 11 if columns > 1 else 8, min(6, lines * height)
-    options = {"squeeze": False, "sharey": bool(rows), "layout": "constrained"}
-    figure, grid = plt.subplots(lines, columns, figsize=size, **options)
-    axes = grid.ravel()[: len(tables)]
-    for ax in grid.ravel()[len(tables) :]:
-        ax.remove()
-    if rows:
-        axes[0].set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
-    figure.supxlabel(labels[2], fontsize=FONT + 1)
-    sns.despine(fig=figure)
-    for place, (ax, (task, own)) in enumerate(zip(axes, tables.items(), strict=True)):
-        ax.set_xlabel(labels[0] if place + columns >= len(tables) else "")
-        ax.set_ylabel(labels[1] if place % columns == 0 else "")
-        ax.set_title(f"{str(task).replace('_', ' ')}: {draw(ax, own)}", loc="left")
-    figure.draw_without_rendering()
-    for ax in axes:
-        letters = int(11.5 * ax.get_window_extent().width / figure.dpi)
-        ax.set_title(textwrap.fill(ax.get_title("left"), letters), loc="left", fontsize=FONT + 2)
-    figure.draw_without_rendering()
-    for ax, own in zip(axes, tables.values(), strict=True):
-        fit(ax, own)
-    return axes
-
-
-def _make_room(ax: Axes, _: Any) -> None:
-    """Widen the x axis until all texts lie within it."""
-    frame = ax.get_window_extent()
-    for _ in range(100):
-        boxes = Bbox.union([frame, *(text.get_window_extent() for text in ax.texts)])
-        low, high = ax.get_xlim()
-        pixel = (high - low) / frame.width
-        ax.set_xlim(low - (frame.x0 - boxes.x0) * pixel, high + (boxes.x1 - frame.x1) * pixel)
-
-
-def _draw_row(ax: Axes, place: int, losses: pd.Series, top: float) -> None:
-    """Dots from the lowest to the highest, their median, and the names of both ends."""
-    ax.vlines(losses.median(), place - 0.36, place + 0.36, color=DARK, lw=3, zorder=0)
-    far, losses = losses[losses > top], losses[losses <= top]
-    if len(far):
-        style = {"ha": "left", "va": "center", "fontsize": FONT, "textcoords": "offset points"}
-        numbers = ", ".join(f"{loss:.2f}" for loss in far)
-        ax.annotate(f"→ {numbers}", (losses.max(), place), (8, 0), color=BLUE, **style)
-    jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(losses))
-    ax.scatter(losses, place + jitter, s=34, color=BLUE, alpha=0.8, edgecolor="white", lw=0.5)
-    if len(losses) <= LABELLED:
-        for end, side, shift in ((-1, "left", 7), (0, "right", -7))[: len(losses)]:
-            style = {"ha": side, "va": "center", "fontsize": FONT, "textcoords": "offset points"}
-            ax.annotate(losses.index[end], (losses.iloc[end], place), (shift, 0), **style)
+    return panels_of(tables, 5.4, labels, _draw_forgetting, finding, fit=_label_dots)
 
 
 def _fence(losses: pd.Series) -> float:
@@ -295,12 +287,7 @@ def _fence(losses: pd.Series) -> float:
     return min(losses.max(), rest + FENCE * (rest - quarter))
 
 
-def _span(task: str, own: pd.DataFrame) -> str:
-    means = own[own["kind"] == own["kind"].iloc[0]].groupby("placement")["loss"].mean()
-    return f"{own['kind'].iloc[0]} lie within {np.ptp(means):.2f} nats per token"
-
-
-def _draw_rates(ax: Axes, table: pd.DataFrame) -> str:
+def _draw_rates(ax: Axes, table: pd.DataFrame, named: Mapping[str, str]) -> str:
     """Lines within what most losses span; names at the right, at their lines' heights."""
     low = table["loss"].min()
     top = max(table.groupby("placement")["loss"].min().max(), _fence(table["loss"]))
@@ -309,21 +296,18 @@ def _draw_rates(ax: Axes, table: pd.DataFrame) -> str:
     ax.set(xscale="log", ylim=(low - room, top + room), xlim=(rates[0] / 1.1, rates[-1] * 1.1))
     ax.set_xticks(rates, [_short(rate) for rate in rates])
     ax.minorticks_off()
+    dashes = dict(zip(named, ["-", "--", ":", "-."] * len(named), strict=False))
     for (name, group), own in table.groupby(["placement", "group"]):
-        is_named = group == "single" or name in MAIN
-        color = _color(name, group) if is_named else GREY
-        style = {
-            "color": color,
-            "lw": 1.8 if is_named else 0.8,
-            "ls": DASHES.get(name, "-"),
-        }
+        is_named = group == "single" or name in named
+        color = DARK if name in named else type_color(name) if group == "single" else GREY
+        style = {"color": color, "lw": 1.8 if is_named else 0.8, "ls": dashes.get(name, "-")}
         ax.plot(own["lr"], own["loss"], marker=".", zorder=2 + is_named, label=name, **style)
         if is_named:
             end = own.loc[own["loss"] <= top, ["lr", "loss"]].iloc[-1]
             leader = {"arrowstyle": "-", "ls": ":", "color": color, "shrinkB": 0}
             style = {"fontsize": FONT, "va": "center", "color": color, "arrowprops": leader}
             style["textcoords"] = ax.get_yaxis_transform()
-            ax.annotate(MAIN.get(name, name), end, (1.03, end["loss"]), **style)
+            ax.annotate(named.get(name, name), end, (1.03, end["loss"]), **style)
     if above := sum(table["loss"] > top):
         ax.set_xlabel(f"learning rate ({above} of {len(table)} losses are higher than the axis)")
     best, said = table.loc[table.groupby(["placement", "group"])["loss"].idxmin()], []

@@ -10,11 +10,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from plop_nb.benchmark_plots import (
+    plot_agreement,
     plot_differences,
+    plot_effects,
     plot_forgetting,
     plot_rates,
     plot_rules,
-    plot_spread,
 )
 from plop_nb.palette import type_color
 
@@ -32,14 +33,24 @@ def closed():
     plt.close("all")
 
 
-def spread(tasks=1):
-    """Three types within 0.34, one type within 0.6, a row of a single dot."""
+KINDS = ["sums at 1e-3", "sums at 2e-3", "spelling"]
+
+
+def effects(tasks=1):
+    """Two seeds a kind: up is ahead in all groups of runs, v in none, the others in some."""
     rows = []
-    for task in TASKS[:tasks]:
-        rows += [(task, "sets", name, 1 + 0.01 * i) for i, name in enumerate(TRIPLES)]
-        rows += [(task, "one type", name, 2 - 0.1 * i) for i, name in enumerate(SINGLE)]
-        rows.append((task, "all", "all", 1.2))
-    return pd.DataFrame(rows, columns=["task", "kind", "placement", "loss"])
+    for task, kind, seed in itertools.product(TASKS[:tasks], KINDS, (-1, 1)):
+        rows += [(task, kind, "up", -0.05 + 0.01 * seed), (task, kind, "v", 0.05 + 0.01 * seed)]
+        rows += [(task, kind, name, 0.02 * seed) for name in SINGLE if name not in ("up", "v")]
+    return pd.DataFrame(rows, columns=["task", "kind", "type", "effect"])
+
+
+def agreement(tasks=1):
+    generator = np.random.default_rng(0)
+    rows = []
+    for task, name in itertools.product(TASKS[:tasks], TRIPLES):
+        rows.append((task, name, *generator.normal(1, 0.1, 2)))
+    return pd.DataFrame(rows, columns=["task", "placement", 1, 2])
 
 
 def rates(tasks=1):
@@ -70,11 +81,10 @@ def differences(tasks=1):
 def rules(tasks=1):
     rows = []
     for task in TASKS[:tasks]:
-        rows.append((task, "lowest scores", "down+gate+up", 0.2, 0.1, 0.3))
-        rows.append((task, "highest scores", "k+q+v", 0.9, 0.8, 1.0))
-        rows.append((task, "gradients", "gate+o+up", 0.4, 0.2, 0.6))
-    columns = ["task", "rule", "chosen", "regret", "regret_low", "regret_high"]
-    return pd.DataFrame(rows, columns=columns)
+        rows.append((task, "lowest scores", 0.2, 0.1, 0.3))
+        rows.append((task, "highest scores", 0.9, 0.8, 1.0))
+        rows.append((task, "gradients", 0.4, 0.2, 0.6))
+    return pd.DataFrame(rows, columns=["task", "choice", "regret", "regret_low", "regret_high"])
 
 
 def forgetting(tasks=1):
@@ -85,8 +95,10 @@ def forgetting(tasks=1):
     return pd.DataFrame(rows, columns=["task", "placement", "group", "gain", "forgetting"])
 
 
+LABELS = {"down+gate+up": "MLP", "down+up+v": "PLoP's choice"}
 DRAWN = {
-    "spread": (spread, plot_spread, "loss"),
+    "effects": (effects, plot_effects, "effect"),
+    "agreement": (agreement, lambda frame: plot_agreement(frame, (1, 2), LABELS), 1),
     "rates": (rates, plot_rates, "loss"),
     "differences": (differences, lambda frame: plot_differences(frame, "attention"), "high"),
     "rules": (rules, plot_rules, "regret_low"),
@@ -104,7 +116,8 @@ def row_names(ax):
 
 def dots(ax):
     """Positions of all dots, in the order of drawing."""
-    offsets = [own.get_offsets() for own in ax.collections if len(own.get_offsets())]
+    offsets = [np.asarray(own.get_offsets()) for own in ax.collections]
+    offsets = [own for own in offsets if len(own) and np.isfinite(own).all()]
     return np.concatenate([own for own in offsets if own.any()])
 
 
@@ -134,53 +147,41 @@ def test_texts_lie_inside_the_figure_and_apart(name, tasks):
         assert overlap is None or min(overlap.width, overlap.height) < 1.5, (one, other)
 
 
-def test_spread_has_a_dot_per_placement_in_rows_from_the_top():
-    (ax,) = plot_spread(pd.concat([spread(), spread()]))  # a second seed: means
-    assert row_names(ax) == ["sets", "one type", "all"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+def test_effects_have_a_dot_for_each_group_of_runs_in_the_colour_of_their_type():
+    (ax,) = plot_effects(effects())
+    assert row_names(ax)[0] == "up" and row_names(ax)[-1] == "v"
     found = dots(ax)
-    assert sorted(found[:, 0]) == pytest.approx(sorted(spread()["loss"]))
-    assert np.bincount(found[:, 1].round().astype(int)).tolist() == [35, 7, 1]
-    medians = [
-        own.get_segments()[0][0, 0] for own in ax.collections if hasattr(own, "get_segments")
-    ]
-    assert medians == pytest.approx([1.17, 1.7, 1.2])
-    assert [text.get_text() for text in ax.texts] == ["q", "down", "all"]
-    assert [text.xy for text in ax.texts] == [(2.0, 1), (pytest.approx(1.4), 1), (1.2, 2)]
+    assert len(found) == len(effects())
+    for place, name in enumerate(row_names(ax)):
+        own = np.sort(found[np.abs(found[:, 1] - place) < 0.4][:, 0])
+        expected = np.sort(effects().set_index("type").loc[name, "effect"])
+        assert own == pytest.approx(expected)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == KINDS
+    said = "short sums: 1 of 7 types are ahead of the average in all groups of runs"
+    assert titles([ax]) == [said]
+    better = effects().assign(effect=lambda table: table["effect"] - 0.03)
+    assert titles(plot_effects(better))[0].startswith("short sums: 6 of 7 types")
 
 
-def test_spread_writes_what_lies_far_above_as_a_number():
-    rows = [
-        {"task": "t", "kind": "k", "placement": f"p{i}", "loss": 1 + i / 100} for i in range(20)
-    ]
-    far = rows + [{"task": "t", "kind": "k", "placement": "far", "loss": 9.0}]
-    [ax] = plot_spread(pd.DataFrame(far))
-    assert [text.get_text() for text in ax.texts] == ["→ 9.00"]
-    assert (
-        0.9 < ax.get_xlim()[0]
-        and ax.get_xlim()[1] < 1.8
-        and len(ax.collections[-1].get_offsets()) == 20
-    )
+def test_agreement_shows_both_seeds_on_one_scale():
+    (ax,) = plot_agreement(agreement(), (1, 2), LABELS)
+    assert dots(ax) == pytest.approx(agreement()[[1, 2]].to_numpy())
+    assert ax.get_xlim() == ax.get_ylim()
+    assert [text.get_text() for text in ax.texts] == ["MLP", "PLoP's choice"]
+    assert ax.get_xlabel() == "loss with seed 1 (nats per token)"
+    same = agreement()
+    same[2] = 2 * same[1]
+    assert titles(plot_agreement(same, (1, 2), LABELS)) == ["short sums: rank correlation 1.00"]
 
 
-def test_names_at_the_ends_of_a_row_lie_between_the_axes():
-    table = spread().replace({"placement": {"q": "the last third of all layers"}})
-    (ax,) = plot_spread(table[table["kind"] != "sets"])
-    frame = ax.get_window_extent()
-    for text in ax.texts:
-        box = text.get_window_extent()
-        assert frame.x0 - 1 < box.x0 and box.x1 < frame.x1 + 1, text
-
-
-def test_spread_says_what_the_losses_or_the_caller_say():
-    assert titles(plot_spread(spread())) == ["short sums: sets lie within 0.34 nats per token"]
-    doubled = spread().assign(loss=lambda table: 2 * table["loss"])
-    assert titles(plot_spread(doubled)) == ["short sums: sets lie within 0.68 nats per token"]
-    assert titles(plot_spread(spread(), {"short_sums": "close"})) == ["short sums: close"]
-    counted = plot_spread(spread(2), lambda task, own: f"{task} {len(own)}")
-    assert titles(counted) == ["short sums: short_sums 43", "spelling: spelling 43"]
+@pytest.mark.parametrize("name", DRAWN)
+def test_titles_say_what_the_caller_says(name):
+    made, plot, _ = DRAWN[name]
+    plot = {"agreement": plot_agreement, "differences": plot_differences}.get(name, plot)
+    given = {"agreement": [(1, 2), LABELS], "differences": ["MLP"]}.get(name, [])
+    assert titles(plot(made(), *given, finding={"short_sums": "told"})) == ["short sums: told"]
     with pytest.raises(ValueError, match=r"finding=.* lacks \['spelling'\]"):
-        plot_spread(spread(2), {"short_sums": "close"})
+        plot(made(2), *given, finding={"short_sums": "told"})
 
 
 def test_rates_draws_every_line_and_names_those_that_matter():
@@ -198,6 +199,8 @@ def test_rates_draws_every_line_and_names_those_that_matter():
     assert {text.get_text() for text in ax.texts} == {*SINGLE, "all", "attention", "MLP"}
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1e-3", "2e-3", "4e-3"]
     assert ax.get_xscale() == "log"
+    (ax,) = plot_rates(table[table["group"] != "single"], LABELS)
+    assert {text.get_text() for text in ax.texts} == {*LABELS.values()}
 
 
 def test_rates_cuts_off_what_has_diverged_and_says_so():
@@ -250,18 +253,12 @@ def test_rules_stand_in_order_with_what_they_choose():
     )
     ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
     assert ends == [[0.1, 0.3], [0.8, 1.0], [0.2, 0.6]]
-    said = {text.get_text(): text.get_position() for text in ax.texts}
-    assert said.pop("at random")[0] == 0.45 == ax.lines[0].get_xdata()[0]
-    assert {name: place[1] for name, place in said.items()} == {
-        "down+gate+up": 0,
-        "k+q+v": 1,
-        "gate+o+up": 2,
-    }
-    assert titles([ax]) == [
-        "short sums: 1 of 3 choices are better than chance, best: lowest scores (0.20)"
-    ]
+    (said,) = ax.texts
+    assert said.get_text() == "at random" and said.get_position()[0] == 0.45
+    assert ax.lines[0].get_xdata()[0] == 0.45
+    assert titles([ax]) == ["short sums: 1 of 3 are better than chance"]
     (ax,) = plot_rules(rules(), random=0.7)
-    assert titles([ax])[0].startswith("short sums: 2 of 3 choices")
+    assert titles([ax]) == ["short sums: 2 of 3 are better than chance"]
     with pytest.raises(ValueError, match="random=2"):
         plot_rules(rules(), random=2)
 
@@ -288,14 +285,15 @@ def test_forgetting_has_a_dot_per_placement_and_names_the_main_ones():
 def test_frames_with_gaps_are_refused_before_anything_is_drawn(name):
     made, plot, number = DRAWN[name]
     frame = made()
-    with pytest.raises(ValueError, match=rf"lacks the columns \['{number}'\]: pass a frame with"):
+    with pytest.raises(ValueError, match=rf"lacks the columns \[{number!r}\]: pass a frame with"):
         plot(frame.drop(columns=number))
     with pytest.raises(ValueError, match="lacks the columns"):
         plot(None)
     with pytest.raises(ValueError, match="is an empty frame"):
         plot(frame.head(0))
     for wrong in (np.nan, np.inf, None):
-        broken = frame.assign(**{number: [wrong, *frame[number].iloc[1:]]})
+        broken = frame.copy()
+        broken[number] = [wrong, *frame[number].iloc[1:]]
         with pytest.raises(ValueError, match=f"{number}=.*'short_sums', expected a finite number"):
             plot(broken)
     with pytest.raises(ValueError, match="task=.*expected a name"):

@@ -52,12 +52,12 @@ def test_from_the_plan_to_the_record(tool, given, monkeypatch, tmp_path):
         "triple": 35,
         "single": 7,
         "fixed": 4,
-        "scaled": 4,
+        "scaled": 44,  # of single, triple and fixed, but for "all" and the layers
         "rival": 5,
     }
     assert plan.loc[plan["group"] == "triple", "r"].max() == 16  # its narrowest map has no more
     jobs = tool.jobs_of(given)
-    assert len(jobs) == len({name for _, _, name, _ in jobs}) == 35 + 7 + 4 + 4 + 5 + 1
+    assert len(jobs) == len({name for _, _, name, _ in jobs}) == 35 + 7 + 4 + 44 + 5 + 1
     tool.load_worker(given)
     wanted = ["down+gate+up", "attention, equal scale", "EVA, rho 1", "full finetuning"]
     for job in [job for job in jobs if job[2] in wanted]:

@@ -44,9 +44,9 @@ class Field:
         }
         if len(rest) != 3:
             groups["fixed"]["MLP"] = rest
-        scaled = {short(rest): rest, "attention": ATTENTION, "query + value": ATTENTION[:3:2]}
-        scaled |= {short([name]): [name] for name in rest[-1:]}
-        groups["scaled"] = {name + EQUAL_SCALE: types for name, types in scaled.items()}
+        alike = groups["single"] | groups["triple"] | groups["fixed"]
+        alike.pop("all")  # whose scale it is
+        groups["scaled"] = {name + EQUAL_SCALE: types for name, types in alike.items()}
         found = {}
         for group, sets in groups.items():
             own = {name: types for name, types in sets.items() if set(types) <= set(self.types)}
