@@ -69,7 +69,7 @@ def formulas(stem):
     return found
 
 
-@pytest.mark.parametrize("stem", PAGES)
+@pytest.mark.parametrize("stem", [*PAGES, "GUIDE"])
 def test_links_resolve_and_nothing_is_loaded_from_a_network(folder, stem):
     found = Links(folder / f"{stem}.html").found
     assert found
@@ -77,7 +77,11 @@ def test_links_resolve_and_nothing_is_loaded_from_a_network(folder, stem):
         if address.startswith(("https://", "http://")):
             assert tag == "a", f"<{tag}> loads {address}"
         elif not address.startswith("data:"):
-            assert (folder / address).is_file(), address
+            file, _, place = address.partition("#")
+            target = folder / (file or f"{stem}.html")
+            assert target.is_file(), address
+            assert not place or f'id="{place}"' in target.read_text(), address
+            assert not file.endswith((".ipynb", ".md")), address
     assert not re.search(r"@import|url\((?!#|[\"']?data:)", (folder / f"{stem}.html").read_text())
 
 

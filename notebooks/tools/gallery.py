@@ -27,10 +27,13 @@ ENTRY = re.compile(
     r"(?P<question>.+?)<br>\*\*(?P<finding>.+?)\*\*"
 )
 
+PAGE = re.compile(r"^(\w+)\.(?:ipynb|md)\b")  # a notebook or the guide, not a file elsewhere
+
 TITLE = "Where do the LoRA adapters go?"
 INTRODUCTION = (
     "The executed notebooks of plop_nb: what each asks and finds. A picture leads to its notebook."
 )
+GUIDE = '<p><a href="GUIDE.html">A guide: a plan for a reading group, the words, the paper</a></p>'
 BACK = '<p><a href="index.html">All notebooks</a></p>'
 STYLE = """\
 body { margin: 0 auto; padding: 1rem; max-width: 54rem; font: 1rem/1.5 system-ui, sans-serif;
@@ -84,6 +87,10 @@ class Renderer(IPythonRenderer):
     def block_math(self, body: str) -> str:
         return f'<span class="formula">{convert(body, display="block")}</span>'
 
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        """A link to a notebook or to the guide leads to its page."""
+        return super().link(text, PAGE.sub(r"\1.html", url), title)
+
 
 def entries() -> dict[str, Entry]:
     """The notebooks in the README by their stem."""
@@ -99,7 +106,7 @@ def markdown(source: str) -> str:
 
 
 def render(folder: Path, notebooks: Path = NOTEBOOKS) -> None:
-    """Write index.html, and one page and one picture for each of `notebooks`, into `folder`."""
+    """Write index.html, the guide, and a page and a picture for each notebook, into `folder`."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     known, cards = entries(), []
     for path in sorted(notebooks.glob("[0-9]*.ipynb")):
@@ -110,7 +117,9 @@ def render(folder: Path, notebooks: Path = NOTEBOOKS) -> None:
         shutil.copy(path.parent / picture, folder / picture)
         seconds = notebook.metadata.get("plop_nb", {}).get("seconds")
         cards.append(card(entry, seconds))
-    start = f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>"
+    guide = markdown((NOTEBOOKS / "GUIDE.md").read_text())
+    (folder / "GUIDE.html").write_text(page("A guide", f"{BACK}{guide}{BACK}"))
+    start = f"<h1>{TITLE}</h1><p>{INTRODUCTION}</p>{GUIDE}"
     start += f'<div class="cards">{"".join(cards)}</div>'
     (folder / "index.html").write_text(page("plop_nb", start))
 
