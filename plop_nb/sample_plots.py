@@ -13,38 +13,43 @@ from plop_nb.palette import DARK, label_lines, styled, type_color
 from plop_nb.plots import NFN
 from plop_nb.text_table import check_columns
 
-GREYS = ("0.15", "0.5", "0.72")  # of lines that are no types
+LINES = (DARK, "#00838A", "#8A5A00", "#6B6B6B")  # of lines that are no types
+STYLES = (("-", "o"), ("--", "s"), (":", "^"))
+PALE = "0.4"  # of what explains
 RANDOM = {"color": DARK, "lw": 1, "ls": "--", "zorder": 0}  # the line of a random input
+DRAWS = 1000  # of so many texts
 LEAST_BLOCKS = 8  # for an error of an error
-LEAST = (0.5, 2.0)  # of a panel's scale: what is near 1 shall look near 1
+LEAST = (0.5, 2.0)  # of a scale of scores: what is near 1 shall look near 1
 
 
 @styled()
-def plot_means(
+def plot_separation(
     pool: pd.DataFrame,
+    k: int = 3,
     marks: Mapping[int, str] | None = None,
     *,
-    draws: int = 1000,
     title: str = "",
-    ax: Axes | None = None,
-) -> Axes:
-    """The score of each type by the number of texts, with the band that holds 95 % of the draws.
+    source: str = "",
+) -> np.ndarray:
+    """How far apart the types are on single texts, and the gap that decides on more of them.
 
     Parameters
     ----------
     pool : pandas.DataFrame
-        Texts down, types across, as `per_text` returns it. Texts are drawn from it with
-        replacement; the numbers of texts are powers of two, and that of the pool.
+        Texts down, types across, as `per_text` returns it. To the left each text is a dot. To the
+        right is the difference of the `k`-th and the next type: its mean over the first n texts,
+        and the middle 95 % of the means of 1,000 draws of n texts, with replacement.
+    k : int
+        How many types are chosen.
     marks : dict, optional
-        {number of texts: what it is}, written beside vertical lines.
-    draws : int
-        How often each number of texts is drawn.
-    title, ax : str, matplotlib Axes, optional
-        The finding in a line; where to draw, a new figure by default.
+        {number of texts: what it is}, written beside vertical lines to the right.
+    title, source : str
+        The finding in a line; below it, on what model and texts.
 
     Returns
     -------
-    matplotlib.axes.Axes
+    numpy.ndarray of matplotlib.axes.Axes
+        Two, of a new figure.
 
     Raises
     ------
@@ -52,35 +57,46 @@ def plot_means(
         `pool` is empty.
     """
     _check(pool, "pool", [])
-    ax = _axes(ax, (9, 5), title)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    order = pool.mean().sort_values().index
+    jitter = np.random.default_rng(0).uniform(-0.25, 0.25, len(pool))
+    for place, name in enumerate(order):
+        axes[0].scatter(pool[name], place + jitter, s=7, color=type_color(name), alpha=0.5, lw=0)
+    axes[0].axvline(1, **RANDOM)
+    axes[0].axhline(k - 0.5, color=PALE, lw=1)
+    axes[0].annotate(f"the {k} lowest", (1, k - 0.5), (-2, 5), ha="right", color=PALE,
+                     xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+    axes[0].set_yticks(range(len(order)), order)
+    axes[0].set(ylim=(len(order) - 0.5, -0.5), xlim=(0, None), xlabel=f"{NFN}; one dot per text")
+    _draw_gap(axes[1], (pool[order[k]] - pool[order[k - 1]]).to_numpy(), marks or {})
+    axes[1].set_ylabel(f"{order[k]} minus {order[k - 1]} (NFN)")
+    axes[0].set_title(source, color=PALE, weight="normal", size=11)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
+    return axes
+
+
+def _draw_gap(ax: Axes, gap: np.ndarray, marks: Mapping[int, str]) -> None:
+    """The mean of so many first texts, and the band of draws from all of them."""
     generator = np.random.default_rng(0)
-    sizes = sorted({2**power for power in range(len(pool).bit_length())} | {len(pool)})
-    drawn = [generator.integers(len(pool), size=(draws, size)) for size in sizes]
-    means = [pool.to_numpy()[texts].mean(axis=1) for texts in drawn]
-    low, high = np.percentile(means, [2.5, 97.5], axis=1)
-    ends = {}
-    for number, name in enumerate(pool):
-        color, mean = type_color(name), pool[name].mean()
-        ax.fill_between(sizes, low[:, number], high[:, number], color=color, alpha=0.3, lw=0)
-        ax.plot(sizes, np.full(len(sizes), mean), color=color, lw=2)
-        ends[f"{name} {mean:.2f}"] = (sizes[-1], mean, color)
-    ax.axhline(1, **RANDOM)
+    sizes = [*(2**power for power in range(len(gap).bit_length())), len(gap)]
+    drawn = [gap[generator.integers(len(gap), size=(DRAWS, n))].mean(axis=1) for n in sizes]
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
+    ax.fill_between(sizes, low, high, color=LINES[1], alpha=0.25, lw=0, label="95 % of draws")
+    texts = np.arange(1, len(gap) + 1)
+    ax.plot(texts, np.cumsum(gap) / texts, color=LINES[1], lw=1.8, label="the first n texts")
+    ax.annotate("0: a tie", (1, 0), (4, 5), textcoords="offset points")
     _number_axis(ax, sizes)
-    ax.set(xlabel="texts (logarithmic scale)", ylabel=NFN, ylim=(0, None), xlim=(1, sizes[-1]))
-    for texts, what in (marks or {}).items():
-        ax.axvline(texts, color="0.6", lw=1, ls=":", zorder=0)
-        ax.annotate(what, (texts, 0.05), (4, 0), textcoords="offset points", color="0.35")
-    label_lines(ax, ends)
-    return ax
+    ax.set(xlabel="texts n (logarithmic scale)", xlim=(1, sizes[-1]), ylim=(0, 1.15 * high.max()))
+    for n, what in marks.items():
+        ax.axvline(n, color="0.6", lw=1, ls=":", zorder=0)
+        ax.annotate(what, (n, 0.35 * high.max()), (4, 0), textcoords="offset points",
+                    color=PALE)  # fmt: skip
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.55), fontsize=11)
 
 
 @styled()
 def plot_errors(
-    table: pd.DataFrame,
-    marks: Sequence[int] = (),
-    *,
-    title: str = "",
-    ax: Axes | None = None,
+    table: pd.DataFrame, *, title: str = "", source: str = "", ax: Axes | None = None
 ) -> Axes:
     """The error of a score by the number of texts: computed as lines, measured as dots.
 
@@ -89,11 +105,9 @@ def plot_errors(
     table : pandas.DataFrame
         Columns `domain` (one line each), `texts`, `computed` and `measured` (both in percent of the
         score), `blocks` (how many means `measured` is the deviation of: below eight it is left out,
-        else it has a 95 % interval).
-    marks : sequence of int
-        Numbers of texts to name on the axis, besides 1, 4 and 16.
-    title, ax : str, matplotlib Axes, optional
-        The finding in a line; where to draw, a new figure by default.
+        and the line is dashed; else it has a 95 % interval).
+    title, source, ax : str, str, matplotlib Axes, optional
+        The finding in a line; on what; where to draw, a new figure by default.
 
     Returns
     -------
@@ -105,22 +119,25 @@ def plot_errors(
         `table` lacks a column, or is empty.
     """
     _check(table, "table", ["domain", "texts", "computed", "measured", "blocks"])
-    ax = _axes(ax, (9, 4.6), title)
+    ax = _axes(ax, (9, 4.6), title, source)
     ends = {}
     for number, (name, rows) in enumerate(table.groupby("domain", sort=False)):
-        rows, color = rows.sort_values("texts"), GREYS[number % len(GREYS)]
-        ax.plot(rows["texts"], rows["computed"], color=color, lw=1.3)
+        rows, color = rows.sort_values("texts"), LINES[number % len(LINES)]
         known = rows[rows["blocks"] >= LEAST_BLOCKS]
+        beyond = rows[rows["texts"] >= known["texts"].max()]
+        ax.plot(known["texts"], known["computed"], color=color, lw=1.3)
+        ax.plot(beyond["texts"], beyond["computed"], color=color, lw=1.3, ls="--")
         arms = known["measured"] * 1.96 / np.sqrt(2 * (known["blocks"] - 1))
         ax.errorbar(known["texts"] * 1.03**number, known["measured"], yerr=arms, fmt="o",
                     color=color, capsize=2, ms=4)  # fmt: skip
         ends[name] = (rows["texts"].iloc[-1], rows["computed"].iloc[-1], color)
     ax.set(xscale="log", yscale="log", xlabel="texts n (logarithmic scale)")
     ax.set_ylabel("error of the score (%)")
-    named = sorted({1, 4, 16, *marks})
-    ax.set_xticks(named, [str(n) for n in named])
+    ax.set_xticks(ticks := sorted(set(table["texts"])), [str(n) for n in ticks])
     _plain_numbers(ax.yaxis, (1, 2, 5))
     ax.minorticks_off()
+    said = "lines: computed; dots: measured, with 95 % intervals\ndashed: computed, not measured"
+    ax.annotate(said, (0.02, 0.04), xycoords="axes fraction", color=PALE, size=11)
     label_lines(ax, ends)
     return ax
 
@@ -131,6 +148,7 @@ def plot_agreement(
     published: int | None = None,
     *,
     title: str = "",
+    source: str = "",
     ax: Axes | None = None,
 ) -> Axes:
     """Kendall's tau between the ranking by some texts and a reference, by the number of texts.
@@ -138,11 +156,12 @@ def plot_agreement(
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns `of` (what is ranked; one line each), `texts`, `tau`, `low`, `high` (the band).
+        Columns `model` (a colour each), `of` (what is ranked; a style each), `texts`, `tau`, `low`,
+        `high` (the band).
     published : int, optional
-        The number of texts from which on the paper reports a tau of about 1: a grey bar.
-    title, ax : str, matplotlib Axes, optional
-        The finding in a line; where to draw, a new figure by default.
+        The number of texts from which on the paper reports a tau of about 1: a grey ground.
+    title, source, ax : str, str, matplotlib Axes, optional
+        The finding in a line; on what; where to draw, a new figure by default.
 
     Returns
     -------
@@ -153,39 +172,78 @@ def plot_agreement(
     ValueError
         `table` lacks a column, or is empty.
     """
-    _check(table, "table", ["of", "texts", "tau", "low", "high"])
-    ax = _axes(ax, (9, 4.4), title)
-    ends = {}
-    for number, (name, rows) in enumerate(table.groupby("of", sort=False)):
-        rows, color = rows.sort_values("texts"), GREYS[number % len(GREYS)]
-        ax.fill_between(rows["texts"], rows["low"], rows["high"], color=color, alpha=0.2, lw=0)
-        ax.plot(rows["texts"], rows["tau"], color=color, lw=2, marker="o", ms=4)
-        ends[name] = (rows["texts"].iloc[-1], rows["tau"].iloc[-1], color)
+    _check(table, "table", ["model", "of", "texts", "tau", "low", "high"])
+    ax = _axes(ax, (9, 4.6), title, source)
+    models, kinds, ends = [*table["model"].unique()], [*table["of"].unique()], {}
+    for (model, of), rows in table.groupby(["model", "of"], sort=False):
+        rows, color = rows.sort_values("texts"), LINES[models.index(model) % len(LINES)]
+        line, dot = STYLES[kinds.index(of) % len(STYLES)]
+        ax.fill_between(rows["texts"], rows["low"], rows["high"], color=color, alpha=0.13, lw=0)
+        ax.plot(rows["texts"], rows["tau"], color=color, lw=2, ls=line, marker=dot, ms=4)
+        ends[f"{model}, {of}"] = (rows["texts"].iloc[-1], rows["tau"].iloc[-1], color)
     _number_axis(ax, table["texts"])
-    ax.set(xlabel="texts m (logarithmic scale)", ylabel="Kendall's tau with the reference")
+    ax.set(xlabel="texts n (logarithmic scale)", ylabel="Kendall's tau with the reference")
     low = table["low"].min()
-    ax.set_ylim(low - 0.15 * (1 - low), 1 + 0.3 * (1 - low))
+    ax.set(ylim=(1.05 * low - 0.05, 1.05 - 0.05 * low), xlim=(None, table["texts"].max()))
     if published is not None:
-        high = 1 + 0.17 * (1 - low)
-        ax.plot([published, table["texts"].max()], [high, high], color="0.7", lw=7)
-        text = f'paper (by notes on it): "about 1" from {published} on'
-        ax.annotate(text, (published, high), (-6, 0), textcoords="offset points",
-                    ha="right", va="center", color="0.35")  # fmt: skip
+        ax.axvspan(published, table["texts"].max(), color="0.92", lw=0, zorder=0)
+        said = f"paper, by notes on it:\nabout 1 from {published} on"
+        ax.annotate(said, (published, low), (-6, 0), textcoords="offset points", ha="right",
+                    color=PALE)  # fmt: skip
     label_lines(ax, ends)
     return ax
 
 
 @styled()
-def plot_decided(shares: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """After how many texts the replays of each case were decided: one stacked bar a case.
+def plot_looks(
+    table: pd.DataFrame, *, title: str = "", source: str = "", ax: Axes | None = None
+) -> Axes:
+    """One run of the stopping rule, look by look: a line per column, such as t and the least t.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per look; its index is the number of texts.
+    title, source, ax : str, str, matplotlib Axes, optional
+        The finding in a line; on what; where to draw, a new figure by default.
+
+    Raises
+    ------
+    ValueError
+        `table` is empty.
+    """
+    _check(table, "table", [])
+    ax = _axes(ax, (9, 3.6), title, source)
+    for name, color, (line, dot) in zip(table, LINES, STYLES, strict=False):
+        ax.plot(table.index, table[name], color=color, lw=2, ls=line, marker=dot, ms=5)
+    _number_axis(ax, table.index)
+    ax.set(xlabel="texts n at a look (logarithmic scale)", ylabel="t")
+    ax.set_ylim(min(0, table.min(axis=None)), 1.1 * table.max(axis=None))
+    ends = zip(table.iloc[-1].items(), LINES, strict=False)
+    label_lines(ax, {name: (table.index[-1], value, color) for (name, value), color in ends})
+    return ax
+
+
+@styled()
+def plot_decided(
+    shares: pd.DataFrame,
+    foreseen: Sequence[str] = (),
+    *,
+    title: str = "",
+    source: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """After how many texts the runs of each case were decided: one stacked bar a case.
 
     Parameters
     ----------
     shares : pandas.DataFrame
         Rows are cases, from the top; columns are numbers of texts, and last those that were never
-        decided. Values are shares of the replays, 0 to 1, and add up to 1 in each row.
-    title, ax : str, matplotlib Axes, optional
-        The finding in a line; where to draw, a new figure by default.
+        decided. Values are shares of the runs, 0 to 1, and add up to 1 in each row.
+    foreseen : sequence of str
+        What a formula foresees for each case, written to the right of its bar.
+    title, source, ax : str, str, matplotlib Axes, optional
+        The finding in a line; on what; where to draw, a new figure by default.
 
     Returns
     -------
@@ -198,32 +256,44 @@ def plot_decided(shares: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
     """
     if not np.size(shares) or not np.allclose(shares.sum(axis=1), 1):
         raise ValueError("shares is empty, or has a row that does not add up to 1")
-    ax = _axes(ax, (9, 0.55 * len(shares) + 1.4), title)
-    colors = [plt.cm.Greys(level) for level in np.linspace(0.25, 0.9, shares.shape[1] - 1)]
-    left = np.zeros(len(shares))
-    places = np.arange(len(shares))
+    ax = _axes(ax, (10, 0.55 * len(shares) + 2.1), title, source)
+    colors = [plt.cm.Greys(level) for level in np.linspace(0.2, 0.9, shares.shape[1] - 1)]
+    places, left = np.arange(len(shares)), np.zeros(len(shares))
     for name, color in zip(shares, [*colors, "white"], strict=True):
         width = 100 * shares[name].to_numpy()
-        ax.barh(places, width, left=left, height=0.7, color=color, edgecolor="0.3", lw=0.7)
+        ax.barh(places, width, left=left, height=0.7, color=color, edgecolor="0.3", lw=0.7,
+                label=str(name))  # fmt: skip
         ink = "white" if np.mean(color[:3] if color != "white" else 1) < 0.55 else DARK
         for place in places[width > 5]:  # what is smaller has no room for a number
-            middle = left[place] + width[place] / 2
-            ax.text(middle, place, str(name), ha="center", va="center", color=ink)
+            where = (left[place] + width[place] / 2, place)
+            ax.annotate(str(name), where, ha="center", va="center", color=ink)
         left += width
+    for place, said in zip(places, foreseen, strict=False):
+        ax.annotate(said, (100, place), (8, 0), textcoords="offset points", va="center",
+                    annotation_clip=False)  # fmt: skip
     ax.set_yticks(places, shares.index)
-    ax.invert_yaxis()
-    ax.set(xlim=(0, 100), xlabel="replays (%), by the number of texts that decided")
+    ax.set(
+        ylim=(len(shares) - 0.5, -0.5),
+        xlim=(0, 100),
+        xlabel="runs (%), by the number of texts that decided",
+    )
+    ax.legend(ncols=shares.shape[1], loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=11,
+              frameon=False, handlelength=1, columnspacing=1.2)  # fmt: skip
     return ax
 
 
 @styled()
 def plot_signatures(
-    frames: Mapping[str, pd.DataFrame], types: Sequence[str] | None = None, *, title: str = ""
+    frames: Mapping[str, pd.DataFrame],
+    types: Sequence[str] | None = None,
+    *,
+    chosen: int = 0,
+    title: str = "",
+    source: str = "",
 ) -> np.ndarray:
     """Scores of single maps in several situations, side by side: what is wrong has a look.
 
-    One panel per situation, one row per type, one dot per map, on a logarithmic scale that shows
-    half to twice at least.
+    One row per type, one dot per map, and one logarithmic scale that shows half to twice at least.
 
     Parameters
     ----------
@@ -231,8 +301,10 @@ def plot_signatures(
         {title: frame of scores}, with the columns of `nfn_scores`.
     types : sequence of str, optional
         The rows, from the top; by default the types of the first frame, lowest first.
-    title : str
-        The finding, in a line, above all panels.
+    chosen : int
+        So many types with the lowest means have a grey ground in each panel.
+    title, source : str
+        The finding, in a line, above all panels; below it, on what.
 
     Returns
     -------
@@ -247,23 +319,28 @@ def plot_signatures(
     if not frames:
         raise ValueError("frames is empty: pass {title: frame of nfn_scores}")
     maps = {title: _single_maps(frame, title) for title, frame in frames.items()}
-    if types is None:
-        first = next(iter(maps.values()))
-        types = first.groupby("type")["nfn"].mean().sort_values().index.tolist()
+    first = next(iter(maps.values())).groupby("type")["nfn"].mean()
+    types = first.sort_values().index.tolist() if types is None else types
     size = (2.9 * len(maps) + 0.8, 0.42 * len(types) + 2.2)
-    figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False,
-                                layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, sharex=True,
+                                squeeze=False, layout="constrained")  # fmt: skip
     for ax, (name, found) in zip(axes[0], maps.items(), strict=True):
-        _draw_maps(ax, found, types)
+        _draw_maps(ax, found, types, chosen)
         ax.set_title(name, fontsize=12)
+    scores = pd.concat(maps.values())["nfn"]
+    low, high = min(scores.min() / 1.2, LEAST[0] / 1.1), max(scores.max() * 1.2, LEAST[1] * 1.1)
+    axes[0, 0].set(xscale="log", xlim=(low, high))
+    _plain_numbers(axes[0, 0].xaxis, (1,) if high / low > 30 else (0.5, 1, 2))
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
-    scales = "; scales differ" if len({ax.get_xlim() for ax in axes[0]}) > 1 else ""
-    figure.supxlabel(f"{NFN}; one dot per map{scales}", fontsize=12)
+    grey = f"; grey: the {chosen} lowest types" if chosen else ""
+    said = f"{NFN}; one dot per map, a bar at the mean{grey}"
+    figure.supxlabel(f"{said}\n{source}" if source else said, fontsize=12)
     return axes[0]
 
 
-def _draw_maps(ax: Axes, found: pd.DataFrame, types: Sequence[str]) -> None:
+def _draw_maps(ax: Axes, found: pd.DataFrame, types: Sequence[str], chosen: int) -> None:
     """One row of dots per type, and a bar at its mean."""
+    lowest = found.groupby("type")["nfn"].mean().nsmallest(chosen).index
     for place, name in enumerate(types):
         scores = found.loc[found["type"] == name, "nfn"]
         if scores.empty:
@@ -271,10 +348,9 @@ def _draw_maps(ax: Axes, found: pd.DataFrame, types: Sequence[str]) -> None:
         color = type_color(name)
         ax.scatter(scores, [place] * len(scores), s=22, color=color, alpha=0.5, lw=0)
         ax.vlines(scores.mean(), place - 0.32, place + 0.32, color=color, lw=2.5)
+        if name in lowest:
+            ax.axhspan(place - 0.45, place + 0.45, color="0.9", lw=0, zorder=0)
     ax.axvline(1, **RANDOM)
-    low, high = found["nfn"].min() / 1.1, found["nfn"].max() * 1.1
-    ax.set(xscale="log", xlim=(min(low, LEAST[0]), max(high, LEAST[1])))
-    _plain_numbers(ax.xaxis, (1,) if high / low > 30 else (0.5, 1, 2))
     ax.set_yticks(range(len(types)), types)
     ax.set_ylim(len(types) - 0.5, -0.5)
 
@@ -302,16 +378,19 @@ def _check(table, name, columns):
         raise ValueError(f"{name} {what}, expected rows with {columns}")
 
 
-def _axes(ax: Axes | None, size: tuple[float, float], title: str) -> Axes:
+def _axes(ax: Axes | None, size: tuple[float, float], title: str, source: str) -> Axes:
     """The axes given, else those of a new figure of this size in inches."""
     ax = plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
-    ax.set_title(title, pad=10)
+    ax.set_title(title, pad=26 if source else 10)
+    ax.annotate(source, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points",
+                color=PALE, size=11)  # fmt: skip
     return ax
 
 
 def _number_axis(ax: Axes, texts: Sequence[int]) -> None:
     """A logarithmic axis of numbers of texts, which names some of them."""
-    named = [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 200, 500, 1024) if n <= max(texts)]
+    named = [2**power for power in range(11)]
     ax.set_xscale("log")
+    named = [n for n in named if min(texts) <= n <= max(texts)]
     ax.set_xticks(named, [str(n) for n in named])
     ax.minorticks_off()

@@ -37,9 +37,13 @@ def errors():
 
 
 def agreement():
-    rows = [("types", m, 1.0, 1.0, 1.0) for m in (1, 8, 64)]
-    rows += [("maps", m, 1 - 0.05 / m, 1 - 0.08 / m, 1 - 0.02 / m) for m in (1, 8, 64)]
-    return pd.DataFrame(rows, columns=["of", "texts", "tau", "low", "high"])
+    rows = [("A", "types", n, 1.0, 1.0, 1.0) for n in (1, 8, 64)]
+    rows += [("A", "maps", n, 1 - 0.05 / n, 1 - 0.08 / n, 1 - 0.02 / n) for n in (1, 8, 64)]
+    return pd.DataFrame(rows, columns=["model", "of", "texts", "tau", "low", "high"])
+
+
+def looks():
+    return pd.DataFrame({"t": [1.5, 4.5, 5.0], "needed": [5.6, 4.7, 4.3]}, index=[8, 16, 32])
 
 
 def shares():
@@ -55,38 +59,52 @@ def scores():
 # Means by the number of texts
 
 
-def test_bands_hold_most_draws_and_shrink():
-    """At n texts the band of draws is as wide as normal means make it: 2 * 1.96 s / sqrt(n)."""
+def test_each_text_is_a_dot_in_the_row_of_its_type():
     table = pool()
-    ax = plots.plot_means(table, draws=4000)
-    bands = ax.collections[: len(TYPES)]
-    for band, name in zip(bands, TYPES, strict=True):
-        corners = band.get_paths()[0].vertices
-        for n in (1, 4, 32):
-            heights = corners[np.isclose(corners[:, 0], n), 1]
-            wanted = 2 * 1.96 * table[name].std(ddof=0) / n**0.5
-            assert np.ptp(heights) == pytest.approx(wanted, rel=0.15)
-        assert to_hex(band.get_facecolor()[0]) == type_color(name).lower()
+    left, _ = plots.plot_separation(table, 1, title="A finding", source="made up")
+    assert [tick.get_text() for tick in left.get_yticklabels()] == TYPES  # lowest first
+    for dots, name in zip(left.collections, TYPES, strict=True):
+        assert np.asarray(dots.get_offsets())[:, 0] == pytest.approx(table[name])
+        assert to_hex(dots.get_facecolor()[0], keep_alpha=False) == type_color(name).lower()
+    assert left.figure.get_suptitle() == "A finding" and left.get_title(loc="left") == "made up"
 
 
-def test_means_are_named_with_their_scores_and_marked():
-    ax = plots.plot_means(pool(), {8: "the rule"}, draws=10, title="A finding")
-    said = [text.get_text() for text in ax.texts]
-    assert {"the rule", f"v_proj {pool()['v_proj'].mean():.2f}"} < set(said)
-    assert ax.get_title(loc="left") == "A finding"
-    assert any(np.allclose(line.get_xdata(), 8) for line in ax.lines)
+def test_the_band_of_the_gap_shrinks_with_the_texts():
+    """At n texts it is as wide as normal means make it: 2 * 1.96 s / sqrt(n)."""
+    table = pool()
+    _, right = plots.plot_separation(table, 1)
+    gap = table["up_proj"] - table["v_proj"]
+    corners = right.collections[0].get_paths()[0].vertices
+    for n in (1, 4, 32):
+        heights = corners[np.isclose(corners[:, 0], n), 1]
+        assert np.ptp(heights) == pytest.approx(2 * 1.96 * gap.std(ddof=0) / n**0.5, rel=0.2)
+    assert right.lines[0].get_ydata() == pytest.approx(gap.expanding().mean())
+    assert right.get_ylabel().startswith("up_proj minus v_proj") and right.get_ylim()[0] == 0
+
+
+def test_numbers_of_texts_are_marked():
+    _, right = plots.plot_separation(pool(), 1, {8: "the rule"})
+    assert "the rule" in [text.get_text() for text in right.texts]
+    assert any(np.allclose(line.get_xdata(), 8) for line in right.lines)
+
+
+def test_pools_that_are_empty_are_refused():
+    with pytest.raises(ValueError, match="pool is empty"):
+        plots.plot_separation(pool().head(0))
+    assert not plt.get_fignums()
 
 
 # Errors, agreement, replays
 
 
 def test_errors_are_lines_and_dots():
-    ax = plots.plot_errors(errors(), [50])
-    assert {text.get_text() for text in ax.texts} == {"math", "logic"}
+    ax = plots.plot_errors(errors(), source="made up")
+    assert {"math", "logic", "made up"} < {text.get_text() for text in ax.texts}
     assert ax.get_xscale() == ax.get_yscale() == "log"
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4", "16", "50"]
-    lines = [line for line in ax.lines if len(line.get_xdata()) == 3 and line.get_ls() == "-"]
-    assert lines[0].get_ydata().tolist() == [1, 0.5, 0.25]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4", "16"]
+    solid = next(line for line in ax.lines if line.get_ls() == "-")
+    dashed = next(line for line in ax.lines if line.get_ls() == "--")
+    assert solid.get_ydata().tolist() == [1, 0.5] and dashed.get_ydata().tolist() == [0.5, 0.25]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert dots[0].get_ydata() == pytest.approx([1.1, 0.55])  # the third is of four blocks only
 
@@ -94,22 +112,49 @@ def test_errors_are_lines_and_dots():
 def test_agreement_shows_what_the_paper_says():
     ax = plots.plot_agreement(agreement(), published=8)
     said = [text.get_text() for text in ax.texts]
-    assert {"types", "maps"} <= set(said) and any("from 8 on" in text for text in said)
-    without = plots.plot_agreement(agreement())
-    assert {text.get_text() for text in without.texts} == {"types", "maps"}
+    assert {"A, types", "A, maps"} <= set(said) and any("from 8 on" in text for text in said)
+    assert not any("paper" in text.get_text() for text in plots.plot_agreement(agreement()).texts)
+
+
+def test_models_have_colours_and_what_is_ranked_has_styles():
+    both = pd.concat([agreement(), agreement().assign(model="B")])
+    lines = plots.plot_agreement(both).lines
+    assert [line.get_ls() for line in lines] == ["-", "--", "-", "--"]
+    colors = [line.get_color() for line in lines]
+    assert colors[0] == colors[1] != colors[2] == colors[3]
+
+
+def test_looks_of_one_run_are_lines():
+    ax = plots.plot_looks(looks(), title="A finding")
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[1.5, 4.5, 5.0], [5.6, 4.7, 4.3]]
+    assert {"t", "needed"} < {text.get_text() for text in ax.texts}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["8", "16", "32"]
 
 
 def test_bars_add_up_and_name_what_has_room():
     ax = plots.plot_decided(shares())
     widths = np.array([bar.get_width() for bar in ax.patches]).reshape(3, 3)  # columns x cases
     assert widths.sum(axis=0) == pytest.approx([100, 100, 100])
-    assert sorted(text.get_text() for text in ax.texts) == ["16", "8", "8", "undecided"]
+    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == [
+        "16",
+        "8",
+        "8",
+        "undecided",
+    ]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["wide", "near", "tie"]
+
+
+def test_what_is_foreseen_is_written_beside_each_bar():
+    ax = plots.plot_decided(shares(), ["formula: 1", "formula: 7", "formula: 77"])
+    beside = [text for text in ax.texts if text.get_text().startswith("formula")]
+    assert [text.xy for text in beside] == [(100, 0), (100, 1), (100, 2)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["8", "16", "undecided"]
 
 
 def test_numbers_can_be_read_on_their_bars():
     ax = plots.plot_decided(shares())
-    for bar, text in [(ax.patches[0], ax.texts[0]), (ax.patches[-1], ax.texts[-1])]:
+    named = [text for text in ax.texts if text.get_text()]
+    for bar, text in [(ax.patches[0], named[0]), (ax.patches[-1], named[-1])]:
         ground, ink = np.mean(bar.get_facecolor()[:3]), np.mean(to_rgba(text.get_color())[:3])
         assert abs(ground - ink) > 0.4
 
@@ -128,10 +173,21 @@ def test_every_map_is_a_dot_in_the_row_of_its_type():
 
 
 def test_what_is_near_1_looks_near_1():
-    [ax] = plots.plot_signatures({"near": scores().assign(nfn=1.01)})
-    assert ax.get_xlim() == (0.5, 2.0)
-    [wide] = plots.plot_signatures({"wide": scores().assign(nfn=[0.01, 1, 100] * 3)})
-    assert wide.get_xlim()[0] < 0.01 and wide.get_xlim()[1] > 100
+    near, wide = scores().assign(nfn=1.01), scores().assign(nfn=[0.01, 1, 100] * 3)
+    [ax] = plots.plot_signatures({"near": near})
+    assert ax.get_xlim()[0] < 0.5 and ax.get_xlim()[1] > 2
+    axes = plots.plot_signatures({"near": near, "wide": wide})
+    assert axes[0].get_xlim() == axes[1].get_xlim()  # one scale
+    assert axes[1].get_xlim()[0] < 0.01 and axes[1].get_xlim()[1] > 100
+
+
+def test_the_lowest_types_of_each_panel_have_a_grey_ground():
+    turned = scores().assign(nfn=scores()["type"].map({"v_proj": 3, "up_proj": 2, "k_proj": 1}))
+    rising = turned.assign(nfn=4 - turned["nfn"])
+    axes = plots.plot_signatures({"a": rising, "b": turned}, TYPES, chosen=1, source="made up")
+    assert [[bar.get_y() + 0.45 for bar in ax.patches] for ax in axes] == [[0], [2]]
+    said = axes[0].figure.get_supxlabel()
+    assert "the 1 lowest" in said and said.endswith("made up")
 
 
 def test_types_that_a_frame_lacks_are_left_out():
@@ -149,10 +205,10 @@ def test_frames_of_real_scores_fit(tiny_llama, byte_tokenizer):
 # What all of them share
 
 PICTURES = {
-    "plot_means": pool,
     "plot_errors": errors,
     "plot_agreement": agreement,
     "plot_decided": shares,
+    "plot_looks": looks,
 }
 
 
