@@ -1,0 +1,369 @@
+"""Pictures of how features grow in training: small networks over the theorem, and a real model."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from plop_nb.palette import DARK, UNKNOWN, label_lines, styled, type_color
+from plop_nb.plots import NFN
+
+THEORY = {"color": DARK, "ls": "--", "lw": 1.6}
+MEASURED = "#2F7A8C"  # of what is no type of maps
+LIGHT, DEEP = 0.72, 0.0  # greys of the narrowest and of the widest network
+STEP, GROWTH = "training step", "growth of ‖W z‖² / n"
+STYLES = ("-", "--", ":", "-.")  # of lines without a type
+
+
+@styled()
+def plot_growth(
+    runs: pd.DataFrame, theory: pd.Series, *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """The growth of every network, darker the wider, with the theorem's curve as a dashed line.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        Columns `width`, `seed`, `step` and `growth`: one line for each width and seed.
+    theory : pandas.Series
+        The growth of an infinitely wide network, with the steps as its index.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `runs` lacks a column, or is empty.
+    """
+    _check(runs, ["width", "seed", "step", "growth"])
+    ax = _axes(ax, (7, 4.4), title)
+    widths = sorted(runs["width"].unique())
+    ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], DARK)}
+    for width, grey in zip(widths, np.linspace(LIGHT, DEEP, len(widths)), strict=True):
+        networks = runs[runs["width"] == width].groupby("seed")
+        lasts = []
+        for _, run in networks:
+            ax.plot(run["step"], run["growth"], color=str(grey), lw=1)
+            lasts.append((run["growth"].iloc[-1], run["step"].iloc[-1]))
+        height, step = max(lasts)  # the highest line: the lines of one width spread
+        ends[f"{width} neurons"] = (step, height, str(min(grey, 0.6)))
+    ax.plot(theory.index, theory, **THEORY)
+    ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, theory.index[-1]), ylim=(0, None))
+    label_lines(ax, ends)
+    return ax
+
+
+@styled()
+def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """One network: its growth as dots, the closed form through them, and its quadratic part.
+
+    Parameters
+    ----------
+    run : pandas.DataFrame
+        Columns `step`, `growth` (measured), `closed` and `pure` (the quadratic alone).
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `run` lacks a column, or is empty.
+    """
+    _check(run, ["step", "growth", "closed", "pure"])
+    ax = _axes(ax, (7.5, 4.2), title)
+    ax.plot(run["step"], run["growth"], "o", ms=5, color=MEASURED)
+    ax.plot(run["step"], run["closed"], color=DARK, lw=1.6)
+    ax.plot(run["step"], run["pure"], **THEORY)
+    last = run.iloc[-1]
+    ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
+    middle = run.iloc[len(run) // 2]
+    note = {"textcoords": "offset points", "ha": "right", "color": MEASURED}
+    ax.annotate("the loop, measured", (middle["step"], middle["growth"]), (-12, 22), **note)
+    named = {"closed form": ("closed", DARK), "quadratic part": ("pure", "0.35")}
+    label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
+    return ax
+
+
+@styled()
+def plot_by_width(
+    table: pd.DataFrame, *, what: str, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """A quantity against width, both logarithmic: one line each, or dots with intervals and a line.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Widths as its index. Either columns `mean`, `low`, `high` (dots with intervals) and
+        `predicted` (a dashed line); or any other columns, one line each, with the name at its end.
+    what : str
+        Label of the vertical axis, with its unit.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `table` is empty.
+    """
+    _check(table, [])
+    ax = _axes(ax, (6.5, 4.2), title)
+    ends = {}
+    if "predicted" in table:
+        arms = [table["mean"] - table["low"], table["high"] - table["mean"]]
+        ax.errorbar(table.index, table["mean"], yerr=arms, fmt="o", color=MEASURED, capsize=3)
+        ax.plot(table.index, table["predicted"], **THEORY)
+        ends["theory"] = (table.index[-1], table["predicted"].iloc[-1], DARK)
+        ends["measured"] = (table.index[-1], table["mean"].iloc[-1], MEASURED)
+    else:
+        for place, name in enumerate(table):
+            style = {"color": MEASURED, "ls": STYLES[place % len(STYLES)], "marker": "o", "ms": 4}
+            ax.plot(table.index, table[name], **style)
+            ends[name] = (table.index[-1], table[name].iloc[-1], MEASURED)
+    ax.set(xscale="log", yscale="log", xlabel="width n (neurons, logarithmic scale)", ylabel=what)
+    ax.set_xticks(table.index, [str(width) for width in table.index])
+    ax.minorticks_off()
+    label_lines(ax, ends)
+    return ax
+
+
+@styled()
+def plot_alignment(runs: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """NFN and the baseline of networks of one width by step, with the band of 95 % of them.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        Columns `step`, `seed`, `nfn` and `baseline`.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `runs` lacks a column, or is empty.
+    """
+    _check(runs, ["step", "seed", "nfn", "baseline"])
+    ax = _axes(ax, (7.5, 4), title)
+    ends = {}
+    names = {"nfn": ("NFN", MEASURED), "baseline": ("‖W‖_F / √n, the baseline", "0.4")}
+    for column, (name, color) in names.items():
+        values = runs.groupby("step")[column]
+        low, mean, high = values.quantile(0.025), values.mean(), values.quantile(0.975)
+        ax.fill_between(mean.index, low, high, color=color, alpha=0.25, lw=0)
+        ax.plot(mean.index, mean, color=color, lw=2)
+        ends[name] = (mean.index[-1], mean.iloc[-1], color)
+    ax.set(xlabel=STEP, ylabel="ratio (no unit)", xlim=(0, None), ylim=(0, None))
+    label_lines(ax, ends)
+    return ax
+
+
+@styled()
+def plot_knobs(
+    runs: Mapping[str, pd.DataFrame], base: pd.DataFrame, *, title: str = ""
+) -> list[Axes]:
+    """How far features have moved, squared, one panel a knob: a line of slope 2 is quadratic.
+
+    Parameters
+    ----------
+    runs : dict of pandas.DataFrame
+        {finding: run}, with columns `step`, `seed` and `moved`; drawn with the mean over seeds and
+        the band that holds 95 % of the networks.
+    base : pandas.DataFrame
+        The run without any knob, a dashed line in every panel.
+    title : str
+        Of the whole figure.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `runs` is empty, or a frame lacks a column.
+    """
+    if not runs:
+        raise ValueError("runs is empty: pass {finding: run}, one per panel")
+    for run in (base, *runs.values()):
+        _check(run, ["step", "seed", "moved"])
+    rows = -(-len(runs) // 4)
+    size = {"figsize": (13, 2.9 * rows), "layout": "constrained", "squeeze": False}
+    fig, grid = plt.subplots(rows, min(4, len(runs)), sharex=True, sharey=True, **size)
+    panels = list(grid.flat)
+    reference = _squares(base).mean()
+    for ax, (finding, run) in zip(panels, runs.items(), strict=False):
+        values = _squares(run)
+        low, high = values.quantile(0.025), values.quantile(0.975)
+        ax.fill_between(low.index, low, high, color=MEASURED, alpha=0.25, lw=0)
+        ax.plot(values.mean(), color=MEASURED, lw=2)
+        ax.plot(reference, **THEORY)
+        ax.set_title(finding, size=12)
+        ax.set(xscale="log", yscale="log")
+        ax.minorticks_off()
+        ax.set_xticks([1, 10, 40], ["1", "10", "40"])
+    for ax in panels[len(runs) :]:
+        ax.set_axis_off()
+    fig.supxlabel(f"{STEP} (logarithmic scale)", size=12)
+    fig.supylabel("change of features² (mean, log)", size=12)
+    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
+    return panels[: len(runs)]
+
+
+@styled()
+def plot_multiples(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Growth as a multiple of the theorem's by step: a flat line is quadratic.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Steps as its index, one column a map, such as "relu" or "attention q". The four maps of the
+        attention have the colours of their types, the others are grey.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `table` is empty.
+    """
+    _check(table, [])
+    ax = _axes(ax, (9, 4.6), title)
+    ends, greys = {}, 0
+    for name in table:
+        color, style = type_color(name.split()[-1]), "-"
+        if color == UNKNOWN:
+            color, style, greys = "0.35", STYLES[greys % len(STYLES)], greys + 1
+        ax.plot(table.index, table[name], color=color, ls=style, lw=2)
+        ends[name] = (table.index[-1], table[name].iloc[-1], color)
+    ax.set(yscale="log", xlabel=STEP, ylabel="change of features²,\nmultiple of the theorem's")
+    ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+    ax.minorticks_off()
+    label_lines(ax, ends)
+    return ax
+
+
+@styled()
+def plot_intervals(
+    table: pd.DataFrame, *, what: str, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """One row a case, a dot at its mean and a line over its interval; zero is marked.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Cases as its index, from the top; columns `mean`, `low`, `high`, and `color` if wanted.
+    what : str
+        Label of the horizontal axis, with its unit.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `table` lacks a column, or is empty.
+    """
+    _check(table, ["mean", "low", "high"])
+    ax = _axes(ax, (9, 1.4 + 0.42 * len(table)), title)
+    colors = table.get("color", pd.Series(MEASURED, index=table.index))
+    for place, (row, color) in enumerate(zip(table.itertuples(), colors, strict=True)):
+        ax.plot([row.low, row.high], [place, place], color=color, lw=2)
+        ax.plot(row.mean, place, "o", color=color, ms=7)
+    ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set(xlabel=what, ylim=(len(table) - 0.5, -0.5))
+    return ax
+
+
+@styled()
+def plot_changes(
+    maps: pd.DataFrame, panels: Sequence[str], *, column: str = "panel", title: str = ""
+) -> list[Axes]:
+    """The change of NFN of every map against its score before training: small dots, types large.
+
+    Parameters
+    ----------
+    maps : pandas.DataFrame
+        Columns `type`, `before` (NFN), `change` (percent), and one that names the panel.
+    panels : sequence of str
+        Which panels, from the left.
+    column : str
+        The column that names them.
+    title : str
+        Of the whole figure.
+
+    Returns
+    -------
+    list of matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `maps` lacks a column or a panel, or is empty.
+    """
+    _check(maps, ["type", "before", "change", column])
+    lacking = sorted(set(panels) - set(maps[column]))
+    if lacking or not len(panels):
+        raise ValueError(f"panels={list(panels)}: maps has no rows for {lacking}")
+    size = {"figsize": (4.3 * len(panels) + 0.8, 4.4), "layout": "constrained", "squeeze": False}
+    fig, [axes] = plt.subplots(1, len(panels), sharex=True, sharey=True, **size)
+    for ax, panel in zip(axes, panels, strict=True):
+        own = maps[maps[column] == panel]
+        for name, of_type in own.groupby("type", sort=False):
+            color = type_color(name)
+            ax.scatter(of_type["before"], of_type["change"], s=14, color=color, alpha=0.35, lw=0)
+            middle = (of_type["before"].mean(), of_type["change"].mean())
+            ax.scatter(*middle, s=110, color=color, ec="white", lw=1, zorder=3)
+            letter = {"color": "white", "ha": "center", "va": "center", "size": 9, "zorder": 4}
+            ax.text(*middle, name[0], weight="bold", **letter)
+        ax.axhline(0, color=DARK, lw=1, ls="--", zorder=0)
+        ax.set_title(panel, size=12)
+        ax.set_xlabel(f"{NFN} before")
+    axes[0].set_ylabel("change of NFN (%)")
+    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
+    return list(axes)
+
+
+def _squares(run: pd.DataFrame):
+    """`moved` squared by step, without step 0, which a logarithmic scale cannot show."""
+    run = run[run["step"] > 0]
+    return (run["moved"] ** 2).groupby(run["step"])
+
+
+def _check(table, columns):
+    missing = [column for column in columns if column not in getattr(table, "columns", ())]
+    if missing or not len(table):
+        what = f"lacks the columns {missing}" if missing else "is empty"
+        raise ValueError(f"the table {what}, expected rows with {columns}")
+
+
+def _axes(ax: Axes | None, size: tuple[float, float], title: str) -> Axes:
+    """The axes given, else those of a new figure of this size in inches."""
+    ax = plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    ax.set_title(title, pad=10)
+    return ax
