@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from plop_nb.palette import DARK, UNKNOWN, label_lines, styled, type_color
 from plop_nb.plots import NFN
 
-THEORY = {"color": DARK, "ls": "--", "lw": 1.6}
+THEORY = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
 MEASURED = "#2F7A8C"  # of what is no type of maps
 LIGHT, DEEP = 0.72, 0.0  # greys of the narrowest and of the widest network
 STEP, GROWTH = "training step", "growth of ‖W z‖² / n"
@@ -44,7 +45,7 @@ def plot_growth(
     _check(runs, ["width", "seed", "step", "growth"])
     ax = _axes(ax, (7, 4.4), title)
     widths = sorted(runs["width"].unique())
-    ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], DARK)}
+    ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
     for width, grey in zip(widths, np.linspace(LIGHT, DEEP, len(widths)), strict=True):
         networks = runs[runs["width"] == width].groupby("seed")
         lasts = []
@@ -87,9 +88,9 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     last = run.iloc[-1]
     ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
     middle = run.iloc[len(run) // 2]
-    note = {"textcoords": "offset points", "ha": "right", "color": MEASURED}
-    ax.annotate("the loop, measured", (middle["step"], middle["growth"]), (-12, 22), **note)
-    named = {"closed form": ("closed", DARK), "quadratic part": ("pure", "0.35")}
+    note = {"textcoords": "offset points", "color": MEASURED}
+    ax.annotate("measured in the loop", (middle["step"], middle["growth"]), (12, -12), **note)
+    named = {"closed form": ("closed", DARK), "its quadratic part": ("pure", THEORY["color"])}
     label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
     return ax
 
@@ -126,7 +127,7 @@ def plot_by_width(
         arms = [table["mean"] - table["low"], table["high"] - table["mean"]]
         ax.errorbar(table.index, table["mean"], yerr=arms, fmt="o", color=MEASURED, capsize=3)
         ax.plot(table.index, table["predicted"], **THEORY)
-        ends["theory"] = (table.index[-1], table["predicted"].iloc[-1], DARK)
+        ends["theory"] = (table.index[-1], table["predicted"].iloc[-1], THEORY["color"])
         ends["measured"] = (table.index[-1], table["mean"].iloc[-1], MEASURED)
     else:
         for place, name in enumerate(table):
@@ -134,8 +135,8 @@ def plot_by_width(
             ax.plot(table.index, table[name], **style)
             ends[name] = (table.index[-1], table[name].iloc[-1], MEASURED)
     ax.set(xscale="log", yscale="log", xlabel="width n (neurons, logarithmic scale)", ylabel=what)
+    _plain_numbers(ax)
     ax.set_xticks(table.index, [str(width) for width in table.index])
-    ax.minorticks_off()
     label_lines(ax, ends)
     return ax
 
@@ -353,6 +354,13 @@ def _squares(run: pd.DataFrame):
     """`moved` squared by step, without step 0, which a logarithmic scale cannot show."""
     run = run[run["step"] > 0]
     return (run["moved"] ** 2).groupby(run["step"])
+
+
+def _plain_numbers(ax: Axes) -> None:
+    """A logarithmic vertical axis with few, plain numbers."""
+    ax.minorticks_off()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _check(table, columns):

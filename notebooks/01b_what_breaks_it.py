@@ -1,0 +1,697 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What breaks the growth, and what real networks do
+#
+# **The question.** Notebook 01 showed that alignment grows in a linear network on one datapoint. Which of these assumptions matter? And in a
+# real language model: do the maps with a low score (Normalized Feature Norm, NFN) gain most alignment, as PLoP
+# ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) supposes?
+#
+# **The answer.** One assumption carries the theorem: that every step pushes in the same direction. Growth ends when the residual is used
+# up, and on labels that are pure noise features only do a random walk. Several datapoints, Adam, ReLU or attention bend the curve, but leave it growing. In
+# SmolLM2-135M, finetuned for 20 steps, the score before training does *not* predict which types gain most NFN, neither in full
+# finetuning nor with LoRA: the rank correlations over seven types are between -0.5 and -0.2, and none can be told from zero.
+#
+# | | |
+# |---|---|
+# | **You need** | notebook 01; what a rank correlation is |
+# | **It takes** | an hour of reading with the exercises; it runs in one to three minutes on one CPU core, without a GPU |
+# | **It runs** | small networks, live; scores of SmolLM2 before training, live; its finetunings are read from a record |
+
+# %% tags=["setup"]
+# Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
+import importlib.util
+
+from IPython import get_ipython
+
+if importlib.util.find_spec("plop_nb") is None:
+    get_ipython().run_line_magic(
+        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
+    )
+
+import torch
+
+import plop_nb as plop
+
+# %% tags=["settings"]
+WIDTH, SEEDS = 512, 16  # of the small networks
+STEPS = 40  # of training
+ETA = 0.05  # step size: how far a step moves an output
+MODEL = None  # to score live; None: SmolLM2-135M-Instruct, which the record is about
+
+# %% tags=["nbval-ignore-output"]
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from plop_nb import experiments as ex
+from plop_nb import growth_plots as plots
+from plop_nb import mean_interval
+from plop_nb.experiments import growth, power_fit
+from plop_nb.palette import type_color
+from plop_nb.texts import data_file
+
+OTHER = (WIDTH, SEEDS, STEPS, ETA) != (512, 16, 40, 0.05)  # then numbers in the text do not hold
+
+# %% [markdown]
+# The record `growth.csv` holds eight short finetunings of SmolLM2: all weights (*full*) or adapters (*LoRA*), on short sums or on
+# spelling words backward, with two seeds each. Part 6 says more. Assertions tie the numbers in the text to it.
+
+# %%
+record = pd.read_csv(data_file("results/growth.csv"), comment="#")
+record["method"] = record["method"].replace({"full": "full", "lora": "LoRA"})
+for name in ("scored", "trained"):
+    record[name] = record[name].replace({"short_sums": "sums"})
+record["change"] = 100 * (record["after"] / record["before"] - 1)
+runs = record.groupby(["method", "trained", "seed"]).ngroups
+print(f"{runs} runs, {len(record.groupby(['type', 'layer']))} maps in each, scored on {record['scored'].nunique()} tasks")
+
+# %%
+where = ["method", "trained", "scored", "type", "layer"]
+maps = record.groupby(where, sort=False, as_index=False)[["before", "change"]].mean()  # over two seeds
+maps["panel"] = maps["method"] + ", " + maps["trained"]
+own = maps[maps["trained"] == maps["scored"]]
+print(own.groupby("panel", sort=False)["change"].describe()[["min", "50%", "max"]].round(0).abs().astype(int).to_string())
+
+# %% tags=["nbval-ignore-output", "picture"]
+title = "SmolLM2: a low score before finetuning does not tell which maps gain alignment"
+plots.plot_changes(own, list(own["panel"].unique()), title=title);
+
+# %% [markdown]
+# Small dots are the 210 maps, large ones the means of the seven types (q, k, v, o, g for gate, u for up, d for down). If maps with a low score gained more, the dots would fall
+# from the left to the right.
+#
+# | part | question | in the paper | minutes |
+# |---|---|---|---|
+# | 1 | Which assumptions can be dropped? | assumptions of Theorem 1 | 10 |
+# | 2 | When does growth end? | the residual in Theorem 1 | 5 |
+# | 3 | What does noise do? | alignment with the task | 5 |
+# | 4 | And in networks that are not linear? | open question | 15 |
+# | 5 | Does a rule in the labels matter? | alignment with the task | 5 |
+# | 6 | Do low scores grow most in SmolLM2? | the rule of PLoP; "next check" of public notes on the paper | 15 |
+#
+# **Notation**, as in notebook 01:
+#
+# | symbol | what it is |
+# |---|---|
+# | $W_t$, $z$, $Wz$ | a linear map after $t$ steps, its input, its output (the *feature*) |
+# | $v$, $f$, $f - y$ | the readout; the output of the network; the *residual*, what is missing |
+# | $n$, $\eta$, $t$ | width (neurons), step size, number of steps |
+# | $c$ | the mean absolute value of an input's entries |
+# | $(\eta c t)^2$ | the growth of $\frac1n \lVert W z \rVert^2$ by Theorem 1, without its cross term |
+# | $a = \eta c t$ | how far a neuron has moved after $t$ steps |
+
+# %% [markdown]
+# ## 1. Which assumptions can be dropped?
+#
+# **Question.** Theorem 1 assumes a linear network, one map, one datapoint, SignSGD with the step $\eta / n$, and a residual that keeps its
+# sign. What happens without each of these?
+#
+# **Intuition.** A feature that moves along a straight line at a constant speed travels $t$ times as far in $t$ steps, and its squared
+# way grows with $t^2$. So an assumption matters if the direction or the speed changes without it.
+#
+# **Predict.** Which of these keep the exponent 2: 16 datapoints instead of one; minibatches of 4 out of 64; all layers trained; Adam;
+# plain SGD; a step that does not fall with the width; a target that is reached; labels that are noise?
+#
+# **What we do.** We train networks of 512 neurons with one change each.
+
+# %%
+knobs = {
+    "Theorem 1": {},
+    "16 datapoints": {"samples": 16},
+    "minibatches": {"samples": 64, "batch": 4},
+    "all layers": {"train": "all"},
+    "Adam": {"optimizer": "adam"},
+    "SGD": {"optimizer": "sgd"},
+    "constant step": {"rule": "standard"},
+    "target reached": {"target": 0.5},
+    "noise labels": {"labels": "fresh"},
+}
+
+# %% tags=["nbval-ignore-output"]
+runs = {}
+for name, knob in knobs.items():
+    runs[name] = growth(WIDTH, STEPS, eta=ETA, seeds=SEEDS, **knob)
+
+# %% [markdown]
+# We look at the squared way of the features, $\frac1n \|W_t z - W_0 z\|^2$, which is the growth without the cross term. For each knob: its exponent from step
+# 10 on (95 % percentile bootstrap over networks), and the squared way after 10 and 40 steps as a multiple of the theorem's.
+
+
+# %%
+def summary(run):
+    run = run.assign(square=run["moved"] ** 2, pure=(ETA * run["c"] * run["step"]) ** 2)
+    means = run.groupby("step")[["square", "pure"]].mean()
+    times = means["square"] / means["pure"]
+    fit = power_fit(run.query("step >= 10"), "step", "square")
+    return fit._asdict() | {"multiple at 10": times[10], f"multiple at {STEPS}": times[STEPS]}
+
+
+table = pd.DataFrame({name: summary(run) for name, run in runs.items()}).T
+table.round(2)
+
+# %% tags=["nbval-ignore-output"]
+findings = {
+    "16 datapoints": "16 datapoints: slower, still 2", "minibatches": "Minibatches: slower still",
+    "all layers": "All layers: fast, then done", "Adam": "Adam: nearly 2", "SGD": "SGD: fast, then fading",
+    "constant step": "Constant step: fast, then done", "target reached": "Target reached: stops",
+    "noise labels": "Noise labels: exponent 1",
+}  # fmt: skip
+panels = {finding: runs[name] for name, finding in findings.items()}
+title = f"A fixed direction keeps the square (linear networks, {WIDTH} neurons; dashed: Theorem 1)"
+plots.plot_knobs(panels, runs["Theorem 1"], title=title);
+
+# %%
+assert OTHER or (table.loc[["Theorem 1", "16 datapoints"], "exponent"] - 2).abs().max() < 0.06
+assert OTHER or table.loc[["all layers", "constant step", "target reached"], "exponent"].max() < 1
+first, last = (table[f"multiple at {step}"] for step in (10, STEPS))
+assert OTHER or first[["all layers", "constant step"]].min() > 2 and last["target reached"] < 0.5
+print("exponents:", table["exponent"].round(1).to_dict())
+
+# %% [markdown]
+# **What we saw.** *Several datapoints* keep the exponent. The way is shorter, since a step follows what the datapoints have in common, and each
+# of them shares only a part of it. *Minibatches* change the direction a little from step to step. With *all layers trained* the input $z$ grows as well,
+# so that the target is met early; then the residual is gone and growth ends. A *constant step*, set for 64 neurons, is eight times too large
+# here and meets the target at once. *Adam* and *SGD* slow down with the residual (part 2). *Noise labels* are part 3.
+#
+# It is not the rank of the step that matters: in every linear network here each step of SignSGD has rank one, also on noise labels. It is whether the signs
+# stay the same. One number shows it, the *straightness*: the way after 40 steps over 40 times the way of the first step. It is 1
+# for a straight line, and $1 / \sqrt{40} = 0.16$ for a random walk.
+
+# %%
+straightness = {}
+for name in ("Theorem 1", "16 datapoints", "minibatches", "noise labels"):
+    moved = runs[name].groupby("step")["moved"].mean()
+    straightness[name] = moved[STEPS] / (STEPS * moved[1])
+assert OTHER or straightness["16 datapoints"] > 0.9 and abs(straightness["noise labels"] - 0.16) < 0.03
+print({name: round(value, 1) for name, value in straightness.items()})
+
+# %% [markdown]
+# **Recap.** Width, muP, one map and one datapoint set the scale. The exponent 2 needs a direction that stays.
+#
+# ## 2. Growth ends with the residual
+#
+# **Question.** When does growth stop, and why do Adam and SGD fall behind?
+#
+# **Intuition.** $f = v^\top W z$ moves by $\eta c \|v\|_1 \approx \frac{2}{\pi} \eta$ in each step, since both $c$ and $\|v\|_1$ are about $\sqrt{2 / \pi}$. A target at distance $|y|$ is
+# met after about $|y| \pi / (2 \eta)$ steps. From then on the signs flip from step to step.
+#
+# **Predict.** For $|y| = 0.5$ and $\eta = 0.05$: at which step?
+
+# %%
+expected = 0.5 / (ETA * 2 / math.pi)
+run = runs["target reached"]
+reached = mean_interval(run.loc[run.groupby("seed")["loss"].idxmin(), "step"].to_numpy())
+assert OTHER or abs(reached.mean - expected) < 2
+print(f"expected at step {expected:.1f}; the loss is least at step {reached.mean:.0f}, "
+      f"95 % interval over networks {reached.low:.0f} to {reached.high:.0f}")  # fmt: skip
+
+# %% [markdown]
+# *Adam* divides the gradient by the root of its mean square. While gradients keep their size that is SignSGD, but here they shrink with the residual. A step
+# of *SGD* is proportional to the residual. So put the target out of Adam's reach, and make the steps of SGD so small that the
+# residual hardly changes: then both should have the exponent 2 again.
+
+# %%
+far = growth(WIDTH, STEPS, eta=ETA, optimizer="adam", target=50, seeds=SEEDS)
+slow = growth(WIDTH, STEPS, eta=ETA / 50, optimizer="sgd", seeds=SEEDS)
+back = {"Adam": summary(far)["exponent"], "SGD": summary(slow)["exponent"]}
+assert OTHER or table.loc["Adam", "high"] < 2 and table.loc["SGD", "high"] < 1.5
+assert OTHER or max(abs(exponent - 2) for exponent in back.values()) < 0.05
+for name, exponent in back.items():
+    print(f"{name}: exponent {table.loc[name, 'exponent']:.1f}, with a lasting residual {exponent:.1f}")
+
+# %% [markdown]
+# **What we saw.** Growth stops where $f = y$, at the step that was computed. With a residual that lasts, Adam and SGD grow like the theorem's SignSGD.
+#
+# **Recap.** The sign of the residual is the condition that bites. Growth is a matter of how much is left to learn.
+#
+# ## 3. Noise labels: a random walk
+#
+# **Question.** What if the labels mean nothing, and are drawn anew in every step?
+#
+# **Intuition.** Then each step goes forth or back at random. After $t$ such steps one is $\sqrt t$ steps away, so that the squared way grows
+# with $t$ instead of $t^2$: $\eta^2 c^2\, t$.
+#
+# **What we do.** We take 256 networks, because the ways of a random walk vary much.
+
+# %%
+noise = growth(WIDTH, STEPS, eta=ETA, labels="fresh", seeds=256)
+noise["square"] = noise["moved"] ** 2
+fit = power_fit(noise.query("step >= 10"), "step", "square")
+assert OTHER or fit.low < 1 < fit.high
+print(f"exponent {fit.exponent:.1f}, 95 % interval over networks {fit.low:.1f} to {fit.high:.1f}")
+walked = noise.query("step == @STEPS")["square"].mean() / (ETA**2 * 2 / math.pi * STEPS)
+print(f"squared way after {STEPS} steps: {walked:.1f} times that of the formula")
+
+# %% [markdown]
+# **Recap.** The exponent 2 is the mark of a gradient that keeps asking for the same thing. This is what "alignment" means here.
+#
+# ## 4. Networks that are not linear
+#
+# **Question.** The paper leaves open what happens in networks that are not linear. Do they grow quadratically, too?
+#
+# **Intuition.** At first, yes: over a short way a smooth network is nearly linear. Later neurons switch off or saturate, and in deeper networks
+# the inputs of a map grow as well.
+#
+# **Predict.** A ReLU sets negative values to 0. Half of its neurons are off at the start and get no gradient. Where will its curve start and where will it
+# end, compared with the linear one?
+#
+# **What we do.** One datapoint, the same steps, and three more networks of 256 neurons. The attention has one head and four tokens, and four
+# maps to watch. We draw the squared way as a multiple of the theorem's: a flat line is quadratic.
+
+# %% tags=["nbval-ignore-output"]
+networks = {}
+for kind in ("linear", "relu", "gelu", "attention"):
+    run = growth(WIDTH // 2, STEPS, eta=ETA, network=kind, seeds=SEEDS, target=3)
+    for module, of_map in run.assign(square=run["moved"] ** 2).groupby("module", sort=False):
+        networks[kind if kind != "attention" else f"attention {module}"] = of_map
+
+# %%
+def quadratic(steps, eta=ETA):
+    """The theorem's growth in an infinitely wide network."""
+    return 2 / math.pi * (eta * steps) ** 2
+
+
+multiples = pd.DataFrame({name: run.groupby("step")["square"].mean() for name, run in networks.items()})
+multiples = multiples.drop(index=0).div(quadratic(np.arange(1, STEPS + 1)), axis=0)
+multiples.loc[[1, 5, 20, STEPS]].round(1)
+
+# %% tags=["nbval-ignore-output"]
+title = "Flat is quadratic: ReLU and GeLU bend down, the attention's output speeds up\n(256 neurons, one datapoint, SignSGD; means over networks)"
+plots.plot_multiples(multiples, title=title);
+
+# %%
+def exponents(run):
+    early = power_fit(run.query("1 <= step <= 5"), "step", "square")
+    late = power_fit(run.query("step >= 20"), "step", "square")
+    return {"early": early.exponent, "late": late.exponent, "late, low": late.low, "late, high": late.high}
+
+
+curved = pd.DataFrame({name: exponents(run) for name, run in networks.items()}).T
+assert OTHER or (curved["early"] - 2).abs().max() < 0.2 and curved.loc["attention o", "late, low"] > 2.5
+assert OTHER or curved.loc[["relu", "gelu"], "late, high"].max() < 1.9
+curved.round(1)
+
+# %% [markdown]
+# **What we saw.** Early growth is close to quadratic in every map (steps 1 to 5; query and key fall a little short of 2). Later the networks part.
+# The two curves with a kink can be worked out.
+#
+# **ReLU.** Let $h = |W_0 z|$ be half-normal, and $a = \eta c t$. A half of the neurons is off and never moves. A quarter is pushed up for ever. A quarter is
+# pushed down until it switches off, and stays at 0. So the growth of the *active* output is
+#
+# $$\tfrac14 E\big[(h+a)^2 - h^2\big] + \tfrac14 E\big[\max(h-a, 0)^2 - h^2\big]$$
+#
+# For small $a$ this is $\frac12 a^2$, half the linear network's. For large $a$ it is $\frac14 a^2 + 0.40\, a - 0.25$: the quadratic part
+# halves once more, because the neurons that were pushed down are done.
+
+# %%
+h = math.sqrt(2) * torch.erfinv((torch.arange(2000) + 0.5) / 2000)  # quantiles of a half-normal number
+
+
+def relu_growth(a):
+    return ((h + a) ** 2 + (h - a).clamp(min=0) ** 2 - 2 * h**2).mean().item() / 4
+
+
+measured = networks["relu"].groupby("step")["growth"].mean()
+for step in (10, 20, STEPS):
+    formula = relu_growth(math.sqrt(quadratic(step)))
+    assert OTHER or abs(measured[step] - formula) < 0.05
+    print(f"step {step}: measured {measured[step]:.1f}, formula {formula:.1f}")
+
+# %% [markdown]
+# **GeLU** has a gradient everywhere, so that it starts as fast as the linear network. The half of the neurons whose output is to fall slides into the minimum of GeLU, at
+# $-0.75$, and stays there. The squared way is $\frac12 a^2 + \frac12 E \min(a, |h + 0.75|)^2$, here with a normal $h$.
+
+# %%
+normal = torch.cat([h, -h])
+
+
+def gelu_way(a):
+    return (a**2 + (normal + 0.7518).abs().clamp(max=a).square().mean().item()) / 2
+
+
+measured = networks["gelu"].groupby("step")["square"].mean()
+for step in (10, 20, STEPS):
+    formula = gelu_way(math.sqrt(quadratic(step)))
+    assert OTHER or abs(measured[step] / formula - 1) < 0.05
+    print(f"step {step}: measured {measured[step]:.1f}, formula {formula:.1f}")
+
+# %% [markdown]
+# **Attention.** The output map reads features that grow themselves, and outgrows the quadratic. Query and key have a far smaller gradient. Plain SGD
+# shows it, for it moves them hardly at all. SignSGD forgets how small a gradient is:
+
+# %%
+plain = growth(WIDTH // 2, 5, eta=ETA, network="attention", optimizer="sgd", seeds=SEEDS)
+ways = pd.DataFrame({"SGD": plain.query("step == 5").groupby("module")["moved"].mean()})
+ways["SignSGD"] = {name: networks[f"attention {name}"].query("step == 5")["moved"].mean() for name in "kqvo"}
+assert OTHER or (ways.loc[["q", "k"], "SGD"] < 0.05 * ways.loc["o", "SGD"]).all()
+(100 * ways / ways.loc["o"]).round(0).astype(int).add_suffix(", % of o")
+
+# %% [markdown]
+# **Recap.** Growth starts close to quadratic in each of these networks. Saturation bends it down, growing inputs bend it up. The size of the gradient, which
+# tells maps apart, is lost in the sign.
+#
+# ## 5. Does a rule in the labels matter?
+#
+# **Question.** Does growth show that labels *mean* something? Take labels that follow from the data by a rule (*teacher*), and the same labels dealt out at
+# random once (*shuffled*).
+#
+# **Intuition.** With minibatches, shuffled labels ask for something else in each batch, while a rule asks for the same again. With all
+# data in each step, shuffled labels are a fixed direction, too.
+#
+# **Predict.** In which of the two cases do teacher labels grow features more?
+#
+# **What we do.** 32 datapoints, 60 steps, 128 neurons. We compare pairs of networks that differ in the labels only. There are ten
+# comparisons, so that each interval is one of 99.5 % (Student's t over 16 pairs).
+
+# %% tags=["nbval-ignore-output"]
+pairs = {}
+for network, batch in [("linear", 4), ("attention", 4), ("linear", 32), ("attention", 32)]:
+    ends = {}
+    for labels in ("teacher", "shuffled"):
+        options = {"network": network, "batch": batch, "labels": labels, "samples": 32}
+        run = growth(128, 60, eta=ETA, target=1.0, seeds=SEEDS, **options).query("step == 60")
+        ends[labels] = run.pivot(index="module", columns="seed", values="growth")
+    for module, values in (ends["teacher"] - ends["shuffled"]).iterrows():
+        name = "linear" if network == "linear" else f"attention {module}"
+        pairs[f"{name}, batches of {batch}"] = mean_interval(values.to_numpy(), level=0.995)
+
+# %%
+more = pd.DataFrame({name: interval._asdict() for name, interval in pairs.items()}).T
+for name, row in more.iterrows():
+    verdict = "teacher" if row["low"] > 0 else "shuffled" if row["high"] < 0 else "undecided"
+    print(f"{name}: grows more with {verdict}")
+
+# %% tags=["nbval-ignore-output"]
+what = "growth with teacher labels minus growth with shuffled ones"
+title = "Minibatches reward a rule; full batches do not in every map\n(128 neurons, 60 steps; 99.5 % intervals over 16 pairs)"
+plots.plot_intervals(more, what=what, title=title);
+
+# %% [markdown]
+# **What we saw.** With minibatches the linear map and the attention's value and output maps grow more on labels that follow a rule. With full batches this is not so in every map. Growth
+# shows a *consistent* gradient, which is not yet a meaningful task.
+#
+# **Recap.** Growth measures how long gradients agree. A rule makes them agree over batches.
+
+# %% [markdown]
+# ## 6. A real model: do low scores grow most?
+#
+# **Question.** PLoP puts adapters on the types with the lowest NFN, because these are supposed to have most alignment left to gain. Public notes on the paper name the
+# test as a "next check": follow the norms during actual LoRA finetuning. So: does the score *before* training predict the *change*
+# of the score?
+#
+# **Intuition.** If it does, low scores go with large changes: a negative rank correlation. (A *rank correlation*, Spearman's, compares two orders: 1 for the same, -1
+# for opposite, about 0 for unrelated ones.) A **control** says whether the training made the difference: score the same trained model on texts of
+# *another* task.
+#
+# **What we do.** The record has SmolLM2-135M after 20 steps of batch 4 with Adam, on `short_sums` ("97 + 97 =") or `spelling` (a word
+# backward). All weights at rate 5e-5, or adapters of rank 16 on all maps at rate 1e-3, with two seeds (other examples, other starts of the adapters). NFN
+# is the mean over 32 held-out examples with their answers, of both tasks. First the scores before training, live:
+
+# %% tags=["nbval-ignore-output"]
+model, tokenizer = plop.load_model(MODEL, dtype="float32", progress=False)
+scores = {}
+for name, task in {"sums": "short_sums", "spelling": "spelling"}.items():
+    examples = ex.load_task(task, train=1, validation=1, test=32).test
+    texts = [example["prompt"] + example["completion"] for example in examples]
+    scores[name] = plop.nfn_scores(model, texts, tokenizer, progress=False).groupby("type")["nfn"].mean()
+
+# %%
+scores = pd.DataFrame(scores).sort_values("sums")
+recorded = maps.groupby(["type", "scored"])["before"].mean().unstack()
+assert MODEL or np.allclose(scores, recorded.loc[scores.index, scores.columns], atol=0.01)
+scores.round(2)
+
+# %% [markdown]
+# They are those of the record. Now the losses (nats per token of the answer, on the held-out examples):
+
+# %%
+losses = record.groupby(["method", "trained", "seed", "scored"])[["loss_before", "loss_after"]].first().unstack("scored")
+losses.columns = [f"{scored}, {when.removeprefix('loss_')}" for when, scored in losses.columns]
+assert (losses["sums, after"] < losses["sums, before"]).all() and (losses["spelling, after"] < losses["spelling, before"]).all()
+losses.round(1)
+
+# %% [markdown]
+# All runs learn their task. Note that the loss of the *other* task falls as well: both tasks ask for a short answer and then the end. So the control
+# is not a task that training left alone. It is one that training was not about.
+#
+# **Predict.** Guess the rank correlation of score and change over the seven types. Then read on.
+#
+# **Types.** With seven types there are 5,040 orders, so that the p-value can be exact: the share of all orders that correlate at least as strongly.
+
+
+# %%
+def over_types(run):
+    means = run.groupby("type")[["before", "change"]].mean().rank()
+    test = stats.permutation_test(
+        (means["before"],), lambda order: np.corrcoef(order, means["change"])[0, 1],
+        permutation_type="pairings", n_resamples=np.inf,
+    )  # fmt: skip
+    return {"types": test.statistic, "p": test.pvalue}
+
+
+found = {}
+for name, run in maps.groupby(["method", "trained", "scored"]):
+    found[name] = over_types(run)
+
+# %% [markdown]
+# **Layers.** The 210 maps are not 210 independent observations: the maps of a layer share their inputs, and the maps of a type their role. So we take the rank correlation *within* each layer
+# (seven maps), and then the mean over the 30 layers with its interval (95 %, Student's t; layers that are neighbours are alike, so that the true interval is somewhat wider).
+
+
+# %%
+def rank_correlation(rows):
+    return stats.spearmanr(rows["before"], rows["change"]).statistic
+
+
+within = {}
+for name, run in maps.groupby(["method", "trained", "scored"]):
+    within[name] = run.groupby("layer")[["before", "change"]].apply(rank_correlation)
+    found[name] |= mean_interval(within[name].to_numpy())._asdict()
+
+# %%
+found = pd.DataFrame(found).T.rename_axis(["method", "trained", "scored"])
+found = found.rename(columns={"mean": "within layers"})
+is_own = found.index.get_level_values("trained") == found.index.get_level_values("scored")
+assert found.loc[is_own, "types"].between(-0.5, -0.15).all() and found["p"].min() > 0.05
+assert (found.loc[is_own, "low"] < 0).all() and (found.loc[is_own, "high"] > 0).all()
+found.round(2)
+
+# %% [markdown]
+# **What we saw.** On the task that was trained, the rank correlation over types is between -0.5 and -0.2. That is the sign that PLoP supposes, but with seven types it cannot be told from
+# zero (p 0.3 and more). Within layers it is 0.0 to 0.1, and every interval contains zero. So for these runs the score before training says little
+# about where alignment grows.
+#
+# **The control** has positive correlations, 0.5 to 0.8 over types: on texts of the other task, maps with a *high* score rose more. Is the difference to the
+# own task real? Layer by layer, for each run:
+
+# %%
+gaps = {}
+for method in ("full", "LoRA"):
+    for trained, other in [("sums", "spelling"), ("spelling", "sums")]:
+        gap = within[method, trained, trained] - within[method, trained, other]
+        gaps[method, trained] = mean_interval(gap.to_numpy(), level=0.9875)._asdict()  # four at once
+gaps = pd.DataFrame(gaps).T.rename_axis(["method", "trained"])
+assert (gaps["mean"] < 0).all() and (gaps["high"] < 0).sum() == 3
+gaps.round(2)
+
+# %% [markdown]
+# All four differences are negative, and three of the four intervals exclude zero (98.75 % each, since there are four; Student's t over layers). So training seems to raise
+# low-scoring maps more on its own task than on the other one's texts. The supposition of PLoP may hold relative to this control, but not by itself. We found this after looking. Two tasks
+# are not many, and the control is not untouched.
+#
+# **Do the changes repeat?** If another seed, another method or another task ranks the 210 changes alike, then changes belong to the model. We correlate them and
+# resample layers, 1,000 times (95 %).
+
+# %%
+table = record.pivot_table(index="type", columns=["method", "trained", "scored", "seed", "layer"], values="change")
+
+
+def agreement(one, other, draws=1000):
+    x, y = table[one].to_numpy(), table[other].to_numpy()  # types x layers
+    picks = np.random.default_rng(0).integers(x.shape[1], size=(draws, x.shape[1]))
+    again = [stats.spearmanr(x[:, pick].ravel(), y[:, pick].ravel()).statistic for pick in picks]
+    low, high = np.percentile(again, [2.5, 97.5])
+    return {"mean": stats.spearmanr(x.ravel(), y.ravel()).statistic, "low": low, "high": high}
+
+
+# %% tags=["nbval-ignore-output"]
+alike = {}
+for task, other in [("sums", "spelling"), ("spelling", "sums")]:
+    base = ("full", task, task, 0)
+    others = {"other seed": ("full", task, task, 1), "LoRA instead of full": ("LoRA", task, task, 0)}
+    others |= {"same run, other texts": ("full", task, other, 0), "other task, its texts": ("full", other, other, 0)}
+    for what, run in others.items():
+        alike[f"{task}: {what}"] = agreement(base, run)
+alike = pd.DataFrame(alike).T
+
+# %% tags=["nbval-ignore-output"]
+what = "rank correlation of the changes of 210 maps"
+title = "Where NFN changes depends on the task more than on the method\n(SmolLM2, against full finetuning with seed 0; 95 % over layers)"
+plots.plot_intervals(alike, what=what, title=title);
+
+# %%
+assert alike.loc["sums: other seed", "high"] < 0.6 and alike.loc["spelling: other seed", "low"] > 0.8
+assert alike.filter(like="LoRA", axis=0)["low"].min() > alike.filter(like="other task", axis=0)["high"].max()
+alike["mean"].round(1).to_frame("rank correlation")
+
+# %% [markdown]
+# **What we saw.** LoRA and full finetuning change the same maps (0.7 and 0.9), more so than two tasks do (0.4). On spelling another seed gives the
+# same ranking (0.9). On sums it does so only in part (0.4), so that 20 steps on these examples leave much to chance. NFN before training hardly depends on the
+# task (notebook 03), but where it *changes* does.
+#
+# **Single types.** One type stands out. Within each type, over its 30 layers:
+
+# %%
+types = {}
+for (panel, name), run in own.groupby(["panel", "type"], sort=False):
+    types[panel, name] = rank_correlation(run)
+types = pd.Series(types).unstack(0)
+assert types.loc["v_proj"].max() < -0.4
+types.loc[scores.index if MODEL is None else types.index].round(1)
+
+# %% [markdown]
+# Among value maps, those of layers with a low score gain most, in all four runs. We looked at seven types, so take it as a lead. Exercise 3 asks whether it survives another
+# measure of change.
+#
+# **Feature norms.** The paper speaks of growing feature norms. Do they grow in these 20 steps, and does NFN?
+
+# %%
+record["norm change"] = 100 * (record["norm_after"] / record["norm_before"] - 1)
+trained = record[record["trained"] == record["scored"]].groupby(["method", "trained", "seed"])
+shares = pd.DataFrame({"norm rises, % of maps": trained["norm change"].agg(lambda change: 100 * (change > 0).mean())})
+shares["NFN rises, % of maps"] = trained["change"].agg(lambda change: 100 * (change > 0).mean())
+shares.round(0).astype(int)
+
+# %% [markdown]
+# Feature norms rise in most maps after training on spelling, and in about half of them after training on sums with one of the seeds. NFN rises in a half to two
+# thirds. In output maps it falls on average. In a whole network all maps are trained at once, inputs change, and nothing says that the residual keeps its sign.
+#
+# **Recap.** In SmolLM2 the score before training does not tell which types gain alignment in 20 steps. Compared with texts of another task, low-scoring maps seem to
+# gain more. LoRA moves the same maps as full finetuning.
+
+# %% [markdown]
+# ## Exercises
+#
+# ### 1. When does it stop? (5 minutes)
+#
+# For $|y| = 1$, $\eta = 0.1$: after how many steps does growth end? *Hint:* part 2.
+
+# %%
+last_step = None  # your turn: a number of steps
+
+
+# %%
+def check_last_step(number):
+    if number is None:
+        return "not yet filled in"
+    run = growth(512, 40, eta=0.1, target=1.0, seeds=16)
+    reached = run.loc[run.groupby("seed")["loss"].idxmin(), "step"].mean()
+    assert abs(number - reached) < 1.5, f"the loss is least at step {reached:.0f}"
+    return f"you say {number:.1f}, the loss is least at step {reached:.0f}"
+
+
+check_last_step(last_step)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution.
+check_last_step(1 * math.pi / (2 * 0.1))
+
+# %% [markdown]
+# ### 2. Half noise (15 minutes)
+#
+# A share $p$ of the steps goes the wrong way, at random, and the others the right way. How long is the expected squared way after $t$ steps, as a multiple of the
+# squared way of one step? Write a function of $p$ and $t$. *Hint:* write the way as a sum of independent signs, with mean $1 - 2p$.
+
+# %%
+squared_way = None  # your turn: a function of (p, t)
+
+
+# %%
+def check_way(function):
+    if function is None:
+        return "not yet filled in"
+    random = np.random.default_rng(0)
+    for p, t in [(0.0, 40), (0.5, 40), (0.25, 40), (0.1, 10)]:
+        signs = np.where(random.random((20000, t)) < p, -1, 1)
+        walked = np.square(signs.sum(axis=1)).mean()
+        assert abs(function(p, t) / walked - 1) < 0.05, f"p = {p}, t = {t}: expected about {walked:.0f}"
+    return "right for four cases, from a straight line to a random walk"
+
+
+check_way(squared_way)
+
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution: variance plus squared mean. It is t^2 at p = 0 and t at p = 1/2.
+def squared_way_of_signs(p, t):
+    return t * (1 - (1 - 2 * p) ** 2) + (t * (1 - 2 * p)) ** 2
+
+
+check_way(squared_way_of_signs)
+
+# %% [markdown]
+# ### 3. Is it the measure? (15 minutes)
+#
+# Part 6 measures the change in percent. If all maps changed by the same *amount*, low scores would change most in percent. So take the
+# amount, `after` minus `before`, of the value maps instead. Fill in its rank correlation with `before` over the 30 layers, for full finetuning on spelling scored on
+# spelling (mean over the two seeds).
+
+# %%
+correlation = None  # your turn: a number between -1 and 1
+
+
+# %%
+def check_amount(number):
+    if number is None:
+        return "not yet filled in"
+    values = record.query("type == 'v_proj' and method == 'full' and trained == 'spelling' and scored == 'spelling'")
+    means = values.groupby("layer")[["before", "after"]].mean()
+    expected = stats.spearmanr(means["before"], means["after"] - means["before"]).statistic
+    assert abs(number - expected) < 0.005, "average the two seeds first, then take the difference"
+    return f"rank correlation {expected:.1f} with the amount of change"
+
+
+check_amount(correlation)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution.
+rows = record.query("type == 'v_proj' and method == 'full' and trained == scored == 'spelling'")
+means = rows.groupby("layer")[["before", "after"]].mean()
+check_amount(means["before"].corr(means["after"] - means["before"], method="spearman"))
+
+# %% [markdown]
+# ## Questions for discussion
+#
+# 1. The paper assumes that growth carries over from linear networks to transformers. Which of the parts above would you show to someone who doubts it, and
+#    which to someone who takes it for granted?
+# 2. PLoP adds up scores over layers, and the authors had inconsistent results when they placed single layers. What do the correlations within a type say about
+#    that?
+# 3. A gain in NFN is not a gain in loss. How would you test whether maps whose NFN rises are the maps that lower the loss?
+#
+# ## Three things to remember
+#
+# 1. **Growth needs a direction that stays.** It ends with the residual, and on noise it is a random walk.
+# 2. **Networks that are not linear start alike and then part**: saturation bends growth down, growing inputs bend it up.
+# 3. **In SmolLM2 low scores did not grow most.** Only compared with texts of another task do low-scoring
+#    maps seem to gain more, which we found after looking.
+#
+# **Not established.** One small model, two toy tasks, 20 steps, one rate for each method, two seeds. That a rise of NFN is good for anything was not
+# asked. Notebook 05 measures what counts, the loss.
+#
+# **Where next.** Notebook 02 asks how many texts a score needs, notebook 04 what the score measures.
