@@ -541,6 +541,7 @@ def check_sign(function):
     return f"right for all {len(runs)} networks"
 
 
+# %%
 check_sign(grows_more)
 
 

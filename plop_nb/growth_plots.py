@@ -1,5 +1,6 @@
 """Pictures of how features grow in training: small networks over the theorem, and a real model."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -217,7 +218,7 @@ def plot_knobs(
         ax.plot(values.mean(), color=MEASURED, lw=2)
         ax.plot(reference, **THEORY)
         ax.set_title(finding, size=12)
-        ax.set(xscale="log", yscale="log")
+        ax.set(xscale="log", yscale="log", ylim=(reference.min() / 20, 4 * reference.max()))
         ax.minorticks_off()
         ax.set_xticks([1, 10, 40], ["1", "10", "40"])
     for ax in panels[len(runs) :]:
@@ -274,7 +275,7 @@ def plot_intervals(
     Parameters
     ----------
     table : pandas.DataFrame
-        Cases as its index, from the top; columns `mean`, `low`, `high`, and `color` if wanted.
+        Cases as its index, from the top; columns `mean`, `low`, `high`.
     what : str
         Label of the horizontal axis, with its unit.
     title, ax : str, matplotlib Axes, optional
@@ -291,10 +292,9 @@ def plot_intervals(
     """
     _check(table, ["mean", "low", "high"])
     ax = _axes(ax, (9, 1.4 + 0.42 * len(table)), title)
-    colors = table.get("color", pd.Series(MEASURED, index=table.index))
-    for place, (row, color) in enumerate(zip(table.itertuples(), colors, strict=True)):
-        ax.plot([row.low, row.high], [place, place], color=color, lw=2)
-        ax.plot(row.mean, place, "o", color=color, ms=7)
+    for place, row in enumerate(table.itertuples()):
+        ax.plot([row.low, row.high], [place, place], color=MEASURED, lw=2)
+        ax.plot(row.mean, place, "o", color=MEASURED, ms=7)
     ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
     ax.set_yticks(range(len(table)), table.index)
     ax.set(xlabel=what, ylim=(len(table) - 0.5, -0.5))
@@ -303,7 +303,12 @@ def plot_intervals(
 
 @styled()
 def plot_changes(
-    maps: pd.DataFrame, panels: Sequence[str], *, column: str = "panel", title: str = ""
+    maps: pd.DataFrame,
+    panels: Sequence[str],
+    *,
+    column: str = "panel",
+    limit: float = math.inf,
+    title: str = "",
 ) -> list[Axes]:
     """The change of NFN of every map against its score before training: small dots, types large.
 
@@ -315,6 +320,8 @@ def plot_changes(
         Which panels, from the left.
     column : str
         The column that names them.
+    limit : float
+        Larger changes (percent, up or down) are triangles at the edge.
     title : str
         Of the whole figure.
 
@@ -331,23 +338,39 @@ def plot_changes(
     lacking = sorted(set(panels) - set(maps[column]))
     if lacking or not len(panels):
         raise ValueError(f"panels={list(panels)}: maps has no rows for {lacking}")
-    size = {"figsize": (4.3 * len(panels) + 0.8, 4.4), "layout": "constrained", "squeeze": False}
-    fig, [axes] = plt.subplots(1, len(panels), sharex=True, sharey=True, **size)
-    for ax, panel in zip(axes, panels, strict=True):
-        own = maps[maps[column] == panel]
-        for name, of_type in own.groupby("type", sort=False):
-            color = type_color(name)
-            ax.scatter(of_type["before"], of_type["change"], s=14, color=color, alpha=0.35, lw=0)
-            middle = (of_type["before"].mean(), of_type["change"].mean())
-            ax.scatter(*middle, s=110, color=color, ec="white", lw=1, zorder=3)
-            letter = {"color": "white", "ha": "center", "va": "center", "size": 9, "zorder": 4}
-            ax.text(*middle, name[0], weight="bold", **letter)
+    rows = -(-len(panels) // 2)
+    size = {"figsize": (10, 0.6 + 2.9 * rows), "layout": "constrained", "squeeze": False}
+    fig, grid = plt.subplots(rows, min(2, len(panels)), sharex=True, sharey=True, **size)
+    axes = list(grid.flat)
+    for ax, panel in zip(axes, panels, strict=False):  # one may be left over
+        for name, of_type in maps[maps[column] == panel].groupby("type", sort=False):
+            _draw_type(ax, of_type, name, limit)
         ax.axhline(0, color=DARK, lw=1, ls="--", zorder=0)
         ax.set_title(panel, size=12)
-        ax.set_xlabel(f"{NFN} before")
-    axes[0].set_ylabel("change of NFN (%)")
+        ax.set_xscale("log")
+        ax.set_xticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+        ax.minorticks_off()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    fig.supxlabel(f"{NFN} before training, logarithmic scale", size=12)
+    fig.supylabel("change of NFN (%)", size=12)
     fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
-    return list(axes)
+    return axes[: len(panels)]
+
+
+def _draw_type(ax: Axes, of_type: pd.DataFrame, name: str, limit: float) -> None:
+    """The maps of a type as small dots, and a large one with its letter at their mean."""
+    color, change = type_color(name), of_type["change"]
+    style = {"color": color, "alpha": 0.4, "lw": 0}
+    inside = change.abs() <= limit
+    ax.scatter(of_type["before"][inside], change[inside], s=14, **style)
+    for sign, marker in ((1, "^"), (-1, "v")):
+        beyond = of_type["before"][sign * change > limit]
+        ax.scatter(beyond, [sign * limit] * len(beyond), s=26, marker=marker, **style)
+    middle = (of_type["before"].mean(), change.mean())
+    ax.scatter(*middle, s=130, color=color, ec="white", lw=1, zorder=3)
+    letter = {"color": "white", "ha": "center", "va": "center", "size": 9, "zorder": 4}
+    ax.text(*middle, name[0], weight="bold", **letter)
 
 
 def _squares(run: pd.DataFrame):

@@ -158,20 +158,31 @@ def test_rows_of_intervals_are_named_from_the_top():
     ax = plots.plot_intervals(intervals(), what="difference")
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "other"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert ax.lines[0].get_xdata() == [0.2, 0.9] and ax.lines[3].get_xdata() == [-0.5]
-    colored = plots.plot_intervals(intervals().assign(color=["red", "blue"]), what="")
-    assert [line.get_color() for line in colored.lines[:4]] == ["red", "red", "blue", "blue"]
+    assert list(ax.lines[0].get_xdata()) == [0.2, 0.9]
+    assert list(ax.lines[3].get_xdata()) == [-0.5]
 
 
 def test_types_are_large_dots_at_their_means():
     axes = plots.plot_changes(maps(), ["lora", "full"], title="Changes")
     assert [ax.get_title(loc="left") for ax in axes] == ["lora", "full"]
     assert axes[0].figure.get_suptitle() == "Changes"
-    small, large = axes[0].collections[:2]
+    small, large = axes[0].collections[0], axes[0].collections[3]
     assert np.asarray(small.get_offsets()).tolist() == [[0.5, -1], [1.5, 0], [2.5, 1]]
     assert np.asarray(large.get_offsets()).tolist() == [[1.5, 0]]
     assert to_hex(large.get_facecolor()[0]) == type_color("v_proj").lower()
     assert [text.get_text() for text in axes[0].texts] == ["v", "k"]
+
+
+def test_larger_changes_are_triangles_at_the_edge():
+    table = maps().assign(change=[30.0, 1.0, -40.0, 1.0, 2.0, 1.0] * 2)
+    [ax, other] = plots.plot_changes(table, ["full", "lora"], limit=10)
+    inside, above, below, mean = ax.collections[:4]
+    assert np.asarray(inside.get_offsets()).tolist() == [[2.5, 2]]
+    assert np.asarray(above.get_offsets()).tolist() == [[0.5, 10]]
+    assert np.asarray(below.get_offsets()).tolist() == [[1.5, -10]]
+    assert np.asarray(mean.get_offsets())[0] == pytest.approx([1.5, -8 / 3])  # of all three
+    [alone] = plots.plot_changes(table, ["full"])
+    assert np.asarray(alone.collections[0].get_offsets())[:, 1].tolist() == [30, -40, 2]
 
 
 def test_runs_of_growth_fit():
@@ -298,10 +309,9 @@ def test_adapters_end_up_in_the_weights(recorder, tiny_llama):
 def test_training_lowers_the_loss_of_its_batch(recorder, tiny_llama):
     rows = [{"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]}] * 40
     batch = recorder.batch_of(rows[:1], 0)
-    with torch.no_grad():
-        before = tiny_llama(**batch).loss
-        after = recorder.finetuned(tiny_llama, rows, 0, method="full", seed=0)(**batch).loss
-    assert after < before
+    frozen = tiny_llama.requires_grad_(False)  # as it may have been loaded
+    trained = recorder.finetuned(frozen, rows, 0, method="full", seed=0)
+    assert trained(**batch).loss < tiny_llama(**batch).loss
 
 
 def test_padding_does_not_count(recorder):

@@ -1,17 +1,17 @@
 """Record in data/results how NFN of every map changes in short finetunings, for notebook 01b.
 
-    python notebooks/tools/record_growth.py            growth.csv: SmolLM2-135M (one core: 5 minutes)
+    python notebooks/tools/record_growth.py            growth.csv: SmolLM2-135M (one core: 5 min)
     python notebooks/tools/record_growth.py --steps 2  a trial, into build/
 
 Each run trains for a few steps on one task: "full" trains all weights, "lora" trains adapters on
 all linear maps. The seed draws the training examples and starts the adapters. Before and after,
-every map is scored on held-out examples of both tasks, so that each run has a control: the task that
-it was not trained on. Adapters are merged into the weights before they are scored.
+every map is scored on held-out examples of both tasks, so that each run has a control: the task
+that it was not trained on. Adapters are merged into the weights before they are scored.
 
-growth.csv holds one row per method, seed, trained task, scored task and map: `before` and `after`
-are NFN (mean over texts), `norm_before` and `norm_after` the mean length of the map's outputs, and
-`loss_before` and `loss_after` the loss on the held-out examples of the scored task (nats per token
-of the completions).
+growth.csv holds one row per method, seed, trained task, scored task and map (named by its type and
+layer): `before` and `after` are NFN (mean over texts), `norm_before` and `norm_after` the mean
+length of the map's outputs, and `loss_before` and `loss_after` the loss on the held-out examples of
+the scored task (nats per token of the completions).
 """
 
 import argparse
@@ -53,12 +53,12 @@ def recorded(model: nn.Module, tokenizer: Any, steps: int) -> pd.DataFrame:
                 rows = encoded(task, "train", tokenizer)
                 network = finetuned(model, rows, padding_id(tokenizer), method=method, seed=seed)
                 after = measured(network, tokenizer, held_out)
-                both = before.join(after, lsuffix="_before", rsuffix="_after").reset_index()
+                both = before.add_suffix("_before").join(after.add_suffix("_after")).reset_index()
                 parts.append(both.assign(method=method, seed=seed, trained=trained))
                 losses = both.groupby("scored")[["loss_before", "loss_after"]].first().round(2)
                 print(method, seed, trained, losses.to_dict("index"), flush=True)
     table = pd.concat(parts).rename(columns={"nfn_before": "before", "nfn_after": "after"})
-    columns = ["method", "seed", "trained", "scored", "module", "type", "layer"]
+    columns = ["method", "seed", "trained", "scored", "type", "layer"]
     columns += ["before", "after", "norm_before", "norm_after", "loss_before", "loss_after"]
     return table[columns]
 
@@ -68,9 +68,10 @@ def measured(model: nn.Module, tokenizer: Any, tasks: dict) -> pd.DataFrame:
     parts = []
     for name, task in tasks.items():
         texts = [example["prompt"] + example["completion"] for example in task.test]
-        batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
+        ids = tokenizer(texts)["input_ids"]
+        mask = padded([[1] * len(row) for row in ids], 0)
         with plop.record_norms(model) as record, torch.no_grad():
-            model(**batch)
+            model(input_ids=padded(ids, padding_id(tokenizer)), attention_mask=mask)
         frame = record.frame().groupby(["module", "type", "layer"], sort=False, as_index=False)
         means = frame[["nfn", "feature_norm"]].mean().rename(columns={"feature_norm": "norm"})
         loss = ex.evaluate(model, task, tokenizer, accuracy=False)["loss"]
@@ -78,12 +79,10 @@ def measured(model: nn.Module, tokenizer: Any, tasks: dict) -> pd.DataFrame:
     return pd.concat(parts).set_index(["scored", "module", "type", "layer"])
 
 
-def finetuned(
-    model: nn.Module, rows: list[dict], pad: int, *, method: str, seed: int
-) -> nn.Module:
+def finetuned(model: nn.Module, rows: list[dict], pad: int, *, method: str, seed: int) -> nn.Module:
     """A copy of the model, trained once on the rows, BATCH at a time; adapters are merged."""
     torch.manual_seed(seed)
-    network = copy.deepcopy(model).train()
+    network = copy.deepcopy(model).train().requires_grad_(True)
     if method == "lora":
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
         network = get_peft_model(network, config)
