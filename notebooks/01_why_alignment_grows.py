@@ -540,8 +540,6 @@ def check_sign(function):
         assert bool(function(W0, U @ start.x[0], v, start.y[0])) == is_more, f"wrong for network {seed}"
     return f"right for all {len(runs)} networks"
 
-
-# %%
 check_sign(grows_more)
 
 

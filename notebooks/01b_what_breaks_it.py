@@ -621,7 +621,6 @@ def check_last_step(number):
     return f"you say {number:.1f}, the loss is least at step {reached:.0f}"
 
 
-# %%
 check_last_step(last_step)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
@@ -650,7 +649,6 @@ def check_way(function):
     return "right for four cases, from a straight line to a random walk"
 
 
-# %%
 check_way(squared_way)
 
 
@@ -684,7 +682,6 @@ def check_amount(number):
     return f"rank correlation {expected:.1f} with the amount of change"
 
 
-# %%
 check_amount(correlation_of_amount)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
