@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from plop_nb.palette import DARK, UNKNOWN, label_lines, styled, type_color
 from plop_nb.plots import NFN
 
-THEORY = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
+THEORY: dict = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
 MEASURED = "#2F7A8C"  # of what is no type of maps
 LIGHT, DEEP = 0.72, 0.0  # greys of the narrowest and of the widest network
 STEP, GROWTH = "training step", "growth of ‖W z‖² / n"
