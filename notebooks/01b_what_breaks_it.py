@@ -17,20 +17,20 @@
 # # What breaks the growth, and what real networks do
 #
 # **The question.** Notebook 01 showed that alignment grows in a linear network on one datapoint. Which of these assumptions matter? And in a
-# real language model: do the maps with a low score (Normalized Feature Norm, NFN) gain most alignment, as PLoP
-# ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) supposes?
+# real language model: is it the maps with a low score (Normalized Feature Norm, NFN) whose score rises most? PLoP
+# ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) supposes that adapters *help* most there. That their NFN rises most is our reading of it.
 #
-# **The answer.** One assumption carries the theorem: that every step pushes in the same direction. Growth ends when the residual is used
-# up, and on labels that are pure noise features only do a random walk. Several datapoints, Adam, ReLU or attention bend the curve, but leave it growing. In
-# SmolLM2-135M, finetuned for 20 steps, the score before training does *not* predict which types gain most NFN, neither in full
-# finetuning nor with LoRA: the rank correlations over seven types are between -0.5 and -0.2, and none can be told from zero. Only compared
-# with texts of another task do low-scoring maps seem to gain more.
+# **The answer.** Two things carry the theorem: every step moves the features in the same direction, and equally far. SGD keeps the first and loses
+# the second. Labels that are pure noise lose the first, and features do a random walk. Growth ends when the residual is used up. Several datapoints,
+# ReLU or attention bend the curve, but leave it growing. In SmolLM2-135M-Instruct, finetuned for 20 steps, we find no evidence that the score before training
+# predicts which types gain most NFN, neither in full finetuning nor with LoRA: the rank correlations over seven types are between
+# -0.5 and -0.2, and none can be told from zero.
 #
 # | | |
 # |---|---|
 # | **You need** | notebook 01; what a rank correlation is |
-# | **It takes** | an hour of reading with the exercises; it runs in one to three minutes on one CPU core, without a GPU |
-# | **It runs** | small networks, live; scores of SmolLM2 before training, live; its finetunings are read from a record |
+# | **It takes** | 90 minutes of reading, with the exercises; it runs in one to three minutes on one CPU core, without a GPU |
+# | **It runs** | small networks, live; scores of SmolLM2-135M-Instruct before training, live; its finetunings are read from a record |
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
@@ -64,18 +64,17 @@ from plop_nb import experiments as ex
 from plop_nb import growth_plots as plots
 from plop_nb.experiments import growth, mean_interval, power_fit
 
-OTHER = (WIDTH, SEEDS, STEPS, ETA) != (512, 16, 40, 0.05)  # then numbers in the text do not hold
 
 # %% [markdown]
-# The record `growth.csv` holds eight short finetunings of SmolLM2: all weights (*full*) or adapters (*LoRA*), on short sums or on
-# spelling words backward, with two seeds each. Part 6 says more. Assertions tie the numbers in the text to it.
+# The record `growth.csv` holds eight short finetunings of SmolLM2-135M-Instruct: of all weights (*full*) or of adapters (*LoRA*), on short sums
+# (*sums*) or on spelling words backward (*spelling*), with two seeds each. Every run has 210 maps: seven in each of 30 layers. Part 6 says more.
 
 # %%
 record = pd.read_csv(plop.data_file("results/growth.csv"), comment="#")
 record = record.replace({"lora": "LoRA", "short_sums": "sums"})
 record["change"] = 100 * (record["after"] / record["before"] - 1)
-runs = record.groupby(["method", "trained", "seed"]).ngroups
-print(f"{runs} runs, {len(record.groupby(['type', 'layer']))} maps in each, scored on {record['scored'].nunique()} tasks")
+number = record.groupby(["method", "trained", "seed"]).ngroups
+print(f"{number} runs, {len(record.groupby(['type', 'layer']))} maps in each, scored on {record['scored'].nunique()} tasks")
 
 # %%
 where = ["method", "trained", "scored", "type", "layer"]
@@ -86,13 +85,14 @@ ranges = own.groupby("panel", sort=False)["change"].agg(["min", "median", "max"]
 ranges.rename_axis("change of NFN, %:")
 
 # %% tags=["nbval-ignore-output", "picture"]
-title = "SmolLM2: a low score before finetuning does not tell which types gain alignment\n"
-title += "(20 steps of full finetuning or LoRA, scored on the trained task; means of two seeds)"
+title = "SmolLM2-135M-Instruct: which types gain NFN cannot be told from their score before\n"
+title += "(20 steps on sums or spelling, scored on held-out texts of the same task; means of two seeds)"
 plots.plot_changes(own, list(own["panel"].unique()), limit=12, title=title);
 
 # %% [markdown]
-# Small dots are the 210 maps, large ones the means of the seven types (q, k, v, o, g for gate, u for up, d for down). If maps with a low score gained more, the dots would fall
-# from the left to the right. (Triangles: maps that changed by more than 12 %.)
+# Small dots are the 210 maps, large ones the means of the seven types (d for down, g for gate, u for up). If maps with a low score gained more, the cloud would
+# slope down. (Triangles: maps that changed by more than 12 %.) Value, the lowest-scoring type, rose most in three of four settings, but the order of all seven
+# types cannot be told from chance.
 #
 # | part | question | in the paper | minutes |
 # |---|---|---|---|
@@ -107,6 +107,9 @@ plots.plot_changes(own, list(own["panel"].unique()), limit=12, title=title);
 #
 # | symbol | what it is |
 # |---|---|
+# | displacement | $W_t z - W_0 z$, how far the features have moved; squared and per neuron: $\frac1n \Vert W_t z - W_0 z \Vert^2$ |
+# | growth | $\frac1n \Vert W_t z \Vert^2$ minus its start: the squared displacement and the cross term |
+# | change of NFN | its rise in percent, also called the gain |
 # | $W_t$, $z$, $Wz$ | a linear map after $t$ steps, its input, its output (the *feature*) |
 # | $v$, $f$, $f - y$ | the readout; the output of the network; the *residual*, what is missing |
 # | $n$, $\eta$, $t$ | width (neurons), step size, number of steps |
@@ -120,13 +123,22 @@ plots.plot_changes(own, list(own["panel"].unique()), limit=12, title=title);
 # **Question.** Theorem 1 assumes a linear network, one map, one datapoint, SignSGD with the step $\eta / n$, and a residual that keeps its
 # sign. What happens without each of these?
 #
-# **Intuition.** A feature that moves along a straight line at a constant speed travels $t$ times as far in $t$ steps, and its squared
-# way grows with $t^2$. So an assumption matters if the direction or the speed changes without it.
+# **Intuition.** A feature that moves along a straight line at a constant speed is $t$ times as far away after $t$ steps, and its squared
+# displacement grows with $t^2$. So an assumption matters if the direction or the speed changes without it.
 #
 # **Predict.** Which of these keep the exponent 2: 16 datapoints instead of one; minibatches of 4 out of 64; all layers trained; Adam;
 # plain SGD; a step that does not fall with the width; a target that is reached; labels that are noise?
 #
-# **What we do.** We train networks of 512 neurons with one change each.
+# **What we do.** We train networks of 512 neurons with one change each. The data are toys:
+#
+# | what | how it is made |
+# |---|---|
+# | input | 8 random numbers, which a random first layer turns into $z$ (attention: four such inputs, the *tokens*) |
+# | label | $+$ target or $-$ target (`target`, 2 unless said otherwise) |
+# | *teacher* labels | the sign follows from the input by a rule: the side of a random plane |
+# | *shuffled* labels | the teacher's, dealt out at random once |
+# | *noise* labels | random signs, drawn anew in every step |
+# | `growth(...)` | trains some seeds and returns one row for each seed and step: `growth`, `moved` (length of the displacement over $\sqrt n$), `loss` |
 
 # %%
 knobs = {
@@ -147,17 +159,30 @@ for name, knob in knobs.items():
     runs[name] = growth(WIDTH, STEPS, eta=ETA, **({"seeds": SEEDS} | knob))
 
 # %% [markdown]
-# We look at the squared way of the features, $\frac1n \|W_t z - W_0 z\|^2$, which is the growth without the cross term. For each knob: its exponent from step
-# 10 on (95 % percentile bootstrap over networks), and the squared way after 10 and 40 steps as a multiple of the theorem's.
+# For each knob we look at the squared displacement. When is the target met: at which step is the mean loss least? Up to that step, what is the exponent (95 %
+# percentile bootstrap: networks are resampled, the fit is repeated)? After that step an exponent would mix growth with standstill. And how large is
+# the displacement after 10 and 40 steps, as a multiple of the theorem's?
 
 
 # %%
+def target_met(run):
+    """The step after which the mean loss is no longer above 2 % of its start, else the last one."""
+    loss = run.groupby("step")["loss"].mean()
+    small = loss[loss < 0.02 * loss[0]]
+    return small.index[0] if len(small) else loss.index[-1]
+
+
+# %%
+def squared(run):
+    return run.assign(square=run["moved"] ** 2, pure=(ETA * run["c"] * run["step"]) ** 2)
+
+
 def summary(run):
-    run = run.assign(square=run["moved"] ** 2, pure=(ETA * run["c"] * run["step"]) ** 2)
+    run, met = squared(run), target_met(run)
     means = run.groupby("step")[["square", "pure"]].mean()
     times = means["square"] / means["pure"]
-    fit = power_fit(run.query("step >= 10"), "step", "square")
-    return fit._asdict() | {"multiple at 10": times[10], f"multiple at {STEPS}": times[STEPS]}
+    fit = power_fit(run[run["step"].between(1, met)], "step", "square")
+    return fit._asdict() | {"fitted to step": met, "multiple at 10": times[10], f"multiple at {STEPS}": times[STEPS]}
 
 
 # %%
@@ -165,45 +190,47 @@ table = pd.DataFrame({name: summary(run) for name, run in runs.items()}).T
 table.round(2)
 
 # %% tags=["nbval-ignore-output"]
-findings = ["slower, still 2", "slower still", "fast, then done", "nearly 2", "fast, then fading"]
-findings += ["fast, then done", "stops", "exponent 1"]
+findings = ["slower, still 2", "slower still", "meets the target", "nearly 2", "steps get shorter"]
+findings += ["meets the target", "meets the target", "a random walk"]
 panels = {f"{name}: {finding}": runs[name] for name, finding in zip(list(knobs)[1:], findings)}
-title = f"A fixed direction keeps the square (linear networks, {WIDTH} neurons; dashed: Theorem 1)"
-plots.plot_knobs(panels, runs["Theorem 1"], title=title);
-
-# %%
-assert OTHER or (table.loc[["Theorem 1", "16 datapoints"], "exponent"] - 2).abs().max() < 0.06
-assert OTHER or table.loc[["all layers", "constant step", "target reached"], "exponent"].max() < 1
-first, last = (table[f"multiple at {step}"] for step in (10, STEPS))
-assert OTHER or first[["all layers", "constant step"]].min() > 2 and last["target reached"] < 0.5
-print("exponents:", table["exponent"].round(1).to_dict())
+met = {finding: target_met(run) for finding, run in panels.items() if finding.endswith("meets the target")}
+title = f"Features move quadratically only while steps keep direction and length\n(linear networks, {WIDTH} neurons; dashed: Theorem 1; bands: 95 % of networks; dotted: target met)"
+plots.plot_knobs(panels, runs["Theorem 1"], met=met, title=title);
 
 # %% [markdown]
-# **What we saw.** *Several datapoints* keep the exponent. The way is shorter, since a step follows what the datapoints have in common, and each
-# of them shares only a part of it. *Minibatches* change the direction a little from step to step. With *all layers trained* the input $z$ grows as well,
-# so that the target is met early; then the residual is gone and growth ends. A *constant step*, set for 64 neurons, is eight times too large
-# here and meets the target at once. *Adam* and *SGD* slow down with the residual (part 2). *Noise labels* are part 3.
+# **What we saw.** *Several datapoints* keep the exponent. The displacement is shorter, since a step follows what the datapoints have in common, and each
+# of them shares only a part of it. With *minibatches* the direction varies from step to step, but the common part adds up. With *all layers trained* the other layers
+# move too, which adds to the displacement from the first step, and the target is met early. A *constant step*, set for 64 neurons, is eight times too large
+# here and meets the target within a few steps. *Adam* and *SGD* slow down as the residual shrinks (part 2). *Noise labels* are part 3.
 #
-# It is not the rank of the step that matters: in every linear network here each step of SignSGD has rank one, also on noise labels. It is whether the signs
-# stay the same. One number shows it, the *straightness*: the way after 40 steps over 40 times the way of the first step. It is 1
-# for a straight line, and $1 / \sqrt{40} = 0.16$ for a random walk (there a little less, as we take the mean way and not its root mean square).
+# Does the direction stay? One number shows it, the *straightness*: $\|W_t z - W_0 z\|$ after 40 steps, over 40 times the same after one step. It is 1
+# for a straight line at constant speed, and about $1 / \sqrt{40} = 0.16$ for a random walk (a little less, as we take the mean and not the root mean square).
 
 # %%
 straightness = {}
 for name in ("Theorem 1", "16 datapoints", "minibatches", "noise labels"):
     moved = runs[name].groupby("step")["moved"].mean()
     straightness[name] = moved[STEPS] / (STEPS * moved[1])
-assert OTHER or straightness["16 datapoints"] > 0.9 and abs(straightness["noise labels"] - 0.16) < 0.05
 print({name: round(float(value), 1) for name, value in straightness.items()})
 
 # %% [markdown]
-# **Recap.** Width, muP, one map and one datapoint set the scale. The exponent 2 needs a direction that stays.
+# | without this assumption | still quadratic? | why |
+# |---|---|---|
+# | one datapoint | yes, slower | steps share a direction |
+# | full batches | nearly | the common part adds up |
+# | one trained map | until the target is met | the other layers move, too |
+# | step $\eta / n$ | until the target is met | steps are longer, in the same direction |
+# | SignSGD | Adam nearly, SGD no | same direction, but steps get shorter |
+# | a residual that keeps its sign | no | steps go back and forth |
+# | labels that stay | no | random directions |
+#
+# **Recap.** Width, muP, one map and one datapoint set the scale. The exponent 2 needs a direction that stays and steps of equal length.
 #
 # ## 2. Growth ends with the residual
 #
 # **Question.** When does growth stop, and why do Adam and SGD fall behind?
 #
-# **Intuition.** $f = v^\top W z$ moves by $\eta c \|v\|_1 \approx \frac{2}{\pi} \eta$ in each step, since both $c$ and $\|v\|_1$ are about $\sqrt{2 / \pi}$. A target at distance $|y|$ is
+# **Intuition.** $f = v^\top W z$ moves by $\eta c \|v\|_1 \approx \frac{2}{\pi} \eta$ in each step, since both $c$ and $\|v\|_1$ are about $\sqrt{2 / \pi}$. A target at distance $|y - f_0| \approx |y|$ is
 # met after about $|y| \pi / (2 \eta)$ steps. From then on the signs flip from step to step.
 #
 # **Predict.** For $|y| = 0.5$ and $\eta = 0.05$: at which step?
@@ -212,7 +239,6 @@ print({name: round(float(value), 1) for name, value in straightness.items()})
 expected = 0.5 / (ETA * 2 / math.pi)
 run = runs["target reached"]
 reached = mean_interval(run.loc[run.groupby("seed")["loss"].idxmin(), "step"].to_numpy())
-assert OTHER or abs(reached.mean - expected) < 2
 print(f"expected at step {expected:.1f}; the loss is least at step {reached.mean:.0f}, "
       f"95 % interval over networks {reached.low:.0f} to {reached.high:.0f}")  # fmt: skip
 
@@ -225,32 +251,30 @@ print(f"expected at step {expected:.1f}; the loss is least at step {reached.mean
 far = growth(WIDTH, STEPS, eta=ETA, optimizer="adam", target=50, seeds=SEEDS)
 slow = growth(WIDTH, STEPS, eta=ETA / 50, optimizer="sgd", seeds=SEEDS)
 back = {"Adam": summary(far)["exponent"], "SGD": summary(slow)["exponent"]}
-assert OTHER or table.loc["Adam", "high"] < 2 and table.loc["SGD", "high"] < 1.5
-assert OTHER or max(abs(exponent - 2) for exponent in back.values()) < 0.05
 for name, exponent in back.items():
     print(f"{name}: exponent {table.loc[name, 'exponent']:.1f}, with a lasting residual {exponent:.1f}")
 
 # %% [markdown]
-# **What we saw.** Growth stops where $f = y$, at the step that was computed. With a residual that lasts, Adam and SGD grow like the theorem's SignSGD.
+# **What we saw.** Growth stops when the residual changes sign, within a step or two of the computed one. SGD and Adam slow down already as it shrinks. With a residual
+# that lasts, both grow like the theorem's SignSGD.
 #
-# **Recap.** The sign of the residual is the condition that bites. Growth is a matter of how much is left to learn.
+# **Recap.** The sign of the residual ends the growth, and for Adam and SGD its size matters before. Growth is a matter of how much is left to learn.
 #
 # ## 3. Noise labels: a random walk
 #
 # **Question.** What if the labels mean nothing, and are drawn anew in every step?
 #
-# **Intuition.** Then each step goes forth or back at random. After $t$ such steps one is $\sqrt t$ steps away, so that the squared way grows
+# **Intuition.** Then each step goes forward or backward at random. After $t$ such steps one is $\sqrt t$ steps away, so the squared displacement grows
 # with $t$ instead of $t^2$: $\eta^2 c^2\, t$.
 #
-# **What we do.** Part 1 has trained 256 networks on noise, because the ways of a random walk vary much.
+# **What we do.** Part 1 has trained 256 networks on noise, because random walks vary much.
 
 # %%
 noise = runs["noise labels"].assign(square=runs["noise labels"]["moved"] ** 2)
 fit = power_fit(noise.query("step >= 10"), "step", "square")
-assert OTHER or fit.low < 1 < fit.high
 print(f"exponent {fit.exponent:.1f}, 95 % interval over networks {fit.low:.1f} to {fit.high:.1f}")
 walked = noise.query("step == @STEPS")["square"].mean() / (ETA**2 * 2 / math.pi * STEPS)
-print(f"squared way after {STEPS} steps: {walked:.1f} times that of the formula")
+print(f"squared displacement after {STEPS} steps: {walked:.1f} times that of the formula")
 
 # %% [markdown]
 # **Recap.** The exponent 2 is the mark of a gradient that keeps asking for the same thing. This is what "alignment" means here.
@@ -259,14 +283,14 @@ print(f"squared way after {STEPS} steps: {walked:.1f} times that of the formula"
 #
 # **Question.** The paper leaves open what happens in networks that are not linear. Do they grow quadratically, too?
 #
-# **Intuition.** At first, yes: over a short way a smooth network is nearly linear. Later neurons switch off or saturate, and in deeper networks
+# **Intuition.** At first, yes: over a short way a smooth network is nearly linear. Later some neurons come to rest, and in deeper networks
 # the inputs of a map grow as well.
 #
 # **Predict.** A ReLU sets negative values to 0. Half of its neurons are off at the start and get no gradient. Where will its curve start and where will it
 # end, compared with the linear one?
 #
 # **What we do.** One datapoint, the same steps, and three more networks of 256 neurons. The attention has one head and four tokens, and four
-# maps to watch. We draw the squared way as a multiple of the theorem's: a flat line is quadratic.
+# maps to watch. We draw the squared displacement as a multiple of the theorem's: a flat line is quadratic.
 
 # %% tags=["nbval-ignore-output"]
 networks = {}
@@ -287,7 +311,7 @@ multiples = multiples.drop(index=0).div(quadratic(np.arange(1, STEPS + 1)), axis
 multiples.loc[[1, 5, 20, STEPS]].round(1)
 
 # %% tags=["nbval-ignore-output"]
-title = "Flat is quadratic: ReLU and GeLU bend down, the attention's output speeds up\n(256 neurons, one datapoint, SignSGD; means over networks)"
+title = "Flat is quadratic: ReLU and GeLU bend down, the attention's output speeds up\n(256 neurons, one datapoint, SignSGD, target 3; means over 16 networks)"
 plots.plot_multiples(multiples, title=title);
 
 # %%
@@ -299,16 +323,14 @@ def exponents(run):
 
 # %%
 curved = pd.DataFrame({name: exponents(run) for name, run in networks.items()}).T
-assert OTHER or (curved["early"] - 2).abs().max() < 0.2 and curved.loc["attention o", "late, low"] > 2.5
-assert OTHER or curved.loc[["relu", "gelu"], "late, high"].max() < 1.9
 curved.round(1)
 
 # %% [markdown]
 # **What we saw.** Early growth is close to quadratic in every map (steps 1 to 5; query and key fall a little short of 2). Later the networks part.
-# The two curves with a kink can be worked out.
+# The curves of ReLU and GeLU can be worked out. The wiggles at the end, from about step 35, are networks that have met their target of 3.
 #
 # **ReLU.** Let $h = |W_0 z|$ be half-normal, and $a = \eta c t$. A half of the neurons is off and never moves. A quarter is pushed up for ever. A quarter is
-# pushed down until it switches off, and stays near 0. So the squared way is $\frac14 a^2 + \frac14 E \min(a, h)^2$: the curve goes from $\frac12$
+# pushed down until it switches off, and stays near 0. So the squared displacement is $\frac14 a^2 + \frac14 E \min(a, h)^2$: the curve goes from $\frac12$
 # towards $\frac14$. The growth has a mixed term besides:
 #
 # $$\tfrac14 E\big[(h+a)^2 - h^2\big] + \tfrac14 E\big[\max(h-a, 0)^2 - h^2\big]$$
@@ -328,26 +350,27 @@ def relu_growth(a):
 measured = networks["relu"].groupby("step")["growth"].mean()
 for step in (10, 20, STEPS):
     formula = relu_growth(math.sqrt(quadratic(step)))
-    assert OTHER or abs(measured[step] - formula) < 0.05
     print(f"step {step}: measured {measured[step]:.1f}, formula {formula:.1f}")
 
 # %% [markdown]
-# **GeLU** has a gradient everywhere, so that it starts as fast as the linear network. The half of the neurons whose output is to fall slides into the minimum of GeLU, at
-# $-0.75$, and stays there. The squared way is $\frac12 a^2 + \frac12 E \min(a, |h + 0.75|)^2$, here with a normal $h$.
+# <details><summary>The same for GeLU</summary>
+#
+# GeLU has a gradient everywhere, so that it starts as fast as the linear network. The half of the neurons whose output is to fall slides into the minimum of GeLU, at
+# $-0.75$, and stays there. The squared displacement is $\frac12 a^2 + \frac12 E \min(a, |x + 0.75|)^2$, with a normal $x$.
+# </details>
 
 # %%
 normal = torch.cat([h, -h])
 
 
-def gelu_way(a):
+def gelu_displacement(a):
     return (a**2 + (normal + 0.7518).abs().clamp(max=a).square().mean().item()) / 2
 
 
 # %%
 measured = networks["gelu"].groupby("step")["square"].mean()
 for step in (10, 20, STEPS):
-    formula = gelu_way(math.sqrt(quadratic(step)))
-    assert OTHER or abs(measured[step] / formula - 1) < 0.05
+    formula = gelu_displacement(math.sqrt(quadratic(step)))
     print(f"step {step}: measured {measured[step]:.1f}, formula {formula:.1f}")
 
 # %% [markdown]
@@ -356,13 +379,12 @@ for step in (10, 20, STEPS):
 
 # %%
 plain = growth(WIDTH // 2, 5, eta=ETA, network="attention", optimizer="sgd", seeds=SEEDS)
-ways = pd.DataFrame({"SGD": plain.query("step == 5").groupby("module")["moved"].mean()})
-ways["SignSGD"] = {name: networks[f"attention {name}"].query("step == 5")["moved"].mean() for name in "kqvo"}
-assert OTHER or (ways.loc[["q", "k"], "SGD"] < 0.05 * ways.loc["o", "SGD"]).all()
-(100 * ways / ways.loc["o"]).round(0).astype(int).add_suffix(", % of o")
+lengths = pd.DataFrame({"SGD": plain.query("step == 5").groupby("module")["moved"].mean()})
+lengths["SignSGD"] = {name: networks[f"attention {name}"].query("step == 5")["moved"].mean() for name in "kqvo"}
+(100 * lengths / lengths.loc["o"]).round(0).astype(int).add_suffix(", % of o")
 
 # %% [markdown]
-# **Recap.** Growth starts close to quadratic in each of these networks. Saturation bends it down, growing inputs bend it up. The size of the gradient, which
+# **Recap.** All start with an exponent near 2, at different speeds. Neurons that come to rest bend growth down, growing inputs bend it up. The size of the gradient, which
 # tells maps apart, is lost in the sign.
 #
 # ## 5. Does a rule in the labels matter?
@@ -375,8 +397,8 @@ assert OTHER or (ways.loc[["q", "k"], "SGD"] < 0.05 * ways.loc["o", "SGD"]).all(
 #
 # **Predict.** In which of the two cases do teacher labels grow features more?
 #
-# **What we do.** 32 datapoints, 60 steps, 128 neurons. We compare pairs of networks that differ in the labels only. There are ten
-# comparisons, so that each interval is one of 99.5 % (Student's t over 16 pairs).
+# **What we do.** 32 datapoints, 60 steps of SignSGD, 128 neurons. We compare pairs of networks that differ in the labels only. There are ten
+# comparisons, so each interval is one of 99.5 %: ten of them hold together with 95 % (Bonferroni; Student's t over 16 pairs).
 
 # %%
 def ends(network, batch, labels):
@@ -395,19 +417,19 @@ for network, batch in [("linear", 4), ("attention", 4), ("linear", 32), ("attent
         pairs[f"{name}, batches of {batch}"] = mean_interval(values.to_numpy(), level=0.995)
 
 # %%
-more = pd.DataFrame({name: interval._asdict() for name, interval in pairs.items()}).T
-surely = ["linear, batches of 4", "attention v, batches of 4", "attention o, batches of 4", "linear, batches of 32"]
-assert OTHER or (more.loc[surely, "low"] > 0).all()
-assert OTHER or (more.loc[["attention q, batches of 32", "attention k, batches of 32"], "high"] < 0).all()
-more.round(1)
+more = pd.DataFrame({name: interval._asdict() for name, interval in pairs.items()}).T.sort_index(ascending=False)
+more.round(2)
 
 # %% tags=["nbval-ignore-output"]
-what = "growth with teacher labels minus growth with shuffled ones"
-title = "Minibatches reward a rule; full batches do not in every map\n(128 neurons, 60 steps; 99.5 % intervals over 16 pairs)"
-plots.plot_intervals(more, what=what, title=title);
+what = "growth with teacher labels minus growth with shuffled ones\n(orange: batches of 4; teal: all 32 datapoints in each step)"
+title = "With minibatches, labels that follow a rule grow linear, v and o features more\n(SignSGD, 32 datapoints, 128 neurons, 60 steps; 99.5 % intervals over 16 pairs)"
+colors = [plots.THEORY["color"] if name.endswith(" 4") else plots.MEASURED for name in more.index]
+plots.plot_intervals(more.assign(color=colors), what=what, title=title);
 
 # %% [markdown]
-# **What we saw.** With minibatches the linear map and the attention's value and output maps grow more on labels that follow a rule; query and key do not notice. With full batches query and key even grow more on *shuffled* labels. Growth
+# **What we saw.** With minibatches the linear map and the attention's value and output maps grow more on labels that follow a rule. For query and key we see no
+# difference. With full batches query and key even grow more on *shuffled* labels, while the linear map prefers the teacher more (0.4) than with minibatches (0.2). So the
+# repeating of a request over batches, our intuition, is not all of it. With full batches, too, datapoints share more when a rule sets their labels. Growth
 # shows a *consistent* gradient, which is not yet a meaningful task.
 #
 # **Recap.** Growth measures how long gradients agree. A rule makes them agree over batches.
@@ -415,15 +437,16 @@ plots.plot_intervals(more, what=what, title=title);
 # %% [markdown]
 # ## 6. A real model: do low scores grow most?
 #
-# **Question.** PLoP puts adapters on the types with the lowest NFN, because these are supposed to have most alignment left to gain. Public notes on the paper name the
-# test as a "next check": follow the norms during actual LoRA finetuning. So: does the score *before* training predict the *change*
-# of the score?
+# **Question.** PLoP puts adapters on the types with the lowest NFN, because these are supposed to benefit most. Public notes on the paper name a
+# test as a "next check": follow the norms during actual LoRA finetuning. We ask: does the score *before* training predict the *change*
+# of the score? That is our way to make "aligned little, so most to gain" measurable. (A low score could also mean that a map resists: then it would gain least.)
 #
-# **Intuition.** If it does, low scores go with large changes: a negative rank correlation. (A *rank correlation*, Spearman's, compares two orders: 1 for the same, -1
-# for opposite, about 0 for unrelated ones.) A **control** says whether the training made the difference: score the same trained model on texts of
+# **Intuition.** If maps with low scores catch up, low scores go with large changes: a negative rank correlation would support this. One near zero or above it would
+# speak against it. (A *rank correlation*, Spearman's, compares two orders: 1 for the same, -1
+# for opposite, about 0 for unrelated ones.) A **control** says whether the trained task made the difference: score the same trained model on texts of
 # *another* task.
 #
-# **What we do.** The record has SmolLM2-135M after 20 steps of batch 4 with Adam, on `short_sums` ("97 + 97 =") or `spelling` (a word
+# **What we do.** The record has SmolLM2-135M-Instruct after 20 steps of batch 4 with Adam, on `short_sums` ("97 + 97 =") or `spelling` (a word
 # backward). All weights at rate 5e-5, or adapters of rank 16 on all maps at rate 1e-3, with two seeds (other examples, other starts of the adapters). NFN
 # is the mean over 32 held-out examples with their answers, of both tasks. First the scores before training, live:
 
@@ -438,7 +461,6 @@ for name, task in {"sums": "short_sums", "spelling": "spelling"}.items():
 # %%
 scores = pd.DataFrame(scores).sort_values("sums")
 recorded = maps.groupby(["type", "scored"])["before"].mean().unstack()
-assert MODEL or np.allclose(scores, recorded.loc[scores.index, scores.columns], atol=0.01)
 scores.round(2)
 
 # %% [markdown]
@@ -447,13 +469,12 @@ scores.round(2)
 # %%
 before = record.groupby("scored")["loss_before"].first()
 losses = record.groupby(["method", "trained", "seed", "scored"])["loss_after"].first().unstack("scored")
-assert (losses < before).all(axis=None)
 print("before:", before.round(1).to_dict())
 losses.add_prefix("after, on ").round(1)
 
 # %% [markdown]
-# All runs learn their task. Note that the loss of the *other* task falls as well: both tasks ask for a short answer and then the end. So the control
-# is not a task that training left alone. It is one that training was not about.
+# The loss falls in all runs, also on the *other* task: both tasks ask for a short answer and then the end. On spelling the model mostly learns the answer's format. So
+# the control is not a task that training left alone. It is one that training was not about.
 #
 # **Predict.** Guess the rank correlation of score and change over the seven types. Then read on.
 #
@@ -464,7 +485,10 @@ losses.add_prefix("after, on ").round(1)
 def over_types(run):
     """Rank correlation of score and change over types, and its exact p-value."""
     means = run.groupby("type")[["before", "change"]].mean().rank()
-    correlation = lambda order: np.corrcoef(order, means["change"])[0, 1]  # noqa: E731
+
+    def correlation(order):
+        return np.corrcoef(order, means["change"])[0, 1]
+
     options = {"permutation_type": "pairings", "n_resamples": np.inf}
     test = stats.permutation_test((means["before"],), correlation, **options)
     return {"types": test.statistic, "p": test.pvalue}
@@ -495,35 +519,38 @@ for name, run in maps.groupby(["method", "trained", "scored"]):
 found = pd.DataFrame(found).T.rename_axis(["method", "trained", "scored"])
 found = found.rename(columns={"mean": "within layers"})
 is_own = found.index.get_level_values("trained") == found.index.get_level_values("scored")
-assert found.loc[is_own, "types"].between(-0.5, -0.15).all() and found["p"].min() > 0.05 and (found.loc[~is_own, "low"] > 0).all()
-assert (found.loc[is_own, "low"] < 0).all() and (found.loc[is_own, "high"] > 0).all()
 found.round(2)
 
 # %% [markdown]
-# **What we saw.** On the task that was trained, the rank correlation over types is between -0.5 and -0.2. That is the sign that PLoP supposes, but with seven types it cannot be told from
-# zero (p 0.3 and more). Within layers it is 0.0 to 0.1, and every interval contains zero. So for these runs the score before training says little
-# about where alignment grows.
+# **What we saw.** On the task that was trained, the rank correlation over types is between -0.5 and -0.2. That is the sign that our reading of PLoP supposes, but it cannot be told from
+# zero (p 0.3 and more). With only seven types, nothing weaker than 0.79 could have been. Within layers it is 0.0 to 0.1, and every interval contains zero. So for these
+# runs the score before training says little about which types gain.
 #
-# **The control** has positive correlations. Over types they are 0.5 to 0.8, which seven types cannot tell from zero either. Within layers they are 0.2 to 0.4, and all
-# four intervals lie above zero: on texts of the other task, maps with a *high* score rose more. Is the difference to the own task real? Layer by layer:
+# **The control** has positive correlations within layers, 0.2 to 0.4, and all four intervals lie above zero: on texts of the other task, maps with a *high* score rose more.
+# Does the score go with the *extra* change on the own task? We correlate it with the change on the own task minus that on the other:
+
+# %%
+wide = maps.pivot(index=["method", "trained", "layer", "type"], columns="scored", values="change")
+extra = own.set_index(["method", "trained", "layer", "type"])[["before"]].join(wide)
+sums_more = extra["sums"] - extra["spelling"]
+is_sums = extra.index.get_level_values("trained") == "sums"
+extra["change"] = sums_more.where(is_sums, -sums_more)
 
 # %%
 gaps = {}
-for method in ("full", "LoRA"):
-    for trained, other in [("sums", "spelling"), ("spelling", "sums")]:
-        gap = within[method, trained, trained] - within[method, trained, other]
-        gaps[method, trained] = mean_interval(gap.to_numpy(), level=0.9875)._asdict()  # four at once
-gaps = pd.DataFrame(gaps).T.rename_axis(["method", "trained"])
-assert (gaps["mean"] < 0).all() and (gaps["high"] < 0).sum() == 3
-gaps.round(2)
+for name, run in extra.groupby(["method", "trained"]):
+    of_layers = run.groupby("layer")[["before", "change"]].apply(rank_correlation)
+    gaps[name] = mean_interval(of_layers.to_numpy(), level=0.9875)._asdict()  # four at once
+pd.DataFrame(gaps).T.rename_axis(["method", "trained"]).round(2)
 
 # %% [markdown]
-# All four differences are negative, and three of the four intervals exclude zero (98.75 % each, since there are four; Student's t over layers). So training seems to raise
-# low-scoring maps more on its own task than on the other one's texts. The supposition of PLoP may hold relative to this control, but not by itself. We found this after looking. Two tasks
-# are not many, and the control is not untouched.
+# After full finetuning the correlations are 0.0 and -0.1 and cannot be told from zero. After LoRA both are -0.2, and their intervals lie below zero: there low-scoring maps rose
+# more on the own texts than on the other ones.
+# We chose this comparison after seeing the table, on two tasks, with a control that training changed too; treat it as a hypothesis. (98.75 % for each interval gives 95 % for
+# all four, Bonferroni.)
 #
-# **Do the changes repeat?** If another seed, another method or another task ranks the 210 changes alike, then changes belong to the model. We correlate them and
-# resample layers, 1,000 times (95 %).
+# **Do the changes repeat?** If another seed, another method or another task ranks the 210 changes alike, then changes belong to the model. We correlate them, with a bootstrap
+# over layers: 1,000 times we draw 30 layers with replacement and correlate again (95 %).
 
 # %%
 table = record.pivot_table(index="type", columns=["method", "trained", "scored", "seed", "layer"], values="change")
@@ -550,16 +577,14 @@ alike = pd.DataFrame(alike).T.drop(index="spelling: other task")  # the same pai
 
 # %% tags=["nbval-ignore-output"]
 what = "rank correlation of the changes of 210 maps"
-title = "LoRA changes NFN in the same maps as full finetuning\n(SmolLM2, against full finetuning with seed 0; 95 % over layers)"
+title = "On the same examples, LoRA and full finetuning change largely the same maps\n(SmolLM2-135M-Instruct, 20 steps, against full finetuning with seed 0; bars: 95 %, layers resampled)"
 plots.plot_intervals(alike, what=what, title=title);
 
 # %%
-assert alike.loc["sums: other seed", "high"] < 0.6 and alike.loc["spelling: other seed", "low"] > 0.8
-assert alike.filter(like="LoRA", axis=0)["low"].min() > alike.filter(like="other task", axis=0)["high"].max()
 alike["mean"].round(1).to_frame("rank correlation")
 
 # %% [markdown]
-# **What we saw.** LoRA and full finetuning, on the same examples, change the same maps (0.7 and 0.9), more so than two tasks do (0.4). On spelling another seed, that
+# **What we saw.** LoRA and full finetuning change largely the same maps, when trained on the same examples (0.7 and 0.9), more so than two tasks do (0.4). On spelling another seed, that
 # is, other examples, gives nearly the same ranking (0.9): these changes belong to the task. On sums it gives no more than another task does (0.4), so that 20 steps leave much to chance
 # there.
 #
@@ -570,16 +595,14 @@ tests = {}
 for (panel, name), run in own.groupby(["panel", "type"], sort=False):
     tests[name, panel] = stats.spearmanr(run["before"], run["change"])
 correlations = pd.Series({key: test.statistic for key, test in tests.items()}).unstack()
-assert correlations.loc["v_proj"].max() < -0.4
 correlations.round(2)
 
 # %%
 clear = [" on ".join(key) for key, test in tests.items() if test.pvalue < 0.05 / len(tests)]
-assert sum("v_proj" in name for name in clear) == 3
 print(f"clear enough for {len(tests)} tests (Bonferroni):", "; ".join(clear))
 
 # %% [markdown]
-# Among value maps, those of layers with a low score gain most in all four cases (means over two seeds), in three of them clearly enough for 28 tests. After full finetuning on spelling this holds for
+# Over types the score says little. On spelling it does say something about which layers of a type gain. Among value maps, those of layers with a low score gain most in all four cases (means over two seeds), in three of them clearly enough for 28 tests. After full finetuning on spelling this holds for
 # output and up maps as well, and no type shows the opposite as clearly. (The test takes layers as independent, which neighbours are not.) Take it as a lead. Exercise 3 asks whether it survives another
 # measure of change.
 #
@@ -590,15 +613,14 @@ record["norm change"] = 100 * (record["norm_after"] / record["norm_before"] - 1)
 trained = record[record["trained"] == record["scored"]].groupby(["method", "trained", "seed"])
 rising = trained[["norm change", "change"]].agg(lambda values: 100 * (values > 0).mean())
 rising.columns = ["norm rises, % of maps", "NFN rises, % of maps"]
-assert (own[own["type"] == "o_proj"].groupby("panel")["change"].mean() < 0).all()
 rising.round(0).astype(int)
 
 # %% [markdown]
 # Feature norms rise in most maps after training on spelling, and in about half of them after training on sums with one of the seeds. NFN rises in a half to two
 # thirds. In output maps it falls on average in all four cases (o in the first picture). In a whole network all maps are trained at once, inputs change, and nothing says that the residual keeps its sign.
 #
-# **Recap.** In SmolLM2 the score before training does not tell which types gain alignment in 20 steps. Among value maps it tells which layers do. Compared with texts of another task, low-scoring maps seem to
-# gain more. LoRA moves the same maps as full finetuning.
+# **Recap.** In SmolLM2-135M-Instruct we find no evidence that the score before training tells which types gain NFN in 20 steps. Among value maps it tells which layers do. On the
+# same examples, LoRA moves largely the same maps as full finetuning.
 
 # %% [markdown]
 # ## Exercises
@@ -630,15 +652,15 @@ check_last_step(1 * math.pi / (2 * 0.1))
 # %% [markdown]
 # ### 2. Half noise (15 minutes)
 #
-# A share $p$ of the steps goes the wrong way, at random, and the others the right way. How long is the expected squared way after $t$ steps, as a multiple of the
-# squared way of one step? Write a function of $p$ and $t$. *Hint:* write the way as a sum of independent signs, with mean $1 - 2p$.
+# A share $p$ of the steps goes the wrong way, at random, and the others the right way. How large is the expected squared displacement after $t$ steps, as a multiple of that
+# of one step? Write a function of $p$ and $t$. *Hint:* write the displacement as a sum of independent signs, with mean $1 - 2p$.
 
 # %%
-squared_way = None  # your turn: a function of (p, t)
+squared_displacement = None  # your turn: a function of (p, t)
 
 
 # %%
-def check_way(function):
+def check_displacement(function):
     if function is None:
         return "not yet filled in"
     random = np.random.default_rng(0)
@@ -649,16 +671,16 @@ def check_way(function):
     return "right for four cases, from a straight line to a random walk"
 
 
-check_way(squared_way)
+check_displacement(squared_displacement)
 
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 # Solution: variance plus squared mean. It is t^2 at p = 0 and t at p = 1/2.
-def squared_way_of_signs(p, t):
+def displacement_of_signs(p, t):
     return t * (1 - (1 - 2 * p) ** 2) + (t * (1 - 2 * p)) ** 2
 
 
-check_way(squared_way_of_signs)
+check_displacement(displacement_of_signs)
 
 # %% [markdown]
 # ### 3. Is it the measure? (15 minutes)
@@ -701,10 +723,11 @@ check_amount(means["before"].corr(means["after"] - means["before"], method="spea
 #
 # ## Three things to remember
 #
-# 1. **Growth needs a direction that stays.** It ends with the residual, and on noise it is a random walk.
-# 2. **Networks that are not linear start alike and then part**: saturation bends growth down, growing inputs bend it up.
-# 3. **In SmolLM2 low scores did not grow most.** Only compared with texts of another task do low-scoring
-#    maps seem to gain more, which we found after looking.
+# 1. **The square needs a direction that stays and steps of equal length.** Growth ends with the residual, and on noise it is a random walk.
+# 2. **Networks that are not linear all start with an exponent near 2, at different speeds, and then part**: neurons that come to rest bend growth
+#    down, growing inputs bend it up.
+# 3. **In SmolLM2-135M-Instruct, value, the lowest-scoring type, rose most in three of four settings**, but the order of all seven types cannot be told
+#    from chance (with seven types only $|\rho| \ge 0.79$ could have been).
 #
 # **Not established.** One small model, two toy tasks, 20 steps, one rate for each method, two seeds. That a rise of NFN is good for anything was not
 # asked. Notebook 05 measures what counts, the loss.

@@ -14,7 +14,7 @@ from plop_nb.plots import NFN
 
 THEORY: dict = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
 MEASURED = "#2F7A8C"  # of what is no type of maps
-LIGHT, DEEP = 0.72, 0.0  # greys of the narrowest and of the widest network
+LIGHT, DEEP = 0.85, 0.35  # greys of the narrowest and of the widest networks
 STEP, GROWTH = "training step", "growth of ‖W z‖² / n"
 STYLES = ("-", "--", ":", "-.")  # of lines without a type
 
@@ -23,12 +23,12 @@ STYLES = ("-", "--", ":", "-.")  # of lines without a type
 def plot_growth(
     runs: pd.DataFrame, theory: pd.Series, *, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """The growth of every network, darker the wider, with the theorem's curve as a dashed line.
+    """The growth of 95 % of the networks, darker the wider, with the theorem's curve dashed.
 
     Parameters
     ----------
     runs : pandas.DataFrame
-        Columns `width`, `seed`, `step` and `growth`: one line for each width and seed.
+        Columns `width`, `seed`, `step` and `growth`: one band for each width.
     theory : pandas.Series
         The growth of an infinitely wide network, with the steps as its index.
     title, ax : str, matplotlib Axes, optional
@@ -48,15 +48,10 @@ def plot_growth(
     widths = sorted(runs["width"].unique())
     ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
     for width, grey in zip(widths, np.linspace(LIGHT, DEEP, len(widths)), strict=True):
-        networks = runs[runs["width"] == width].groupby("seed")
-        lasts = []
-        for _, run in networks:
-            ax.plot(run["step"], run["growth"], color=str(grey), lw=1)
-            lasts.append((run["growth"].iloc[-1], run["step"].iloc[-1]))
-        height, step = max(lasts)  # the highest line: the lines of one width spread
-        ends[f"{width} neurons"] = (step, height, str(min(grey, 0.6)))
+        _, high = _band(ax, runs[runs["width"] == width].groupby("step")["growth"], str(grey))
+        ends[f"{width} neurons"] = (high.index[-1], high.iloc[-1], str(min(grey, 0.5)))
     ax.plot(theory.index, theory, **THEORY)
-    ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, theory.index[-1]), ylim=(0, None))
+    ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, theory.index[-1]))
     label_lines(ax, ends)
     return ax
 
@@ -88,9 +83,9 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     ax.plot(run["step"], run["pure"], **THEORY)
     last = run.iloc[-1]
     ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
-    middle = run.iloc[len(run) // 2]
-    note = {"textcoords": "offset points", "color": MEASURED}
-    ax.annotate("measured in the loop", (middle["step"], middle["growth"]), (12, -12), **note)
+    middle = run.iloc[len(run) // 2][["step", "growth"]]
+    style = {"textcoords": "offset points", "color": MEASURED}
+    ax.annotate("measured in the loop", tuple(middle), (12, -12), **style)
     named = {"closed form": ("closed", DARK), "its quadratic part": ("pure", THEORY["color"])}
     label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
     return ax
@@ -105,8 +100,7 @@ def plot_by_width(
     Parameters
     ----------
     table : pandas.DataFrame
-        Widths as its index. Either columns `mean`, `low`, `high` (dots with intervals) and
-        `predicted` (a dashed line); or any other columns, one line each, with the name at its end.
+        Widths as its index. Columns `mean`, `low`, `high`, `predicted` (dashed), or one per line.
     what : str
         Label of the vertical axis, with its unit.
     title, ax : str, matplotlib Axes, optional
@@ -136,20 +130,26 @@ def plot_by_width(
             ax.plot(table.index, table[name], **style)
             ends[name] = (table.index[-1], table[name].iloc[-1], MEASURED)
     ax.set(xscale="log", yscale="log", xlabel="width n (neurons, logarithmic scale)", ylabel=what)
-    _plain_numbers(ax)
+    ax.minorticks_off()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xticks(table.index, [str(width) for width in table.index])
     label_lines(ax, ends)
     return ax
 
 
 @styled()
-def plot_alignment(runs: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+def plot_alignment(
+    runs: pd.DataFrame, theory: pd.Series, *, title: str = "", ax: Axes | None = None
+) -> Axes:
     """NFN and the baseline of networks of one width by step, with the band of 95 % of them.
 
     Parameters
     ----------
     runs : pandas.DataFrame
         Columns `step`, `seed`, `nfn` and `baseline`.
+    theory : pandas.Series
+        The NFN of an infinitely wide network, with the steps as its index.
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -164,14 +164,13 @@ def plot_alignment(runs: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
     """
     _check(runs, ["step", "seed", "nfn", "baseline"])
     ax = _axes(ax, (7.5, 4), title)
-    ends = {}
+    ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
     names = {"nfn": ("NFN", MEASURED), "baseline": ("‖W‖_F / √n, the baseline", "0.4")}
     for column, (name, color) in names.items():
-        values = runs.groupby("step")[column]
-        low, mean, high = values.quantile(0.025), values.mean(), values.quantile(0.975)
-        ax.fill_between(mean.index, low, high, color=color, alpha=0.25, lw=0)
+        mean, _ = _band(ax, runs.groupby("step")[column], color, alpha=0.25)
         ax.plot(mean.index, mean, color=color, lw=2)
         ends[name] = (mean.index[-1], mean.iloc[-1], color)
+    ax.plot(theory.index, theory, **THEORY)
     ax.set(xlabel=STEP, ylabel="ratio (no unit)", xlim=(0, None), ylim=(0, None))
     label_lines(ax, ends)
     return ax
@@ -179,17 +178,22 @@ def plot_alignment(runs: pd.DataFrame, *, title: str = "", ax: Axes | None = Non
 
 @styled()
 def plot_knobs(
-    runs: Mapping[str, pd.DataFrame], base: pd.DataFrame, *, title: str = ""
+    runs: Mapping[str, pd.DataFrame],
+    base: pd.DataFrame,
+    *,
+    met: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> list[Axes]:
     """How far features have moved, squared, one panel a knob: a line of slope 2 is quadratic.
 
     Parameters
     ----------
     runs : dict of pandas.DataFrame
-        {finding: run}, with columns `step`, `seed` and `moved`; drawn with the mean over seeds and
-        the band that holds 95 % of the networks.
+        {finding: run}, columns `step`, `seed`, `moved`; the mean and a band over 95 % of networks.
     base : pandas.DataFrame
         The run without any knob, a dashed line in every panel.
+    met : dict, optional
+        {finding: step at which the target is met}, dotted lines.
     title : str
         Of the whole figure.
 
@@ -212,11 +216,11 @@ def plot_knobs(
     panels = list(grid.flat)
     reference = _squares(base).mean()
     for ax, (finding, run) in zip(panels, runs.items(), strict=False):
-        values = _squares(run)
-        low, high = values.quantile(0.025), values.quantile(0.975)
-        ax.fill_between(low.index, low, high, color=MEASURED, alpha=0.25, lw=0)
-        ax.plot(values.mean(), color=MEASURED, lw=2)
+        mean, _ = _band(ax, _squares(run), MEASURED, alpha=0.25)
+        ax.plot(mean, color=MEASURED, lw=2)
         ax.plot(reference, **THEORY)
+        if finding in (met or {}):
+            ax.axvline(met[finding], color=DARK, ls=":", lw=1.5)
         ax.set_title(finding, size=12)
         ax.set(xscale="log", yscale="log", ylim=(reference.min() / 20, 4 * reference.max()))
         ax.minorticks_off()
@@ -224,7 +228,7 @@ def plot_knobs(
     for ax in panels[len(runs) :]:
         ax.set_axis_off()
     fig.supxlabel(f"{STEP} (logarithmic scale)", size=12)
-    fig.supylabel("change of features² (mean, log)", size=12)
+    fig.supylabel("mean squared displacement\nper neuron (log)", size=12)
     fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
     return panels[: len(runs)]
 
@@ -236,8 +240,7 @@ def plot_multiples(table: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     Parameters
     ----------
     table : pandas.DataFrame
-        Steps as its index, one column a map, such as "relu" or "attention q". The four maps of the
-        attention have the colours of their types, the others are grey.
+        Steps as its index, one column a map, such as "relu" (grey) or "attention q" (its colour).
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -259,7 +262,7 @@ def plot_multiples(table: pd.DataFrame, *, title: str = "", ax: Axes | None = No
             color, style, greys = "0.35", STYLES[greys % len(STYLES)], greys + 1
         ax.plot(table.index, table[name], color=color, ls=style, lw=2)
         ends[name] = (table.index[-1], table[name].iloc[-1], color)
-    ax.set(yscale="log", xlabel=STEP, ylabel="change of features²,\nmultiple of the theorem's")
+    ax.set(yscale="log", xlabel=STEP, ylabel="squared displacement,\nmultiple of the theorem's")
     ax.set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     ax.minorticks_off()
     label_lines(ax, ends)
@@ -275,7 +278,7 @@ def plot_intervals(
     Parameters
     ----------
     table : pandas.DataFrame
-        Cases as its index, from the top; columns `mean`, `low`, `high`.
+        Cases as its index, from the top; columns `mean`, `low`, `high`, and maybe `color`.
     what : str
         Label of the horizontal axis, with its unit.
     title, ax : str, matplotlib Axes, optional
@@ -293,8 +296,9 @@ def plot_intervals(
     _check(table, ["mean", "low", "high"])
     ax = _axes(ax, (9, 1.4 + 0.42 * len(table)), title)
     for place, row in enumerate(table.itertuples()):
-        ax.plot([row.low, row.high], [place, place], color=MEASURED, lw=2)
-        ax.plot(row.mean, place, "o", color=MEASURED, ms=7)
+        color = getattr(row, "color", MEASURED)
+        ax.plot([row.low, row.high], [place, place], color=color, lw=2)
+        ax.plot(row.mean, place, "o", color=color, ms=7)
     ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
     ax.set_yticks(range(len(table)), table.index)
     ax.set(xlabel=what, ylim=(len(table) - 0.5, -0.5))
@@ -316,14 +320,10 @@ def plot_changes(
     ----------
     maps : pandas.DataFrame
         Columns `type`, `before` (NFN), `change` (percent), and one that names the panel.
-    panels : sequence of str
-        Which panels, from the left.
-    column : str
-        The column that names them.
-    limit : float
-        Larger changes (percent, up or down) are triangles at the edge.
-    title : str
-        Of the whole figure.
+    panels, column : sequence of str, str
+        Which panels, from the left; the column that names them.
+    limit, title : float, str
+        Larger changes (percent, up or down) are triangles at the edge; title of the whole figure.
 
     Returns
     -------
@@ -355,6 +355,7 @@ def plot_changes(
     fig.supxlabel(f"{NFN} before training, logarithmic scale", size=12)
     fig.supylabel("change of NFN (%)", size=12)
     fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", markerscale=0.8)
     return axes[: len(panels)]
 
 
@@ -368,22 +369,21 @@ def _draw_type(ax: Axes, of_type: pd.DataFrame, name: str, limit: float) -> None
         beyond = of_type["before"][sign * change > limit]
         ax.scatter(beyond, [sign * limit] * len(beyond), s=26, marker=marker, **style)
     middle = (of_type["before"].mean(), change.mean())
-    ax.scatter(*middle, s=130, color=color, ec="white", lw=1, zorder=3)
+    ax.scatter(*middle, s=130, color=color, ec="white", lw=1, zorder=3, label=name)
     letter = {"color": "white", "ha": "center", "va": "center", "size": 9, "zorder": 4}
     ax.text(*middle, name[0], weight="bold", **letter)
 
 
+def _band(ax: Axes, values, color: str, alpha: float = 1.0):
+    """A band over 95 % of the networks; their mean and its upper edge by step."""
+    low, high = values.quantile(0.025), values.quantile(0.975)
+    ax.fill_between(low.index, low, high, color=color, alpha=alpha, lw=0)
+    return values.mean(), high
+
+
 def _squares(run: pd.DataFrame):
     """`moved` squared by step, without step 0, which a logarithmic scale cannot show."""
-    run = run[run["step"] > 0]
-    return (run["moved"] ** 2).groupby(run["step"])
-
-
-def _plain_numbers(ax: Axes) -> None:
-    """A logarithmic vertical axis with few, plain numbers."""
-    ax.minorticks_off()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return run[run["step"] > 0].assign(square=run["moved"] ** 2).groupby("step")["square"]
 
 
 def _check(table, columns):

@@ -74,22 +74,36 @@ def maps():
 # What is drawn
 
 
-def test_wider_networks_are_darker_and_the_theory_is_dashed():
+def heights(band, step):
+    """The lower and the upper edge of a filled band at this step."""
+    corners = band.get_paths()[0].vertices
+    at_step = corners[np.isclose(corners[:, 0], step), 1]
+    return at_step.min(), at_step.max()
+
+
+def test_bands_of_wider_networks_are_darker_and_the_theory_is_dashed():
+    """Of growth 16 / n and 32 / n at step 4: nearly the whole range."""
     ax = plots.plot_growth(runs(), theory(), title="A finding")
-    *networks, dashed = ax.lines
-    greys = [float(line.get_color()) for line in networks]
-    assert greys[0] == greys[1] > greys[2] == greys[3]
-    assert networks[1].get_ydata() == pytest.approx(2 * STEPS**2 / 64)
+    narrow, wide = ax.collections
+    assert narrow.get_facecolor()[0, 0] > wide.get_facecolor()[0, 0]
+    assert heights(wide, 4) == pytest.approx((16.4 / 256, 31.6 / 256))
+    [dashed] = ax.lines
     assert dashed.get_ydata() == pytest.approx(theory()) and dashed.get_ls() == "--"
     said = {text.get_text() for text in ax.texts}
     assert said == {"64 neurons", "256 neurons", "theory, n → ∞"}
     assert ax.get_title(loc="left") == "A finding"
 
 
-def test_a_width_is_named_at_its_highest_line():
+def test_a_width_is_named_at_the_upper_edge_of_its_band():
     ax = plots.plot_growth(runs(), theory())
     [label] = [text for text in ax.texts if text.get_text() == "64 neurons"]
-    assert label.xy == (4, pytest.approx(2 * 16 / 64))
+    assert label.xy == (4, pytest.approx(31.6 / 64))
+
+
+def test_growth_below_zero_is_shown():
+    table = runs()
+    ax = plots.plot_growth(table.assign(growth=table["growth"] - 0.1), theory())
+    assert ax.get_ylim()[0] < -0.1
 
 
 def test_the_closed_form_goes_through_the_dots():
@@ -118,12 +132,17 @@ def test_lines_of_widths_have_their_own_style_and_name():
 def test_the_band_holds_the_networks():
     """Of NFN 1 + t and 1 + 2 t at step t: the mean, and nearly the whole range."""
     run = runs().query("width == 64")
-    ax = plots.plot_alignment(run)
-    corners = ax.collections[0].get_paths()[0].vertices
-    at_4 = corners[np.isclose(corners[:, 0], 4), 1]
-    assert (at_4.min(), at_4.max()) == pytest.approx((5 + 0.025 * 4, 9 - 0.025 * 4))
+    ax = plots.plot_alignment(run, theory())
+    assert heights(ax.collections[0], 4) == pytest.approx((5 + 0.025 * 4, 9 - 0.025 * 4))
     assert ax.lines[0].get_ydata() == pytest.approx(1 + 1.5 * STEPS)
     assert ax.lines[1].get_ydata() == pytest.approx(np.ones(5))
+    assert ax.lines[2].get_ydata() == pytest.approx(theory())
+
+
+def test_where_a_target_is_met_is_marked():
+    run = runs().query("width == 64")
+    far, near = plots.plot_knobs({"far": run, "near": run}, run, met={"near": 3})
+    assert len(far.lines) == 2 and list(near.lines[2].get_xdata()) == [3, 3]
 
 
 def test_a_knob_is_drawn_squared_over_the_base():
@@ -162,6 +181,11 @@ def test_rows_of_intervals_are_named_from_the_top():
     assert list(ax.lines[3].get_xdata()) == [-0.5]
 
 
+def test_rows_of_intervals_may_have_colours():
+    ax = plots.plot_intervals(intervals().assign(color=["#112233", "#445566"]), what="difference")
+    assert [ax.lines[place].get_color() for place in (1, 3)] == ["#112233", "#445566"]
+
+
 def test_types_are_large_dots_at_their_means():
     axes = plots.plot_changes(maps(), ["lora", "full"], title="Changes")
     assert [ax.get_title(loc="left") for ax in axes] == ["lora", "full"]
@@ -171,6 +195,8 @@ def test_types_are_large_dots_at_their_means():
     assert np.asarray(large.get_offsets()).tolist() == [[1.5, 0]]
     assert to_hex(large.get_facecolor()[0]) == type_color("v_proj").lower()
     assert [text.get_text() for text in axes[0].texts] == ["v", "k"]
+    [legend] = axes[0].figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["v_proj", "k_proj"]
 
 
 def test_larger_changes_are_triangles_at_the_edge():
@@ -190,7 +216,7 @@ def test_runs_of_growth_fit():
     run["closed"] = run["pure"] = run["growth"]
     plots.plot_growth(run, theory())
     plots.plot_closed_form(run[run["seed"] == 0])
-    plots.plot_alignment(run)
+    plots.plot_alignment(run, theory())
     [ax] = plots.plot_knobs({"none": run}, run)
     assert ax.lines[0].get_ydata() == pytest.approx(ax.lines[1].get_ydata())
 
@@ -201,7 +227,7 @@ PICTURES = {
     "plot_growth": (runs, {"theory": theory()}),
     "plot_closed_form": (one_run, {}),
     "plot_by_width": (by_width, {"what": "a"}),
-    "plot_alignment": (runs, {}),
+    "plot_alignment": (runs, {"theory": theory()}),
     "plot_multiples": (multiples, {}),
     "plot_intervals": (intervals, {"what": "a"}),
 }
