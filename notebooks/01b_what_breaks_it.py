@@ -64,7 +64,6 @@ from plop_nb import experiments as ex
 from plop_nb import growth_plots as plots
 from plop_nb.experiments import growth, mean_interval, power_fit
 
-
 # %% [markdown]
 # The record `growth.csv` holds eight short finetunings of SmolLM2-135M-Instruct: of all weights (*full*) or of adapters (*LoRA*), on short sums
 # (*sums*) or on spelling words backward (*spelling*), with two seeds each. Every run has 210 maps: seven in each of 30 layers. Part 6 says more.
