@@ -272,7 +272,7 @@ draw_adapter();
 # SmolLM2-135M with rank 16 on value, up and down?
 #
 # **What we do.** A square map with $n$ inputs and outputs has $n^2$ entries and its adapter $2 r n$: a share of $2r / n$. In general an adapter
-# has $r$ times (inputs + outputs) parameters. We write down the sizes of the model's maps and add up. (The picture is not to scale.)
+# has $r$ times (inputs + outputs) parameters. We write down the sizes of the model's maps and add up. (The picture shows a query map; it is not to scale.)
 
 # %%
 d, ff = 576, 1536  # SmolLM2-135M: width of the model, width inside of the MLP
@@ -345,7 +345,7 @@ def start(n, seed):
 
 # %%
 n, y = 256, 2.0
-W0, z, v = start(n, seed=0)
+W0, z, v = start(n, seed=7)
 print(f"n = {n}, y = {y:.0f}, f before training {v @ W0 @ z:.2f}")
 
 # %%
@@ -487,6 +487,8 @@ plots.plot_alignment(wide[wide["width"] == WIDTHS[-1]], theory.add(1).pow(0.5), 
 
 # %%
 reached = end.loc[WIDTHS[-1], "nfn"].mean()
+low, high = first.loc[WIDTHS[3], "nfn"].quantile([0.025, 0.975])
+print(f"NFN before training, {WIDTHS[3]} neurons: 95 % between {low:.2f} and {high:.2f}")
 factor = 1 + grown["weights grow by, %"].iloc[-1] / 100
 print(f"NFN at {WIDTHS[-1]} neurons: {reached:.2f}; theory for n to infinity {math.sqrt(1 + theory[STEPS]):.2f}")
 print(f"output: your guess x {guess_output}, here x {reached:.1f}; weights: your guess x {guess_weights}, here x {factor:.4f}")
@@ -499,10 +501,11 @@ print(f"output: your guess x {guess_output}, here x {reached:.1f}; weights: your
 # $\sqrt{1 + (y / \|v\|_1)^2}$, whatever $\eta$. With $\|v\|_1 \approx 0.80$ and $y = 2$ this is step 63 for our $\eta$, and NFN 2.7. We train on until then:
 
 # %%
+ends = {}
 for eta in (ETA, 2 * ETA):
     run = growth(512, 80, eta=eta, seeds=16)
-    best = run.loc[run.groupby("seed")["loss"].idxmin()]
-    print(f"eta = {eta}: the loss is least at step {best['step'].mean():.0f}, NFN {best['nfn'].mean():.1f} there")
+    ends[f"eta = {eta}"] = run.loc[run.groupby("seed")["loss"].idxmin(), ["step", "nfn"]].mean()
+pd.DataFrame(ends).T.round(1).rename_axis("where the loss is least")
 
 # %% [markdown]
 # **Why do the weights not feel it?** Each step has the same rank-one matrix, so the whole training adds one matrix of rank one to $W_0$. We look at the network that we trained by hand:
