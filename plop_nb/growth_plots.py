@@ -219,7 +219,7 @@ def plot_knobs(
         mean, _ = _band(ax, _squares(run), MEASURED, alpha=0.25)
         ax.plot(mean, color=MEASURED, lw=2)
         ax.plot(reference, **THEORY)
-        if finding in (met or {}):
+        if met and finding in met:
             ax.axvline(met[finding], color=DARK, ls=":", lw=1.5)
         ax.set_title(finding, size=12)
         ax.set(xscale="log", yscale="log", ylim=(reference.min() / 20, 4 * reference.max()))
