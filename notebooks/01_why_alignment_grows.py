@@ -28,7 +28,7 @@
 #
 # | | |
 # |---|---|
-# | **You need** | notebook 00; matrices, gradients, a standard deviation |
+# | **You need** | notebook 00; matrices, gradients, a standard deviation; the words are in the [glossary](GUIDE.md#words) |
 # | **It takes** | 80 minutes of reading, with the exercises; it runs in a minute or two on one CPU core, without a GPU |
 # | **It runs** | small networks with 64 to 4096 neurons, trained here; no language model |
 #

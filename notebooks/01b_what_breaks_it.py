@@ -29,7 +29,7 @@
 #
 # | | |
 # |---|---|
-# | **You need** | notebook 01; what a rank correlation is |
+# | **You need** | notebook 01; what a rank correlation is; the words are in the [glossary](GUIDE.md#words) |
 # | **It takes** | 90 minutes of reading, with the exercises; it runs in one to three minutes on one CPU core, without a GPU |
 # | **It runs** | small networks, live; scores of SmolLM2-135M-Instruct before training, live; its finetunings are read from a record |
 

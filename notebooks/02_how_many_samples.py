@@ -27,7 +27,7 @@
 #
 # | | |
 # |---|---|
-# | **You need** | notebook 00; a mean, a standard deviation, a t-test |
+# | **You need** | notebook 00; a mean, a standard deviation, a t-test; the words are in the [glossary](GUIDE.md#words) |
 # | **It takes** | 70 minutes of reading with the exercises; it runs in two to five minutes on two CPU cores, without a GPU |
 # | **It runs** | scores of SmolLM2-135M on 24 texts, live; longer records are read from files, and say how they were made |
 #

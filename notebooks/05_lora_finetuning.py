@@ -31,7 +31,7 @@
 #
 # | | |
 # |---|---|
-# | **You need** | notebook 00; what a LoRA adapter is ($W + \frac{\alpha}{r} BA$ with a small rank $r$); what a training loss is |
+# | **You need** | notebook 00; what a LoRA adapter is ($W + \frac{\alpha}{r} BA$ with a small rank $r$); what a training loss is; the words are in the [glossary](GUIDE.md#words) |
 # | **It takes** | 45 minutes to read; it runs in three to five minutes on two CPU cores, without a GPU |
 # | **It runs** | a race between placements on SmolLM2-135M, live, in two minutes; the benchmark is read from recorded files |
 #
