@@ -23,9 +23,11 @@
 #
 # **The answer.** Two things carry the theorem: every step moves the features in the same direction, and equally far. SGD keeps
 # the first and loses the second. Labels that are pure noise lose the first, and features do a random walk. Growth ends when the
-# residual is used up. Several datapoints, ReLU or attention bend the curve, but leave it growing. In SmolLM2-135M-Instruct,
-# finetuned for 20 steps, we find no evidence that the score before training predicts which types gain most NFN, neither in full
-# finetuning nor with LoRA: the rank correlations over seven types are between -0.5 and -0.2, and none can be told from zero.
+# residual is used up. Several datapoints only slow it. Minibatches, ReLU and GeLU bend it down, and attention's output map bends
+# up. In SmolLM2-135M-Instruct, finetuned for 20 steps, low scores did not gain much more: within the layers the rank correlations
+# of score and gain are 0.03 to 0.07, and all intervals lie between -0.20 and 0.25. Over the seven types they are between -0.5 and
+# -0.2, too few types to tell from zero. The clearest lead lies within one type: among value maps, layers with a low score gained
+# most. None of this is about the loss.
 #
 # | | |
 # |---|---|
@@ -112,7 +114,7 @@ plots.plot_changes(own, list(own["panel"].unique()), limit=12, title=title);
 # | growth | $\frac1n \Vert W_t z \Vert^2$ minus its start: the squared displacement and the cross term |
 # | change of NFN | its rise in percent, also called the gain |
 # | $W_t$, $z$, $Wz$ | a linear map after $t$ steps, its input, its output (the *feature*) |
-# | $v$, $f$, $f - y$ | the readout; the output of the network; the *residual*, what is missing |
+# | $v$, $f$, $f - y$ | the readout; the output of the network; the *residual*, how far $f$ is above $y$ |
 # | $n$, $\eta$, $t$ | width (neurons), step size, number of steps |
 # | $c$ | the mean absolute value of an input's entries |
 # | $(\eta c t)^2$ | the growth of $\frac1n \lVert W z \rVert^2$ by Theorem 1, without its cross term |
@@ -225,7 +227,7 @@ pd.Series(straightness).round(2).to_frame("straightness")
 # | one trained map | until the target is met | the other layers move, too |
 # | step $\eta / n$ | until the target is met | steps are longer, in the same direction |
 # | SignSGD | Adam nearly, SGD no | same direction, but steps get shorter |
-# | a residual that keeps its sign | no | steps go back and forth |
+# | a residual that keeps its sign | only until the target is met | steps go back and forth |
 # | labels that stay | no | random directions |
 #
 # **Recap.** Width, muP, one map and one datapoint set the scale. The exponent 2 needs a direction that stays and steps of equal
@@ -262,7 +264,7 @@ for name, exponent in back.items():
 
 # %% [markdown]
 # **What we saw.** Growth stops when the residual changes sign, within a step or two of the computed one. SGD and Adam slow down
-# already as it shrinks. With a residual that lasts, both grow like the theorem's SignSGD.
+# already as it shrinks. With a residual that lasts, both have the exponent 2 again.
 #
 # **Recap.** The sign of the residual ends the growth, and for Adam and SGD its size matters before. Growth is a matter of how
 # much is left to learn.
@@ -290,8 +292,8 @@ print(f"exponent {fit.exponent:.1f}, 95 % interval over networks {fit.low:.1f} t
 #
 # **Question.** The paper leaves open what happens in networks that are not linear. Do they grow quadratically, too?
 #
-# **Intuition.** At first, yes: over a short way a smooth network is nearly linear. Later some neurons come to rest, and in deeper
-# networks the inputs of a map grow as well.
+# **Intuition.** At first, yes: over a short way a smooth network is nearly linear, and a ReLU is linear until a neuron switches.
+# Later some neurons come to rest, and in deeper networks the inputs of a map grow as well.
 #
 # **Predict.** A ReLU sets negative values to 0. Half of its neurons are off at the start and get no gradient. Where will its
 # curve start and where will it end, compared with the linear one?
@@ -363,8 +365,8 @@ for step in (10, 20, STEPS):
 # %% [markdown]
 # <details><summary>The same for GeLU</summary>
 #
-# GeLU has a gradient everywhere, so it starts as fast as the linear network.
-# The half of the neurons whose output is to fall slides into the minimum of GeLU, at
+# GeLU has a gradient everywhere, so it starts as fast as the linear network. The half of the neurons whose output is to fall
+# slides into the minimum of GeLU, at
 # $-0.75$, and stays there. The squared displacement is $\frac12 a^2 + \frac12 E \min(a, |x + 0.75|)^2$, with a normal $x$.
 # </details>
 
@@ -384,7 +386,7 @@ for step in (10, 20, STEPS):
 
 # %% [markdown]
 # **Attention.** The output map reads features that grow themselves, and outgrows the quadratic. Query and key have a far smaller
-# gradient. Plain SGD shows it, for it moves them hardly at all. SignSGD forgets how small a gradient is:
+# gradient. Plain SGD shows it: it hardly moves them. SignSGD forgets how small a gradient is:
 
 # %%
 plain = growth(WIDTH // 2, 5, eta=ETA, network="attention", optimizer="sgd", seeds=SEEDS)
@@ -439,11 +441,12 @@ plots.plot_intervals(more.assign(color=colors), what=what, title=title);
 # %% [markdown]
 # **What we saw.** With minibatches the linear map and the attention's value and output maps grow more on labels that follow a
 # rule. For query and key we see no difference. With full batches query and key even grow more on *shuffled* labels, while the
-# linear map prefers the teacher more (0.4) than with minibatches (0.2). So the repeating of a request over batches, our
-# intuition, is not all of it. Perhaps datapoints share more, too, when a rule sets their labels. Growth shows a *consistent*
-# gradient, which is not yet a meaningful task.
+# linear map prefers the teacher there, too (0.4). So the repeating of a request over batches, our intuition, is not all of it.
+# Perhaps datapoints share more, too, when a rule sets their labels. Growth shows a *consistent* gradient, which is not yet a
+# meaningful task.
 #
-# **Recap.** Growth measures how long gradients agree. A rule makes them agree over batches.
+# **Recap.** With minibatches, a rule in the labels makes linear, value and output features grow more. With full batches the
+# picture is mixed, and some of these runs may have met their target before the last step.
 
 # %% [markdown]
 # ## 6. A real model: do low scores grow most?
@@ -477,7 +480,7 @@ recorded = maps.groupby(["type", "scored"])["before"].mean().unstack()
 scores.round(2)
 
 # %% [markdown]
-# They are those of the record. Now the losses (nats per token of the answer, on the held-out examples):
+# The record has all 210 maps, made in the same way. Now the losses (nats per token of the answer, on the held-out examples):
 
 # %%
 before = record.groupby("scored")["loss_before"].first()
@@ -486,8 +489,9 @@ print("before:", before.round(1).to_dict())
 losses.add_prefix("after, on ").round(1)
 
 # %% [markdown]
-# The loss falls in all runs, also on the *other* task: both tasks ask for a short answer and then the end. On spelling the model
-# mostly learns the answer's format. So the control is not a task that training left alone. It is one that training was not about.
+# The loss falls in all runs, also on the *other* task: perhaps because both ask for a short answer and then the end. On spelling
+# the model starts worse than uniform guessing (10.8 nats), and perhaps learns the answer's format in the main. So the control is
+# not a task that training left alone. It is one that training was not about.
 #
 # **Predict.** Guess the rank correlation of score and change over the seven types. Then read on.
 #
@@ -539,12 +543,12 @@ found.round(2)
 # %% [markdown]
 # **What we saw.** On the task that was trained, the rank correlation over types is between -0.5 and -0.2. That is the sign that
 # our reading of PLoP supposes, but it cannot be told from zero (p 0.3 and more). With only seven types, nothing weaker than 0.79
-# could have been. Within layers it is 0.03 to 0.07, and every interval contains zero. So for these runs the score before training
-# says little about which types gain.
+# could have been. Within layers it is 0.03 to 0.07, and every interval contains zero. So for these runs seven types are too few
+# to say whether the score before training tells which types gain.
 #
-# **The control** has positive correlations within layers, 0.2 to 0.4, and all four intervals lie above zero: on texts of the
-# other task, maps with a *high* score rose more. Does the score go with the *extra* change on the own task? We correlate it with
-# the change on the own task minus that on the other:
+# **The control** has positive correlations within layers, 0.2 to 0.4, and all four intervals (95 % each, not corrected for four)
+# lie above zero: on texts of the other task, maps with a *high* score rose more. Does the score go with the *extra* change on the
+# own task? We correlate it with the change on the own task minus that on the other:
 
 # %%
 wide = maps.pivot(index=["method", "trained", "layer", "type"], columns="scored", values="change")
@@ -562,9 +566,9 @@ pd.DataFrame(gaps).T.rename_axis(["method", "trained"]).round(2)
 
 # %% [markdown]
 # After full finetuning the correlations are 0.0 and -0.1 and cannot be told from zero. After LoRA both are -0.2, and their
-# intervals lie below zero: there low-scoring maps rose more on the own texts than on the other ones. We chose this comparison
-# after seeing the table, on two tasks, with a control that training changed too; treat it as a hypothesis. (98.75 % for each
-# interval gives 95 % for all four, Bonferroni.)
+# intervals lie below zero: there, the lower a map's score, the larger its change on the own texts minus that on the others. We
+# chose this comparison after seeing the table, on two tasks, with a control that training changed too; treat it as a hypothesis.
+# (98.75 % for each interval gives 95 % for all four, Bonferroni.)
 #
 # **Do the changes repeat?** If another seed, another method or another task ranks the 210 changes alike, then changes belong to
 # the model. We correlate them, with a bootstrap over layers: 1,000 times we draw 30 layers with replacement and correlate again
@@ -643,7 +647,8 @@ rising.round(0).astype(int)
 # whole network all maps are trained at once, inputs change, and nothing says that the residual keeps its sign.
 #
 # **Recap.** In SmolLM2-135M-Instruct we find no evidence that the score before training tells which types gain NFN in 20 steps.
-# Among value maps it tells which layers do. On the same examples, LoRA moves largely the same maps as full finetuning.
+# Among value maps, low-scoring layers gained more in all four settings, clearly in three: a lead. On the same examples, LoRA
+# moves largely the same maps as full finetuning.
 
 # %% [markdown]
 # ## Exercises
@@ -741,7 +746,7 @@ check_amount(means["before"].corr(means["after"] - means["before"], method="spea
 #
 # 1. The paper assumes that growth carries over from linear networks to transformers. Which of the parts above would you show to
 #    someone who doubts it, and which to someone who takes it for granted?
-# 2. PLoP adds up scores over layers, and the authors had inconsistent results when they placed single layers. What do the
+# 2. PLoP averages scores over layers, and the authors had inconsistent results when they placed single layers. What do the
 #    correlations within a type say about that?
 # 3. A gain in NFN is not a gain in loss. How would you test whether maps whose NFN rises are the maps that lower the loss?
 #

@@ -43,9 +43,10 @@ def place(
 
         In the benchmark of notebook 05 (SmolLM2-135M at the beginning of trainings on sums and on
         spelling, all 35 sets of three types at equal parameters) no rule is shown to choose better
-        than "size", and with an equal scale of all adapters "size" is not ahead of an average
-        set. At tuned rates the choice of "nfn" (value in the place of gate) cannot be told from
-        it on sums, and is 0.23 nats per token behind on spelling (95 % interval 0.03 to 0.43).
+        than "size"; with an equal scale of all adapters, at one learning rate, "size" is not
+        ahead of the average set. At tuned rates the choice of "nfn" (value in the place of gate)
+        cannot be told from it on sums, and is 0.23 nats per token behind on spelling (95 %
+        interval 0.03 to 0.43).
     parameters : number, optional
         Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.
