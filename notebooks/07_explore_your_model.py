@@ -18,15 +18,20 @@
 #
 # **The question.** Where do LoRA adapters go on *your* model, with *your* texts, and what do you copy into your own code?
 #
-# **The answer.** Five calls: score, place, make a config, save it, check it. They stand together in one cell, in section 3. As this
-# notebook is set, they choose the value, up and down maps of SmolLM2-135M, and eight math questions decide that. If you
-# want one good default and no scores, take the MLP (notebook 05). If much depends on it, let placements race on your own examples (section 8).
+# **The answer.** Five calls: score, place, make a config, save it, check it. They stand together in one cell, in section 3. With
+# the default settings the answer for SmolLM2-135M is v, up and down; eight math questions were enough to decide it. If you want
+# one good default and no scores, take the MLP. In notebook 05 neither beat the other; the MLP needs no scores. If much depends on
+# it, let placements race on your own examples (section 7).
 #
 # | | |
 # |---|---|
-# | **You need** | notebook 00: what the Normalized Feature Norm (NFN) is, and what a placement is |
-# | **It takes** | one minute on two CPU cores, with the model that needs no account |
+# | **You need** | notebook 00; what a config of LoRA says (rank, alpha, target modules); the words are in the [glossary](GUIDE.md#words) |
+# | **It takes** | a quarter of an hour to read, a minute or two to run on two CPU cores, with the model that needs no account |
 # | **To copy** | cells that begin with `# To copy.` need nothing but `plop`, `torch`, `model`, `tokenizer` and `texts` |
+#
+# **Words.** A *map* multiplies a vector by a matrix $W$. A *module* is one map in one layer, a *type* the same map in all layers.
+# The score is $\mathrm{NFN} = \|Wz\| / (\|z\| \, \|W\|_F / \sqrt d)$: how large $W$ makes its inputs $z$ of $d$ numbers, compared
+# with noise of the same norm.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
@@ -45,27 +50,26 @@ import plop_nb as plop
 
 # %% tags=["settings"]
 MODEL = None  # None: SmolLM2-135M-Instruct; else a Hub id, "Qwen/Qwen3-0.6B", or a folder, "runs/my-model"
-DTYPE = None  # None: float32 on a CPU, bfloat16 on a GPU; else "bfloat16", "float16", "float32"
-DEVICE = None  # None: the GPU if there is one; else "cpu", "cuda:1"
-TEXTS = "math"  # a list of strings, a file (.csv, .jsonl, .txt), a Hub data set, or a domain of ours
+LOAD = {}  # of plop.load_model: {"dtype": "bfloat16", "device": "cuda:1"}, or see section 1
+TEXTS = "math"  # a list of strings, a file (.csv, .jsonl, .txt), a Hub data set, or "code", "logic", "history"
 COLUMN = None  # of the file or Hub data set: "question"
 OPTIONS = {}  # of `datasets.load_dataset`: {"name": "main"}
 N = 64  # how many texts there are to draw from; scoring stops earlier if it can
 CHAT = False  # True: put the texts into the model's chat template
-EXAMPLES = None  # to race on: a list of {"prompt": "...", "completion": " ..."}, a few hundred of them
+EXAMPLES = None  # to race on: a list of {"prompt": "...", "completion": " ..."}, or a .jsonl file of them
 SECONDS = 600  # that the race may take
 
 # %% [markdown]
 # ## 1. The model
 #
-# | your case | the call |
+# | your case | the setting |
 # |---|---|
-# | a CPU, or one GPU | `plop.load_model(name)`; `dtype=` and `device=` if the default does not suit you |
-# | several GPUs, or a model larger than memory | `plop.load_model(name, device_map="auto", max_memory=..., offload_folder=...)`, see section 7 |
-# | a model that you have loaded yourself | nothing to do: any transformers model does, also one wrapped by PEFT |
+# | a CPU, or one GPU | none; `LOAD = {"dtype": "bfloat16"}` if the default (float32 on a CPU, bfloat16 on a GPU) does not suit you |
+# | several GPUs, or a model larger than memory | `LOAD = {"device_map": "auto", "max_memory": {"cpu": "8GB"}, "offload_folder": "offload"}`, see section 8 |
+# | a model that you have loaded yourself | put it in the place of the next cell: any decoder whose maps the table below lists as scored, also one wrapped by PEFT |
 
 # %% tags=["nbval-ignore-output"]
-model, tokenizer = plop.load_model(MODEL, dtype=DTYPE, device=DEVICE)
+model, tokenizer = plop.load_model(MODEL, **LOAD)
 print(f"{type(model).__name__} in {model.dtype} on {model.device}")
 
 # %% [markdown]
@@ -77,9 +81,14 @@ table = plop.module_table(model)
 table.groupby(["type", "status"], as_index=False).agg(modules=("module", "size"), parameters=("parameters", "sum"))
 
 # %% [markdown]
+# The table lists linear maps, so the embedding of the tokens is not in it. If your model has types that you expect and they are
+# not `scored`, stop here: a placement would leave them out.
+
+# %% [markdown]
 # ## 2. The texts
 #
-# Take texts as the model will read them in training: prompts, or prompts with answers. A few dozen are enough for most models.
+# Take texts as the model will read them in training: prompts, or prompts with answers. Eight were enough for SmolLM2; `stop=`
+# finds out for yours. A list with fewer than eight is scored whole, and `notes` will say that it is short.
 
 # %%
 import random
@@ -96,7 +105,8 @@ else:
 print(f"{len(texts)} texts, the first of them:\n{texts[0]}")
 
 # %% [markdown]
-# If you train on chats, score chats. A *chat template* is the text that a chat model puts around what a user says:
+# A *chat template* is the text that a chat model puts around what a user says. If you train on chats, score chats. We use none by
+# default, because many trainings use none, and because a base model has none.
 
 # %% tags=["copy"]
 # To copy.
@@ -114,12 +124,15 @@ print(f"{len(texts)} texts to score, " + ("in the chat template" if CHAT else "a
 
 # %% [markdown]
 # ## 3. Score, place, save, check: all in one cell
+#
+# **Predict.** How many of the 64 questions does the ranking of SmolLM2's three lowest types need?
 
 # %% tags=["copy"]
 # To copy.
 import tempfile
 
 folder = tempfile.mkdtemp()  # or a folder of yours
+# look after 8, 16, 32, ... texts, and stop when the three lowest types are decided
 scores = plop.nfn_scores(model, texts, tokenizer, batch_size="auto", stop=0.99)
 placement = plop.place(scores, k=3)
 config = placement.lora_config(model, r=16, lora_alpha=32)
@@ -127,61 +140,27 @@ config.save_pretrained(folder)
 placement.check(model, config)
 
 # %% [markdown]
-# * `batch_size="auto"` lets batches grow to what fits in memory. It does not change the scores.
-# * `stop=0.99` looks at the scores after 8, 16, 32, ... texts drawn at random, and stops as soon as the `k` lowest types are decided. The
-#   probability of a wrong choice, over all looks together, shall be at most 1 %; notebook 02 says when it is. If the texts run out first, a warning says so.
-# * `k=3` types get adapters, as in the paper. `plop.place(scores, parameters=2_000_000, r=16)` takes a budget instead.
-# * `check` proves on an empty copy of the model what the config hits. It raises an error for a missed or an additional map.
-# * `partial="run.jsonl"` in `nfn_scores` keeps finished texts, so that the same call goes on after an interrupt.
+# * `batch_size="auto"` lets batches grow to what fits in memory. It changes scores by rounding at most.
+# * `stop=0.99` draws texts at random, and stops as soon as the `k` lowest types are decided. The probability of a wrong choice,
+#   over all looks together, is designed to be at most 1 %; notebook 02 tests under which assumptions. If the texts run out first,
+#   a warning says so.
+# * `k=3` types get adapters, as in the paper, which did not test other values. `plop.place(scores, parameters=2_000_000, r=16)`
+#   takes a budget instead.
+# * `lora_alpha=32` at rank 16 gives the adapters the scale $\alpha / r = 2$. PEFT's default is 8, whatever the rank.
+# * `check` proves on an *empty copy* of the model (its modules without their weights) what the config hits. It raises an error if
+#   the config differs from the placement.
+# * `partial="run.jsonl"` in `nfn_scores` keeps finished texts, so the same call goes on after an interrupt.
 #
-# ## 4. Read the scores
-#
-# A score of 1 is what random inputs give. PLoP takes the lowest types. The intervals (95 %, over texts) are for other texts of the same kind.
-
-# %%
-types = plop.by_type(scores)
-assert MODEL or TEXTS != "math" or placement.types == ["v_proj", "up_proj", "down_proj"]
-print(f"adapters on {', '.join(placement.types)}, from {types['samples'].max()} texts")
-types.round(2)
-
-# %% tags=["nbval-ignore-output", "picture"]
-plop.plot_types(scores, placement=placement);
+# From a terminal, `python -m plop_nb MODEL --texts mine.txt --out placement` writes the same file, the scores and a picture.
 
 # %% [markdown]
-# Is the choice safe? `notes` says what is wrong with a ranking, such as too few texts. `swaps` has each chosen type with each other one, and the
-# probability that more texts would reverse their order. For SmolLM2 all of them are below 0.0001. Neither of the two sees that the same function,
-# stored in other weights, may have other scores: with the gains of its norms folded into the maps, SmolLM2 gets gate in the place of down (exercise 2).
-
-# %%
-assert MODEL or TEXTS != "math" or placement.swaps["probability"].max() < 0.0001
-print(*placement.notes or ["nothing to say against this ranking"], sep="\n")
-placement.swaps.head(3).round(4)
-
-# %% [markdown]
-# ## 5. Change the choice
+# ## 4. Check any config
 #
-# Types, layers or single modules, by number or by parameters, at any rank. All controls work with the keyboard. The cells of section 8
-# take what is chosen here.
-
-# %% tags=["nbval-ignore-output"]
-explorer = plop.explore(scores, model, k=len(placement.types), r=config.r)
-explorer
-
-# %% [markdown]
-# The widget lives only while the notebook runs. The drawing below outlines the types that it has chosen. The code is to copy;
-# add `lora_alpha=` (PEFT's default is 8, whatever the rank) and whatever else your training needs:
-
-# %% tags=["nbval-ignore-output"]
-plop.plot_block(scores, placement=explorer.placement);
-
-# %%
-print(explorer.config_text)
-
-# %% [markdown]
-# ## 6. Check any config
+# **Question.** You have a config from elsewhere. What does it hit?
 #
-# PEFT raises an error where no name matches. As long as one of them does, it says nothing about the others. Here is a config
-# with the full name of one map, and a name that matches nothing. `adapted_targets` says what it hits:
+# If at least one name matches, PEFT silently ignores the rest. Here is a config with the full name of one module, and a name that
+# matches nothing. (`adapted_targets` is imported from its own file: it is for this check, and `plop` has the verbs of everyday
+# use.)
 
 # %% tags=["copy"]
 # To copy.
@@ -189,10 +168,13 @@ from peft import LoraConfig
 
 from plop_nb.targets import adapted_targets
 
-table = plop.module_table(model).query("status == 'scored'")
-mine = LoraConfig(target_modules=[table["module"].iloc[0], "no_such_map"])
-table["adapted"] = table["module"].isin(list(adapted_targets(model, mine)))
-table.groupby("type")["adapted"].agg(adapted="sum", modules="size")
+maps = plop.module_table(model).query("status == 'scored'")
+mine = LoraConfig(target_modules=[maps["module"].iloc[0], "no_such_map"])
+maps["adapted"] = maps["module"].isin(list(adapted_targets(model, mine)))
+maps.groupby("type")["adapted"].agg(adapted="sum", modules="size")
+
+# %% [markdown]
+# `placement.check` compares a config with a placement. This one differs:
 
 # %%
 try:
@@ -201,101 +183,178 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# `check` compares a config with a placement, and raises this error. Now the config that section 3 has saved, read back as another
-# program would read it:
+# And the config that section 3 has saved, read back as another program would read it:
 
 # %%
 from pathlib import Path
 
 again = LoraConfig.from_pretrained(folder)
-print([file.name for file in Path(folder).iterdir()], "with rank", again.r)
-placement.check(model, again)
+counts = placement.check(model, again)
+print([file.name for file in Path(folder).iterdir()], "with rank", again.r, "and alpha", again.lora_alpha)
+print(f"{counts['adapted'].sum()} of {counts['modules'].sum()} chosen modules are hit, and no other")
 
 # %% [markdown]
-# From a terminal, `python -m plop_nb MODEL --texts mine.txt --out placement` writes the same file, the scores and a picture.
+# ## 5. Read the scores
 #
-# ## 7. What it costs
+# PLoP (Precise LoRA Placement, [arXiv 2506.20629](https://arxiv.org/abs/2506.20629)) takes the types with the lowest scores. Its
+# authors argue that training raises the score (notebook 01), so a low one leaves much to gain. They report better results than
+# with other placements, in some tasks with fewer parameters. We have found less on one small model: PLoP's choice is a good one,
+# and not shown to beat the MLP (notebook 05).
 #
-# **Question.** How long does scoring take, and how much memory, for a small model and for a large one?
+# A score of 1 is what noise gives. The 95 % intervals say how far the score would move with other texts of the same kind.
+
+# %%
+types = plop.by_type(scores)
+print(f"adapters on {', '.join(placement.types)}, from {types['samples'].max()} texts")
+types.round(2)
+
+# %% tags=["nbval-ignore-output", "picture"]
+name = (MODEL or "SmolLM2-135M").split("/")[-1]
+who = f"{name} on {types['samples'].max()} texts ({TEXTS if isinstance(TEXTS, str) else 'yours'})"
+plop.plot_types(scores, placement=placement, title=f"{who}: adapters go on {', '.join(placement.types)}");
+
+# %% [markdown]
+# **Question.** Would other texts of this kind change the choice?
 #
-# **What we do.** We read what was measured on two CPU cores: SmolLM2 on 64 math questions of 77 tokens in the mean, and random
-# Llamas on 64 texts of 128 tokens, loading included. The largest one was held under 3 GB of memory. `billions` counts the
-# parameters of the scored maps.
+# `placement.notes` lists warnings, such as too few texts. `placement.swaps` has each chosen type beside each other one: their
+# gap, and the probability that more texts would reverse their order. The pair that is likeliest to swap comes first.
+
+# %%
+print(*placement.notes or ["no warnings"], sep="\n")
+swaps = placement.swaps.sort_values("gap", ignore_index=True).head(3).round({"gap": 2})
+swaps["probability"] = swaps["probability"].map(lambda p: "< 0.0001" if p < 1e-4 else f"{p:.4f}")
+swaps
+
+# %% [markdown]
+# Both miss one thing: the same function can be stored in different weights, and then scores change. In front of each attention
+# and MLP stands a *norm*, which multiplies each channel by a *gain*. Fold the gains into the maps that read them, and the model
+# computes the same as before. But gate replaces down among the lowest three (exercise 2).
+
+# %% [markdown]
+# ## 6. Change the choice
+#
+# Types, layers or single modules, by number or by parameters, at any rank. All controls work with the keyboard.
+
+# %% tags=["nbval-ignore-output"]
+explorer = plop.explore(scores, model, k=len(placement.types), r=config.r, lora_alpha=config.lora_alpha)
+explorer
+
+# %% [markdown]
+# The widget lives only while the notebook runs. A cell can do what a hand does. Here we take one type fewer:
+
+# %% tags=["nbval-ignore-output"]
+explorer.k.value = max(1, len(placement.types) - 1)
+changed = f"{who}, changed to {', '.join(explorer.placement.types)}"
+plop.plot_block(scores, placement=explorer.placement, title=f"{changed}: {explorer.parameters:,} parameters");
+
+# %% [markdown]
+# Then we go back to the choice of section 3. Section 7 and the last cells take what is chosen in the widget.
+
+# %%
+explorer.k.value = len(placement.types)
+print(explorer.config_text)
+
+# %% [markdown]
+# ## 7. Is it the best place for my data?
+#
+# A low score does not promise that adapters train best there. If you have examples with answers, let your choice *race* against
+# the largest maps (in SmolLM2 these are the MLP) and against all types: with equal parameters, at several learning rates, within
+# a given time.
+#
+# A race trains all placements at all rates for a few steps, stops those that are behind, and runs the last ones again in full
+# with fresh seeds. Up to there it goes by the *training* loss. The lowest mean loss on *validation* examples wins. The *test*
+# examples are not touched: they are for you, to judge the winner once. Here is one finished race of SmolLM2 on sums of two
+# numbers. The race's own code decided, and looked its trainings up in the record of notebook 05
+# (`python notebooks/tools/record_race_example.py`). `difference` is to the winner, with its interval over seeds:
 
 # %%
 import pandas as pd
 
-bench = pd.read_csv(plop.data_file("results/bench_cpu.csv")).query("method == 'plop_nb'").set_index("dtype")
-large = pd.read_csv(plop.data_file("results/large_model.csv")).set_index("layers")
-measured = [
-    ("SmolLM2-135M, float32", 0.106, 64 * 77, bench.loc["float32", "seconds"]),
-    ("SmolLM2-135M, bfloat16", 0.106, 64 * 77, bench.loc["bfloat16", "seconds"]),
-    ("random Llama of 1.2 GB, bfloat16", 0.354, 64 * 128, large.loc[2, "seconds_in_memory"]),
-    ("random Llama of 5.5 GB from disk, bfloat16", 2.48, 64 * 128, large.loc[14, "seconds"]),
-]
-
-# %%
-cost = pd.DataFrame(measured, columns=["model", "billions", "tokens", "seconds"])
-cost["seconds per billion and 1000 tokens"] = cost["seconds"] / cost["billions"] / (cost["tokens"] / 1000)
-cost.round(1).assign(billions=cost["billions"])
-
-# %%
-low, high = cost["seconds per billion and 1000 tokens"].agg(["min", "max"])
-assert 14 < low < high < 26 and large.loc[14, "peak_gb"] < 1.25
-tokens = 64 * 77 / 1000
-print(f"estimate, 1 billion parameters in scored maps, 64 texts: {tokens * low:.0f} to {tokens * high:.0f} s")
-print(f"memory: {bench.loc['float32', 'peak_mb']:.0f} MB beside SmolLM2, {large.loc[14, 'peak_gb']:.1f} GB in all for the 5.5 GB model")
+recorded = pd.read_csv(plop.data_file("results/race_example.csv"), comment="#")
+print(f"decided: {recorded['decided'].all()}, after {recorded['runs'].max()} runs")
+recorded[["placement", "lr", "loss", "difference", "low", "high", "seeds", "test_loss"]].round(3)
 
 # %% [markdown]
-# **What we saw.** Seconds per parameter and token differ by less than a factor of two between these models. So a model whose scored
-# maps have one billion parameters should take 76 to 121 seconds for 64 such texts. That is an *estimate* from these ratios, and no
-# measurement. Eight texts take less, but not an eighth, as the loading is a part of it. Scoring needs little memory beside the model. The model of 5.5 GB was scored with at most 1.2 GB in memory, libraries
-# included. We have not measured a GPU.
-#
-# A model that does not fit is read from disk block by block, each block once for many texts. Here we allow this model 200 MB:
-
-# %% tags=["copy", "nbval-ignore-output"]
-# To copy.
-import logging
-import tempfile
-
-logging.getLogger("accelerate.big_modeling").setLevel("ERROR")  # says that weights are on disk
-limits = {"device_map": "auto", "max_memory": {"cpu": "200MB"}, "offload_folder": tempfile.mkdtemp()}
-offloaded, its_tokenizer = plop.load_model(model.name_or_path, **limits)
-from_disk = plop.nfn_scores(offloaded, texts[:8], its_tokenizer)
-plop.by_type(from_disk).round(2)
-
-# %%
-on_disk = sum(weight.numel() for weight in offloaded.parameters() if weight.device.type == "meta")
-assert MODEL or on_disk > 0
-print(f"{on_disk / 1e6:.0f} of {offloaded.num_parameters() / 1e6:.0f} million parameters were on disk")
-print("lowest types:", plop.place(from_disk).types)
+# **What we saw.** PLoP's choice wins, 0.005 nats per token ahead of the largest maps, but the race is *undecided*: the interval
+# of this difference reaches from -0.28 to 0.29, as the two seeds of the final say little about other seeds. On the test examples
+# the order is the same. "Undecided" means: take the placement that is easiest to serve, such as the one with the fewest adapted
+# modules, or give the race more time.
 
 # %% [markdown]
-# ## 8. Is it the best place for my data?
-#
-# A low score does not promise that adapters train best there. In the record of notebook 05 PLoP's choice is not ahead of the largest maps
-# (the MLP) on the mean over seeds. If you have examples with answers, let your choice race against the largest maps and against all of
-# them: with equal parameters, at several learning rates, within a given time. Set `EXAMPLES` in the settings for that. The race says which
-# placement and rate to take, or "undecided": then take the one that is easiest to serve.
+# Set `EXAMPLES` in the settings, a few hundred of them, to race on your own. The three parts are drawn at random:
 
 # %%
 from plop_nb import experiments as ex
 from plop_nb.placement import Placement
 
 
+def parts_of(examples):
+    """Validation and test examples, a fifth each, and the rest to train on."""
+    mixed, fifth = random.Random(0).sample(examples, len(examples)), len(examples) // 5
+    return {"validation": mixed[:fifth], "test": mixed[fifth : 2 * fifth], "train": mixed[2 * fifth :]}
+
+
 # %%
 def race_on(examples):
-    examples, fifth = random.Random(0).sample(examples, len(examples)), len(examples) // 5
-    parts = {"validation": examples[:fifth], "test": examples[fifth : 2 * fifth], "train": examples[2 * fifth :]}
     rivals = {"chosen": explorer.placement, "largest maps": plop.place(scores, rule="size")}
     rivals["all"] = Placement.of_types(scores, scores["type"].unique())
-    task = ex.Task("mine", **parts)
+    task = ex.Task("mine", **parts_of(examples))
     return ex.race(model, task, tokenizer, rivals, seconds=SECONDS, parameters=explorer.parameters)
 
 
-race = race_on(EXAMPLES) if EXAMPLES else "no EXAMPLES are set, so there is no race"
+if isinstance(EXAMPLES, str):
+    EXAMPLES = pd.read_json(EXAMPLES, lines=True).to_dict("records")
+race = race_on(EXAMPLES) if EXAMPLES else "no EXAMPLES are set, so there is no race of your own"
 race
+
+# %% [markdown]
+# If you have chosen the largest maps yourself, two rivals are the same, and the race compares one with its copy: take one of them
+# out.
+
+# %% [markdown]
+# ## 8. What it costs
+#
+# **Question.** How long does scoring take, and how much memory, for a small model and for a large one?
+#
+# **What we do.** We read two records of two CPU cores. In the first, SmolLM2 reads 64 math questions, beside one plain forward
+# pass over the same texts. In the second, a Llama with random weights of 5.5 GB reads 64 texts of 128 tokens, with a limit of 3
+# GB on memory.
+
+# %%
+bench = pd.read_csv(plop.data_file("results/bench_cpu.csv")).query("method == 'plop_nb'")
+bench[["dtype", "seconds", "of_plain", "peak_mb"]].round(2)
+
+# %%
+large = pd.read_csv(plop.data_file("results/large_model.csv"))
+large[["model_gb", "limit_gb", "seconds", "peak_gb", "seconds_in_memory"]].round(1)
+
+# %% [markdown]
+# **What we saw.** Scoring takes about half to two thirds of one forward pass over the texts (`of_plain`), because it leaves out
+# the output head and puts texts of like length together. So time one forward pass on your machine to know the cost. bfloat16 is
+# slower than float32 on this CPU. For SmolLM2 it needed 59 MB beside the model. The Llama of 5.5 GB was read from disk and never
+# took more than 1.2 GB. (The other, of 1.2 GB, took 49 seconds from disk and 45 in memory.) We have not measured a GPU.
+#
+# Eight texts take more than an eighth of this, because loading takes the same time. A model that does not fit is read from disk
+# block by block, each block once for many texts. Here is SmolLM2 with 200 MB of memory for its weights, and the same eight texts
+# scored in memory:
+
+# %% tags=["copy"]
+# To copy.
+import logging
+import tempfile
+
+logging.getLogger("accelerate.big_modeling").setLevel("ERROR")  # says that weights are on disk
+limits = {"device_map": "auto", "max_memory": {"cpu": "200MB"}, "offload_folder": tempfile.mkdtemp()}
+offloaded, its_tokenizer = plop.load_model("SmolLM2-135M-Instruct", **limits)
+from_disk = plop.nfn_scores(offloaded, texts[:8], its_tokenizer)
+on_disk = sum(weight.numel() for weight in offloaded.parameters() if weight.device.type == "meta")
+print(f"{on_disk / 1e6:.0f} of {offloaded.num_parameters() / 1e6:.0f} million parameters were on disk")
+
+# %%
+in_memory = plop.nfn_scores(plop.load_model(dtype=offloaded.dtype)[0], texts[:8], its_tokenizer)
+difference = (plop.by_type(from_disk)["nfn"] - plop.by_type(in_memory)["nfn"]).abs().max()
+assert difference < 0.001
+print(f"{len(plop.by_type(in_memory))} types, none of which differs by 0.001 or more")
 
 # %% [markdown]
 # ## Exercises
@@ -317,22 +376,20 @@ def check_chats(found):
     assert found["sample"].nunique() == 8, "score eight chats"
     plain = plop.nfn_scores(model, texts[:8], tokenizer)  # the same texts without the template
     change = plop.by_type(found).set_index("type")["nfn"] / plop.by_type(plain).set_index("type")["nfn"] - 1
-    largest = change.abs().max()
-    return f"lowest: {plop.place(found).types}; a type's score changes by {largest:.0%} at most"
+    return f"lowest: {plop.place(found).types}; a type's score changes by {change.abs().max():.0%} at most"
 
 
 check_chats(chat_scores)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution.
+# Solution. The template moves SmolLM2's scores by a few percent, and the placement stays.
 check_chats(plop.nfn_scores(model, chats[:8], tokenizer))
 
 # %% [markdown]
 # ### 2. The same function in other weights (10 minutes)
 #
-# In front of each attention and MLP stands a *norm* with a gain for each channel. The gains can be multiplied into the maps that read
-# them, and the model computes the same as before. `form="folded"` in `nfn_scores` scores the model as if that had been done. Score the first eight
-# texts so. Which types would PLoP choose now?
+# `form="folded"` in `nfn_scores` scores the model as if the gains of its norms had been multiplied into the maps that read them.
+# Score the first eight texts so. Which types would PLoP choose now? Which scores change, and why not that of down?
 
 # %%
 folded_scores = None  # your turn: what plop.nfn_scores returns
@@ -342,49 +399,94 @@ folded_scores = None  # your turn: what plop.nfn_scores returns
 def check_folded(found):
     if found is None:
         return "not yet filled in"
-    other = plop.place(found).types
-    assert MODEL or TEXTS != "math" or "gate_proj" in other, "these are the scores of the stored weights"
-    return f"stored: {placement.types}; folded: {other}"
+    table = types.set_index("type")[["nfn"]].rename(columns={"nfn": "stored"})
+    table["folded"] = plop.by_type(found).set_index("type")["nfn"]
+    assert (table["stored"] - table["folded"]).abs().max() > 0.1, "these are the scores of the stored weights"
+    return table.round(2)
 
 
 check_folded(folded_scores)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution.
+# Solution. Down and output read no norm, so their scores stay. Gate and up read the norm before the MLP: the gain leaves
+# their inputs and enters their weights, both scores fall by a third, and gate passes down.
 check_folded(plop.nfn_scores(model, texts[:8], tokenizer, form="folded"))
 
 # %% [markdown]
-# ## Go on from here
+# ### 3. From a file to a config (15 minutes)
 #
-# The adapters of the choice in section 5, ready for a trainer (notebook 00 has one). PEFT counts as the explorer does:
+# Write ten lines of your own into `mine.txt` in `folder`. Score them, choose at most one million parameters at rank 8, and save
+# the config in `folder`.
 
 # %%
+mine_txt = Path(folder) / "mine.txt"
+my_placement = None  # your turn: what plop.place returns, and a saved config
+
+
+# %%
+def check_file(found):
+    if found is None:
+        return "not yet filled in"
+    saved = LoraConfig.from_pretrained(folder)
+    trainable = found.check(model, saved)["trainable"].sum()
+    assert saved.r == 8 and trainable <= 1_000_000, f"rank {saved.r}, {trainable:,} parameters"
+    return f"{', '.join(found.types)}: {trainable:,} parameters at rank {saved.r}"
+
+
+check_file(my_placement)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+# Solution. With a file of your own the lines would be yours.
+mine_txt.write_text("\n".join(f"Line {n} of my own: what is {n} times {n}?" for n in range(10)))
+own_scores = plop.nfn_scores(model, read_texts(mine_txt), tokenizer)
+own = plop.place(own_scores, parameters=1_000_000, r=8)
+own.lora_config(model, r=8, lora_alpha=16).save_pretrained(folder)
+check_file(own)
+
+# %% [markdown]
+# ## Go on from here: train
+#
+# The adapters of section 6, trained with [TRL](https://huggingface.co/docs/trl), the library for finetuning language models, in
+# plain code. Put your own rows in the place of these.
+
+# %%
+import datasets
+from trl import SFTConfig, SFTTrainer
+
+datasets.disable_progress_bars()
+rows = EXAMPLES or [{"prompt": f"{n} + 2 =", "completion": f" {n + 2}"} for n in range(16)]
+settings = SFTConfig(
+    output_dir=tempfile.mkdtemp(), max_steps=4, learning_rate=1e-3, per_device_train_batch_size=4,
+    logging_steps=1, save_strategy="no", report_to="none", bf16=False, gradient_checkpointing=False,
+    dataloader_pin_memory=False,
+)  # fmt: skip
+print(f"{len(rows)} rows, such as {rows[0]}")
+
+# %% [markdown]
+# The trainer puts the adapters into `model` *itself*, so this comes last. Load the model anew before you score again.
+
+# %% tags=["nbval-ignore-output"]
 import warnings
 
-from peft import get_peft_model
-
 warnings.simplefilter("ignore", FutureWarning)  # what other packages tell each other
-lora = get_peft_model(model, explorer.placement.lora_config(model, r=explorer.rank.value))
-trainable, total = lora.get_nb_trainable_parameters()
-assert trainable == explorer.parameters
-print(f"{trainable:,} of {total:,} parameters are trained, {trainable / total:.2%}")
+chosen = explorer.placement.lora_config(model, r=explorer.rank.value, lora_alpha=config.lora_alpha)
+data = datasets.Dataset.from_list(rows)
+trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer, peft_config=chosen)
+trainer.train();
+
+# %%
+trainable, total = trainer.model.get_nb_trainable_parameters()
+print(f"{trainable:,} of {total:,} parameters are trained, {trainable / total:.2%}; the explorer says {explorer.parameters:,}")
 
 # %% [markdown]
 # ## Three things to remember
 #
-# | you want | take |
-# |---|---|
-# | a placement and a config | the cell of section 3 |
-# | to know what *any* config hits | `adapted_targets`, section 6; `placement.check` raises an error where it is not the choice |
-# | a model larger than memory | `device_map="auto"`, `max_memory=`, `offload_folder=`, section 7 |
-# | texts as in training | the chat template, section 2 |
-# | to know whether it is the best place | the race, section 8 |
-#
 # 1. **Eight texts may be enough.** `stop=` finds out.
-# 2. **Check what the config hits** before you train.
+# 2. **Check what the config hits** before you train: `placement.check`, or `adapted_targets` for any config.
 # 3. **A low score is no promise.** Race on your own examples if it matters.
 #
-# **Not established.** That the lowest-scoring types train best: in the record of notebook 05, neither PLoP's choice nor the MLP is shown to beat the
-# other. The choice also depends on how the same function is stored (exercise 2, notebook 04). The costs of a model with a billion parameters are an estimate.
+# **Not established.** That the lowest-scoring types train best: in the record of notebook 05, neither PLoP's choice nor the MLP
+# is shown to beat the other. The choice also depends on how the same function is stored (exercise 2, notebook 04).
 #
-# **Where next.** Notebook 02 says how sure a score is and how `stop=` works. Notebook 05 compares places by training. Notebook 06 does so with rewards.
+# **Where next.** Notebook 02 says how sure a score is and how `stop=` works. Notebook 05 compares places by training. Notebook 06
+# does so with rewards.

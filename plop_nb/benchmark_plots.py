@@ -107,6 +107,7 @@ def plot_agreement(
     def draw(ax, own):
         ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room))
         ax.axline((low, low), slope=1, color=GREY, lw=0.8, zorder=0)
+        ax.locator_params(nbins=5)
         is_named = own["placement"].isin(list(named))
         ax.scatter(own[first], own[second], s=34, c=np.where(is_named, DARK, GREY))
         for name, side in zip(named, ["right", "left"] * len(named), strict=False):

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.patches import Rectangle
+from matplotlib.colors import LogNorm
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from plop_nb.checks import positive_integer
-from plop_nb.palette import DARK, styled, type_color, type_role
+from plop_nb.palette import DARK, styled, type_role
 from plop_nb.placement import Placement
-from plop_nb.plots import CMAP, NORM, TITLE, add_colorbar, axes_for, chosen_types
+from plop_nb.plots import CMAP, adapters_in_words, axes_for, chosen_types, mean_in_words
 from plop_nb.stats import by_type
 
 # Columns of maps, in the order in which a token passes them: (panel, roles from the top).
@@ -23,8 +24,16 @@ COLUMNS = {
     "narrowing": ("MLP", ("down",)),
 }
 OTHERS = "others"
-BOX = (2.4, 0.8)  # width and height of a map
-STRIP = 0.14  # width of the stripe in the colour of the type
+# What joins the maps of a panel's first column, where it has such roles: (roles, in words).
+JOINTS = {
+    "attention": ({"key", "qkv"}, "softmax\n(q kᵀ) v"),
+    "MLP": ({"gate", "gate_up"}, "act(gate)\n× up"),
+}
+BOX = (2.2, 0.8)  # width and height of a map
+JOINT = (1.25, 0.75)
+LEAST_SPAN = 1.25  # of the colours: from 1 / 1.25 to 1.25 at least
+MARKS = (1 / 5, 1 / 3, 1 / 2, 2 / 3, 4 / 5, 1, 5 / 4, 3 / 2, 2, 3, 5)  # on the scale of colours
+TITLE = 90  # letters in a line of the title
 ROW = 1.05  # from one map to the one below
 BUS = 0.45  # from a map to the wire beside it
 BETWEEN = 0.8  # panels
@@ -40,13 +49,15 @@ def plot_block(
     k: int = 3,
     *,
     placement: Placement | None = None,
+    title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """A block of the model: each type of maps at its place, filled by its mean NFN.
 
     Attention and MLP read from the residual stream and add to it. Names say which place a type
-    has; types whose name does not say it stand in a column of others. The MLP is drawn behind the
-    attention also where a model runs both side by side.
+    has; types whose name does not say it stand in a column of others. The drawing is that of a
+    usual decoder: softmax attention, then an MLP, also where a model runs both side by side. The
+    colours reach as far as the scores do, equally far to both sides of 1.
 
     Parameters
     ----------
@@ -56,6 +67,8 @@ def plot_block(
         How many of the lowest types to outline (of fewer, all), where no placement is given.
     placement : Placement, optional
         Outline its types instead.
+    title : str, optional
+        By default it says where adapters go.
     ax : matplotlib Axes, optional
         Where to draw: by default the current axes, or a new figure of fitting size where no figure
         is open.
@@ -77,20 +90,38 @@ def plot_block(
     starts = _starts(list(columns))
     rows = max(map(len, columns.values()))
     right, top = max(starts.values()) + BOX[0] + BUS + 0.8, rows * ROW
-    ax = axes_for(ax, width=0.78 * right + 1.6, height=0.8 * top + 2.3)
+    ax = axes_for(ax, width=0.74 * right + 1.6, height=0.8 * top + 2.3)
     ax.set_axis_off()
     ax.set(xlim=(-1.2, right), ylim=(STREAM - 0.9, top + 0.6))
     _draw_panels(ax, columns, starts, top)
     means = types.set_index("type")["nfn"]
+    norm = color_norm(means)
     for column, names in columns.items():
         for place, name in enumerate(names):
             corner = starts[column], _height(place, len(names), top)
-            _draw_map(ax, corner, name, means[name], name in chosen)
-    note = "thick outline: adapters go here"
+            _draw_map(ax, corner, name, means[name], CMAP(norm(means[name])), name in chosen)
+    note = "thick outline: adapters go here; norms and biases are left out"
     ax.text(right, STREAM - 0.6, note, ha="right", va="center", size=12)
-    add_colorbar(ax, ScalarMappable(NORM, CMAP), shrink=0.75, aspect=16, pad=0.01)
-    ax.set_title(fill(f"Adapters go on {', '.join(chosen)}", TITLE), loc="left")
+    _add_scale(ax, norm, mean_in_words(types))
+    ax.set_title(fill(title or adapters_in_words(chosen), TITLE), loc="left")
     return ax
+
+
+def color_norm(means: pd.Series) -> LogNorm:
+    """The scale of the colours: as far from 1 as the farthest score, to both sides."""
+    farthest = float(np.exp(np.abs(np.log(means[means > 0])).max()))
+    span = max(LEAST_SPAN, farthest)
+    return LogNorm(1 / span, span)
+
+
+def _add_scale(ax: Axes, norm: LogNorm, label: str) -> None:
+    """The scale of colours beside the drawing."""
+    options = {"shrink": 0.75, "aspect": 16, "pad": 0.01}
+    bar = ax.figure.colorbar(ScalarMappable(norm, CMAP), ax=ax, label=fill(label, 24), **options)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.minorticks_off()
+    shown = [mark for mark in MARKS if norm.vmin <= mark <= norm.vmax]
+    bar.set_ticks(shown, labels=[f"{mark:.2g}" for mark in shown])
 
 
 def _columns(names: list[str]) -> dict[str, list[str]]:
@@ -113,7 +144,8 @@ def _starts(columns: list[str]) -> dict[str, float]:
     """{column: left end of its boxes}: further apart where another panel begins."""
     starts = {columns[0]: 0.0}
     for before, column in pairwise(columns):
-        gap = 2 * BUS if _panel(before) == _panel(column) else 2 * BUS + BETWEEN
+        same = _panel(before) == _panel(column)
+        gap = 2 * BUS + (JOINT[0] + BUS if same else BETWEEN)
         starts[column] = starts[before] + BOX[0] + gap
     return starts
 
@@ -140,10 +172,11 @@ def _draw_panels(ax: Axes, columns: dict, starts: dict, top: float) -> None:
         ax.add_patch(Rectangle((left, -0.1), right - left, top + 0.6, color="0.95", zorder=0))
         ax.text(left + 0.15, top + 0.25, panel, weight="bold", va="center", size=13)
         if panel != OTHERS:
-            _draw_wires(ax, [starts[column] for column in own], [columns[c] for c in own], top)
+            places, names = [starts[column] for column in own], [columns[column] for column in own]
+            _draw_wires(ax, panel, places, names, top)
 
 
-def _draw_wires(ax: Axes, starts: list, names: list, top: float) -> None:
+def _draw_wires(ax: Axes, panel: str, starts: list, names: list, top: float) -> None:
     """From the stream through the columns of a panel and back to the stream."""
     into, out = starts[0] - BUS, starts[-1] + BOX[0] + BUS
     for end in (into, out):
@@ -155,24 +188,44 @@ def _draw_wires(ax: Axes, starts: list, names: list, top: float) -> None:
         for height in heights:
             ax.plot([start - BUS, start + BOX[0] + BUS], [height, height], **WIRE)
             ax.plot(start - 0.1, height, marker=">", **WIRE)
+    if len(starts) > 1:
+        _draw_joint(ax, panel, starts, names[0], top / 2)
+    ax.plot(out, STREAM + 0.4, marker="v", **WIRE)
     ax.plot(out, STREAM, marker="o", ms=16, mfc="white", mec="0.45", mew=1.5, zorder=2)
     ax.text(out, STREAM, "+", ha="center", va="center", size=14, zorder=3)
 
 
-def _draw_map(ax: Axes, corner: tuple, name: str, score: float, is_chosen: bool) -> None:
+def _draw_joint(ax: Axes, panel: str, starts: list, first: list[str], height: float) -> None:
+    """Between the two columns of a panel: how the outputs of the first one are put together."""
+    left, right = starts[0] + BOX[0] + BUS, starts[1] - BUS
+    ax.plot([left, right], [height, height], **WIRE)
+    roles, words = JOINTS[panel]
+    if not roles & {type_role(name) for name in first}:
+        return
+    middle = (left + right) / 2
+    corner = middle - JOINT[0] / 2, height - JOINT[1] / 2
+    shape = "round,pad=0,rounding_size=0.2"
+    box = FancyBboxPatch(corner, *JOINT, boxstyle=shape, fc="white", ec="0.45", lw=1.5, zorder=2)
+    ax.add_patch(box)
+    ax.plot(corner[0] - 0.1, height, marker=">", **WIRE)
+    style = {"ha": "center", "va": "center", "size": 10.5, "linespacing": 1.1, "zorder": 3}
+    ax.text(middle, height, words, **style)
+
+
+def _draw_map(
+    ax: Axes, corner: tuple, name: str, score: float, face: tuple, is_chosen: bool
+) -> None:
     """A box with the name and the score of a type, filled by the score."""
-    face = CMAP(NORM(score))
     x, y = corner
     edge = {"ec": DARK, "lw": 3.5} if is_chosen else {"ec": "0.6", "lw": 0.8}
     ax.add_patch(Rectangle(corner, *BOX, fc=face, zorder=2, **edge))
-    ax.add_patch(Rectangle(corner, STRIP, BOX[1], color=type_color(name), lw=0, zorder=3))
     color = "white" if np.dot(LUMINANCE, face[:3]) < 0.45 else DARK
     lines = _in_lines(name)
     text = f"{lines}\n{score:.2f}"
     style = {"ha": "center", "va": "center", "color": color, "zorder": 4, "linespacing": 1.1}
-    size = min(9.5 if "\n" in lines else 12, 200 / max(map(len, lines.split("\n"))))
+    size = min(9.5 if "\n" in lines else 12, 172 / max(map(len, lines.split("\n"))))
     weight = "bold" if is_chosen else "normal"
-    ax.text(x + (STRIP + BOX[0]) / 2, y + BOX[1] / 2, text, size=size, weight=weight, **style)
+    ax.text(x + BOX[0] / 2, y + BOX[1] / 2, text, size=size, weight=weight, **style)
 
 
 def _in_lines(name: str) -> str:

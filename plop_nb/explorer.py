@@ -39,6 +39,7 @@ def explore(
     *,
     k: int = 3,
     r: int = 16,
+    lora_alpha: int | None = None,
 ) -> "Explorer":
     """Try placements in a notebook: a widget with profile, heat map, parameter count and config.
 
@@ -59,6 +60,9 @@ def explore(
         How many types to start with.
     r : int
         Rank to start with.
+    lora_alpha : int, optional
+        Scale of the adapters in the config, the same at every rank; None leaves it to PEFT, which
+        takes 8.
 
     Returns
     -------
@@ -72,7 +76,8 @@ def explore(
     TypeError
         `scores` is neither a frame nor a dict of frames, or `model` is no model.
     ValueError
-        `k` or `r` is out of range, `scores` is not from `nfn_scores`, or `model` is another one.
+        `k`, `r` or `lora_alpha` is out of range, `scores` is not from `nfn_scores`, or `model` is
+        another one.
     """
     domains = dict(scores) if isinstance(scores, Mapping) else {"scores": scores}
     if not domains or not all(isinstance(frame, pd.DataFrame) for frame in domains.values()):
@@ -86,11 +91,13 @@ def explore(
             "or None"
         )
     r = positive_integer("r", r)
+    if lora_alpha is not None:
+        lora_alpha = positive_integer("lora_alpha", lora_alpha)
     for frame in domains.values():
         check_columns(frame, "layer")
         lowest(frame, k)  # raises where `k` or the frame is wrong
     domains = {name: with_targets(frame) for name, frame in domains.items()}
-    return Explorer(domains, model, k=k, r=r)
+    return Explorer(domains, model, k=k, r=r, lora_alpha=lora_alpha)
 
 
 class Explorer(widgets.VBox):
@@ -114,9 +121,16 @@ class Explorer(widgets.VBox):
     config_text: str | None
 
     def __init__(
-        self, domains: dict[str, pd.DataFrame], model: nn.Module | None, *, k: int, r: int
+        self,
+        domains: dict[str, pd.DataFrame],
+        model: nn.Module | None,
+        *,
+        k: int,
+        r: int,
+        lora_alpha: int | None = None,
     ) -> None:
         self._domains = domains
+        self._alpha = lora_alpha
         # A cell below may put adapters into the model itself, so keep a copy without its weights.
         self._model = None if model is None else skeleton(model)
         self._forms: dict[tuple[str, ...], dict[str, Any]] = {}  # proven ones, by chosen modules
@@ -197,7 +211,7 @@ class Explorer(widgets.VBox):
         placement = self._placed()
         chosen = self._scores[self._scores["module"].isin(placement.modules)]
         parameters = r * int(adapter_sizes(chosen).sum())
-        self.config_text = _config_text(r, **self._form(placement, chosen))
+        self.config_text = _config_text(r, self._alpha, **self._form(placement, chosen))
         self.placement, self.parameters = placement, parameters
         self.config.value = self.config_text
         self.summary.value = _summary(placement, parameters, chosen)
@@ -255,6 +269,7 @@ def _unproven_form(chosen: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]
 
 def _config_text(
     r: int,
+    lora_alpha: int | None,
     *,
     target_modules: Any = None,
     target_parameters: list[str] | None = None,
@@ -262,6 +277,7 @@ def _config_text(
 ) -> str:
     """Code that makes the `LoraConfig`."""
     lines = ["from peft import LoraConfig", "", "config = LoraConfig(", f"    r={r},"]
+    lines += [] if lora_alpha is None else [f"    lora_alpha={lora_alpha},"]
     lines.append(f"    target_modules={_literal(target_modules or [])},")
     if target_parameters:
         lines.append(f"    target_parameters={_literal(target_parameters)},")

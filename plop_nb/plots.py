@@ -1,6 +1,7 @@
 """One long frame in, Axes out. Heat maps: blue below 1, red above, white at 1."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
 
@@ -26,6 +27,24 @@ TICKS = {"1/3": 1 / 3, "1/2": 1 / 2, "1": 1, "2": 2, "3": 3}
 CHOSEN, OTHER = sns.color_palette("colorblind")[0], "0.65"
 NFN = "NFN (1 = random input)"
 TITLE = 46  # letters in a line of a title
+MIDDLE = "0.45"  # grey, where no type is meant
+
+
+@dataclass(frozen=True)
+class Marker:
+    """How a kind of texts is drawn in `plot_kinds`."""
+
+    shape: str
+    is_full: bool
+    offset: float  # in the row of a type
+
+
+MARKERS = (
+    Marker("o", True, -0.25),
+    Marker("D", False, 0.25),
+    Marker("s", True, 0.75),
+    Marker("^", False, -0.75),
+)
 
 
 @styled()
@@ -35,11 +54,12 @@ def plot_types(
     *,
     placement: Placement | None = None,
     level: float = 0.95,
+    title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Mean NFN per module type with its interval over texts, each in the colour of its type.
 
-    Bars of types with adapters are full, and their names bold; all others are pale.
+    Bars of types with adapters are full, and their names and scores bold; all others are pale.
 
     Parameters
     ----------
@@ -51,6 +71,8 @@ def plot_types(
         Fill its types instead; the title names them.
     level : float
         Coverage of the interval, between 0 and 1.
+    title : str, optional
+        By default it says where adapters go.
     ax : matplotlib Axes, optional
         Where to draw: by default the current axes, or a new figure of fitting size where no figure
         is open.
@@ -71,7 +93,7 @@ def plot_types(
     chosen = chosen_types(types, k, placement)
     names = types["type"].tolist()
     room = 0.1 * max(0, max(map(len, names)) - 10)  # inches for long names
-    ax = axes_for(ax, width=7 + room, height=0.42 * len(types) + 1.3)
+    ax = axes_for(ax, width=7 + room, height=0.42 * len(types) + 1.6)
     edges = [type_color(name) for name in names]
     faces = [type_color(name) if name in chosen else tint(type_color(name)) for name in names]
     places = np.arange(len(names))
@@ -82,11 +104,74 @@ def plot_types(
     ax.errorbar(types["nfn"], places, xerr=interval_arms(types), **bars)
     ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
     _write_values(ax, types, chosen)
-    texts = types["samples"].max()
-    ax.set(xlabel=f"{NFN}; bars: {100 * level:.4g}% interval over {texts} texts", ylabel="")
-    ax.set_title(fill(f"Adapters go on {', '.join(chosen)}", TITLE), loc="left")
-    ax.margins(x=0.2)
+    legend = f"full bars get adapters; whiskers: {interval_in_words(types, level)}"
+    ax.set(xlabel=f"{mean_in_words(types)}\n{legend}", ylabel="")
+    ax.set_title(fill(title or adapters_in_words(chosen), TITLE), loc="left")
+    ax.margins(x=0.14)
     sns.despine(ax=ax)
+    return ax
+
+
+@styled()
+def plot_kinds(
+    kinds: Mapping[str, pd.DataFrame],
+    *,
+    level: float = 0.95,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Mean NFN per module type on several kinds of texts: a row for each type, a dot for each kind.
+
+    Types run from the lowest score on the first kind (top) to the highest.
+
+    Parameters
+    ----------
+    kinds : dict
+        {kind: scores}, with scores of the same model from `nfn_scores`; at most four.
+    level : float
+        Coverage of the intervals over texts, between 0 and 1.
+    title : str, optional
+        None by default.
+    ax : matplotlib Axes, optional
+        Where to draw: by default the current axes, or a new figure of fitting size where no figure
+        is open.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        There are no kinds or more than four, or one lacks a type that the first has.
+    """
+    if not 0 < len(kinds) <= len(MARKERS):
+        raise ValueError(f"kinds has {len(kinds)} entries, expected 1 to {len(MARKERS)}")
+    means = {kind: by_type(scores, level=level).set_index("type") for kind, scores in kinds.items()}
+    first = next(iter(means.values()))
+    names = first.index.tolist()
+    ax = axes_for(ax, width=7, height=0.42 * len(names) + 1.6)
+    height = 0.5 / len(means)  # of a kind in the row of a type
+    for (kind, table), marker in zip(means.items(), MARKERS, strict=False):
+        if missing := set(names) - set(table.index):
+            raise ValueError(
+                f"scores on {kind!r} lack the types {sorted(missing)}: score one model"
+            )
+        for place, row in enumerate(table.loc[names].itertuples()):
+            color, height_here = type_color(row.Index), place + marker.offset * height
+            face = color if marker.is_full else "white"
+            style = {"marker": marker.shape, "ms": 8, "mfc": face, "color": color, "capsize": 3}
+            arms = [[max(0, row.nfn - row.low)], [max(0, row.high - row.nfn)]]
+            ax.errorbar(row.nfn, height_here, xerr=arms, lw=1.5, **style)
+        face = MIDDLE if marker.is_full else "white"
+        ax.plot([], [], marker.shape, ms=8, mfc=face, color=MIDDLE, label=kind)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # the lowest score on top
+    ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
+    ax.set(xlabel=f"{mean_in_words(first)}\nwhiskers: {interval_in_words(first, level)}", ylabel="")
+    ax.legend(loc="upper right", frameon=False, title="texts about")
+    if title:
+        ax.set_title(fill(title, TITLE), loc="left")
     return ax
 
 
@@ -149,6 +234,23 @@ def plot_heatmap(
         lit = layered.assign(lit=layered["module"].isin(modules))
         _light_up(ax, _by_layer_and_type(lit, "lit", types) > 0)
     return ax
+
+
+def adapters_in_words(chosen: list[str]) -> str:
+    """Where adapters go, as the title of a picture."""
+    return f"Adapters go on {', '.join(chosen)}"
+
+
+def mean_in_words(types: pd.DataFrame) -> str:
+    """What a type's score (from `by_type`) is, as the name of an axis."""
+    counts = set(types["modules"])
+    maps = f"mean over {counts.pop()} maps" if len(counts) == 1 else "mean over a type's maps"
+    return f"NFN, {maps} (1 = random input)"
+
+
+def interval_in_words(types: pd.DataFrame, level: float) -> str:
+    """What an interval of a type's score is."""
+    return f"{100 * level:.4g}% interval over {types['samples'].max()} texts"
 
 
 def interval_arms(means: pd.DataFrame) -> list[pd.Series]:
@@ -222,17 +324,15 @@ def _check_placement(placement: Placement) -> None:
 
 
 def _write_values(ax: Axes, types: pd.DataFrame, chosen: list[str]) -> None:
-    """The mean beside every bar; those with adapters say so, and have their name in bold."""
+    """The mean beside every bar; of those with adapters it is bold, as their name is."""
     # A white ground keeps the line at 1 from striking the numbers out.
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     style = {"textcoords": "offset points", "va": "center", "bbox": ground}
     for place, label in enumerate(ax.get_yticklabels()):
         row = types.iloc[place]
-        text, weight = f"{row['nfn']:.2f}", "normal"
-        if row["type"] in chosen:
-            text, weight = f"{text} adapter", "bold"
+        weight = "bold" if row["type"] in chosen else "normal"
         end = np.nanmax([row["nfn"], row["high"]])
-        ax.annotate(text, (end, place), (8, 0), weight=weight, **style)
+        ax.annotate(f"{row['nfn']:.2f}", (end, place), (8, 0), weight=weight, **style)
         label.set_weight(weight)
 
 

@@ -5,11 +5,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
-from plop_nb.palette import COLORS, DARK, styled, tint, type_color
+from plop_nb.palette import COLORS, DARK, styled, tint
 
 PALE, MIDDLE = "0.93", "0.45"  # grounds, and what is not in focus
 FROZEN, TRAINED = "#9A9A9A", "#B35C00"
 LONG, SHORT = COLORS["gate"], COLORS["value"]  # axes of the ellipse
+LOWEST = 3  # types that get adapters in `draw_method`
 WEIGHT = np.array([[1.5, 0.7], [0.1, 0.8]])  # of `draw_alignment`: any map from 2 to 2 would do
 ARROW = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2, "shrinkA": 0, "shrinkB": 0}
 
@@ -17,6 +18,8 @@ ARROW = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2, "shrinkA"
 @styled()
 def draw_method(ax: Axes | None = None) -> Axes:
     """The five steps of PLoP, from texts of a task to adapters, as boxes with little pictures.
+
+    It names no type of maps, so that it can stand before the scores of a model.
 
     Parameters
     ----------
@@ -27,13 +30,13 @@ def draw_method(ax: Axes | None = None) -> Axes:
     -------
     matplotlib.axes.Axes
     """
-    ax = _blank(ax, (12.5, 3.5), (-0.1, 14.5), (-1.15, 2.5))
+    ax = _blank(ax, (12.5, 3.7), (-0.1, 14.5), (-1.35, 2.4))
     steps = {
-        "texts": ("a few texts of your task", _draw_text),
-        "hooks": ("see every map's inputs", _draw_hooks),
-        "ratio": ("against a random input", _draw_ratio),
-        "types": ("mean over all layers", _draw_types),
-        "adapters": ("on the lowest types", _draw_adapters),
+        "texts": ("run a few texts\nthrough the model", _draw_text),
+        "inputs": ("watch the input z\nof every linear map W", _draw_hooks),
+        "score": ("compare with noise z̃\nof the same norm", _draw_ratio),
+        "types": ("take the mean of each\ntype over all layers", _draw_types),
+        "adapters": ("train B and A on the\nlowest-scoring types", _draw_adapters),
     }
     for place, (name, (what, draw)) in enumerate(steps.items()):
         left = 3 * place
@@ -42,10 +45,12 @@ def draw_method(ax: Axes | None = None) -> Axes:
         ax.add_patch(box)
         draw(ax, left)
         ax.text(left + 1.2, -0.35, f"{place + 1}. {name}", ha="center", weight="bold", size=14)
-        ax.text(left + 1.2, -0.8, what, ha="center", size=11)
+        ax.text(left + 1.2, -0.55, what, ha="center", va="top", size=11, linespacing=1.3)
         if place:
             _arrow(ax, (left - 0.52, 1.1), (left - 0.08, 1.1))
-    ax.set_title("PLoP: forward a few texts, then put adapters on the lowest-scoring types")
+    ax.set_title(
+        "PLoP: score every map on a few texts, then put adapters on the lowest-scoring types"
+    )
     return ax
 
 
@@ -190,41 +195,52 @@ def _draw_text(ax: Axes, left: float) -> None:
 
 def _draw_hooks(ax: Axes, left: float) -> None:
     """Two maps with a wire through each, and a probe on the wire."""
-    for height, name in ((1.45, "v"), (0.5, "up")):
+    for height in (1.35, 0.4):
         ax.plot([left + 0.2, left + 2.2], [height, height], color=MIDDLE, lw=2)
-        box = Rectangle((left + 1.1, height - 0.28), 0.7, 0.56, color=type_color(name), zorder=2)
+        box = Rectangle((left + 1.2, height - 0.28), 0.6, 0.56, color=FROZEN, zorder=2)
         ax.add_patch(box)
-        style = {"color": "white", "weight": "bold", "ha": "center", "va": "center"}
-        ax.text(left + 1.45, height, name, **style)
-        ax.plot([left + 0.6, left + 0.6], [height, height + 0.35], color=DARK, lw=2)
-        ax.plot(left + 0.6, height + 0.35, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
-        ax.plot(left + 0.6, height, marker="o", ms=5, color=DARK)
+        style = {"weight": "bold", "ha": "center", "va": "center"}
+        ax.text(left + 1.5, height, "W", color="white", **style)
+        ax.plot([left + 0.65, left + 0.65], [height, height + 0.35], color=DARK, lw=2)
+        ax.plot(left + 0.65, height + 0.35, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
+        ax.plot(left + 0.65, height, marker="o", ms=5, color=DARK)
+        ax.text(left + 0.38, height + 0.22, "z", ha="center", va="center", size=13)
 
 
 def _draw_ratio(ax: Axes, left: float) -> None:
-    """The length of an output over that of a random input's output."""
-    _arrow(ax, (left + 0.75, 1.5), (left + 1.55, 1.5), COLORS["value"])
-    ax.plot([left + 0.4, left + 2.0], [1.15, 1.15], color=DARK, lw=2)
-    _arrow(ax, (left + 0.5, 0.8), (left + 1.9, 0.8), MIDDLE)
-    ax.text(left + 1.2, 1.65, "‖W z‖", ha="center", size=13, color=COLORS["value"])
-    ax.text(left + 1.2, 0.3, "‖W random‖", ha="center", size=12, color=MIDDLE)
+    """The norm of an output over that of a random input's output."""
+    _arrow(ax, (left + 0.35, 1.45), (left + 0.95, 1.45), DARK)
+    ax.plot([left + 0.25, left + 1.4], [1.1, 1.1], color=DARK, lw=2)
+    _arrow(ax, (left + 0.35, 0.8), (left + 1.3, 0.8), MIDDLE)
+    style = {"ha": "center", "va": "center"}
+    ax.text(left + 0.82, 1.75, "‖W z‖", size=13, **style)
+    ax.text(left + 0.82, 0.42, "‖W z̃‖", size=13, color=MIDDLE, **style)
+    ax.text(left + 1.87, 1.1, "= score", size=12, weight="bold", **style)
 
 
 def _draw_types(ax: Axes, left: float) -> None:
     """Bars from the lowest score to the highest, and the line at 1."""
-    bars = {"value": 0.7, "up": 1.05, "down": 1.2, "output": 1.4, "query": 1.6, "key": 1.8}
-    for row, (role, width) in enumerate(bars.items()):
-        strong = COLORS[role] if row < 3 else tint(COLORS[role], 0.4)
-        corner = left + 0.3, 1.7 - 0.28 * row
-        ax.add_patch(Rectangle(corner, width, 0.2, fc=strong, ec=COLORS[role]))
-    ax.plot([left + 1.43, left + 1.43], [0.15, 2.05], color=DARK, ls="--", lw=1.2)
+    for row, width in enumerate((0.5, 0.85, 1.0, 1.2, 1.4, 1.55)):
+        low, strength = 1.62 - 0.27 * row, 1.0 if row < LOWEST else 0.35
+        ax.add_patch(Rectangle((left + 0.65, low), width, 0.2, fc=tint(DARK, strength), ec=DARK))
+        weight = "bold" if row < LOWEST else "normal"
+        style = {"ha": "right", "va": "center", "size": 8.5, "weight": weight}
+        ax.text(left + 0.58, low + 0.1, f"type {row + 1}", **style)
+    ax.plot([left + 1.55, left + 1.55], [0.17, 1.92], color=TRAINED, ls="--", lw=1.5)
+    style = {"ha": "center", "va": "center", "size": 9.5, "color": TRAINED}
+    ax.text(left + 1.55, 2.04, "1 = noise", **style)
 
 
 def _draw_adapters(ax: Axes, left: float) -> None:
-    """The three lowest maps, each with its pair of thin matrices."""
-    for row, role in enumerate(("value", "up", "down")):
+    """The lowest types, each with its pair of thin matrices."""
+    for row in range(LOWEST):
         low = 1.5 - 0.65 * row
-        ax.add_patch(Rectangle((left + 0.3, low), 0.5, 0.5, fc=COLORS[role], ec=DARK))
-        ax.text(left + 1.05, low + 0.23, "+", ha="center", va="center", size=15)
+        ax.add_patch(Rectangle((left + 0.3, low), 0.5, 0.5, fc=FROZEN, ec=DARK))
+        style = {"ha": "center", "va": "center"}
+        ax.text(left + 0.55, low + 0.24, "W", color="white", weight="bold", size=12, **style)
+        ax.text(left + 1.02, low + 0.23, "+", size=15, **style)
         for corner, size in (((1.3, low), (0.13, 0.5)), ((1.52, low + 0.37), (0.5, 0.13))):
             ax.add_patch(Rectangle((left + corner[0], corner[1]), *size, fc=TRAINED, ec=DARK))
+        if row == 0:
+            ax.text(left + 1.36, low + 0.6, "B", size=10, color=TRAINED, weight="bold", **style)
+            ax.text(left + 1.77, low + 0.6, "A", size=10, color=TRAINED, weight="bold", **style)

@@ -4,14 +4,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 import plop_nb as plop
-from plop_nb.block_plot import BOX
-from plop_nb.palette import type_color
-from plop_nb.plots import CMAP, NORM
+from plop_nb.block_plot import BOX, JOINT, color_norm
+from plop_nb.plots import CMAP
 from tests.conftest import TEXTS
 
 LLAMA = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
@@ -57,10 +54,11 @@ def test_every_type_stands_once_with_its_score_and_colour(types):
     scores = frame(types)
     drawn = maps(plop.plot_block(scores, ax=Figure().subplots()))
     means = plop.by_type(scores).set_index("type")["nfn"]
+    norm = color_norm(means)
     assert sorted(drawn) == sorted(types)
     for name, (box, score) in drawn.items():
         assert score == f"{means[name]:.2f}"
-        assert box.get_facecolor() == pytest.approx(CMAP(NORM(means[name])))
+        assert box.get_facecolor() == pytest.approx(CMAP(norm(means[name])))
     corners = [box.get_xy() for box, _ in drawn.values()]
     assert len(set(corners)) == len(types)
 
@@ -117,14 +115,59 @@ def test_the_lowest_or_those_of_a_placement_are_outlined():
     assert ax.get_title(loc="left") == "Adapters go on up_proj"
 
 
-def test_stripes_have_the_colours_of_the_types():
+@pytest.mark.parametrize("lowest, highest", [(0.6, 1.2), (0.9, 2.5), (0.99, 1.01), (0, 1.5)])
+def test_colours_reach_as_far_as_the_scores_and_no_less_than_a_quarter(lowest, highest):
+    """A score of 0 has no logarithm, and takes the colour of the lowest end."""
+    norm = color_norm(pd.Series([lowest, highest]))
+    span = max(1.25, highest, 1 / lowest if lowest else 1)
+    assert (norm.vmin, norm.vmax) == pytest.approx((1 / span, span))
+    assert norm(1) == pytest.approx(0.5)
+
+
+def joints(ax):
+    """{words: middle} of what joins the maps of a panel."""
+    ax.figure.draw_without_rendering()
+    found = {}
+    for patch in ax.patches:
+        if hasattr(patch, "get_boxstyle"):
+            assert (patch.get_width(), patch.get_height()) == JOINT
+            box = patch.get_window_extent()
+            (text,) = [
+                t for t in ax.texts if box.contains(*t.get_transform().transform(t.get_position()))
+            ]
+            inside = text.get_window_extent()
+            assert box.x0 < inside.x0 and inside.x1 < box.x1
+            found[text.get_text().split("\n")[0]] = (box.x0 + box.x1) / 2
+    return found
+
+
+@pytest.mark.parametrize(
+    "types, joined",
+    [
+        (LLAMA, ["softmax", "act(gate)"]),
+        (FUSED, ["softmax", "act(gate)"]),
+        (ENCODER, ["softmax"]),
+        (["q_proj", "k_proj", "v_proj"], []),
+        (PLAIN, []),
+    ],
+)
+def test_maps_are_joined_by_what_their_block_does(types, joined):
+    """Between a panel's two columns; an MLP without a gate multiplies nothing."""
+    ax = plop.plot_block(frame(types))
+    assert list(joints(ax)) == joined
+
+
+def test_a_joint_stands_between_its_columns_and_over_no_map():
     ax = plop.plot_block(frame(LLAMA))
-    stripes = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_width() < 0.2]
-    drawn = maps(ax)
-    for stripe in stripes:
-        (name,) = [name for name, (box, _) in drawn.items() if box.get_xy() == stripe.get_xy()]
-        assert stripe.get_facecolor() == to_rgba(type_color(name))
-    assert len(stripes) == len(LLAMA)
+    middle = joints(ax)
+    boxes = {name: box.get_window_extent() for name, (box, _) in maps(ax).items()}
+    assert boxes["q_proj"].x1 < middle["softmax"] < boxes["o_proj"].x0
+    assert boxes["up_proj"].x1 < middle["act(gate)"] < boxes["down_proj"].x0
+
+
+def test_the_title_may_say_what_was_run():
+    ax = plop.plot_block(frame(LLAMA), title="A model on some texts")
+    assert ax.get_title(loc="left") == "A model on some texts"
 
 
 def test_it_draws_on_the_axes_given_or_the_current_ones_or_its_own():

@@ -174,6 +174,17 @@ def test_config_is_the_placements_own_with_a_model(tiny_llama, scores):
     assert names["config"].to_dict() == config.to_dict()
 
 
+@pytest.mark.parametrize("proven", [False, True])
+def test_alpha_goes_into_the_config_at_every_rank(tiny_llama, scores, proven):
+    explorer = plop.explore(scores, tiny_llama if proven else None, k=2, r=16, lora_alpha=32)
+    for rank in (16, 4):
+        explorer.rank.value = rank
+        names = {}
+        exec(explorer.config_text, names)
+        assert (names["config"].r, names["config"].lora_alpha) == (rank, 32)
+    assert "lora_alpha" not in plop.explore(scores, k=2).config_text
+
+
 @pytest.mark.slow
 def test_model_may_get_adapters_below_its_explorer(tiny_llama, scores):
     explorer = plop.explore(scores, tiny_llama, k=2)
@@ -294,6 +305,7 @@ def test_rank_of_ones_own_is_an_option(scores):
         ({"k": 0}, ValueError, "k=0, expected an integer from 1 to 7"),
         ({"k": 8}, ValueError, "k=8, expected an integer from 1 to 7"),
         ({"r": 0}, ValueError, "r=0, expected an integer of at least 1"),
+        ({"lora_alpha": 0}, ValueError, "lora_alpha=0, expected an integer of at least 1"),
         ({"r": 2.5}, ValueError, "r=2.5, expected an integer of at least 1"),
         ({"model": "gpt2"}, TypeError, "model is str, expected the torch.nn.Module"),
         ({"model": torch.nn.Linear(2, 2)}, ValueError, "this placement is for another model"),
@@ -355,7 +367,8 @@ def test_bars_of_a_placement_are_coloured_and_named(scores):
     assert colors[:-2] == [to_rgba(tint(color)) for color in full[:-2]]
     weights = [label.get_weight() for label in ax.get_yticklabels()]
     assert weights == ["normal"] * (len(full) - 2) + ["bold"] * 2
-    assert ["adapter" in text.get_text() for text in ax.texts] == [w == "bold" for w in weights]
+    assert [text.get_weight() for text in ax.texts] == weights
+    assert "full bars get adapters" in ax.get_xlabel()
     assert ax.get_title(loc="left") == f"Adapters go on {', '.join(placement.types)}"
     other = replace(placement, types=["no_proj"])
     with pytest.raises(ValueError, match="placement is on type 'no_proj', which scores lacks"):

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jupytext
+import pandas as pd
 
 import plop_nb as plop
 from plop_nb import experiments as ex
@@ -18,12 +19,14 @@ ROOT = Path(__file__).parents[1]
 def test_the_race_of_notebook_07(tiny_llama, byte_tokenizer, monkeypatch):
     """On examples of the reader's own, the chosen placement races against two others."""
     notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
-    [cell] = [cell.source for cell in notebook.cells if "def race_on" in cell.source]
+    parts = ("def parts_of", "def race_on")
+    helper, cell = [c.source for c in notebook.cells if any(part in c.source for part in parts)]
     scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
     explorer = SimpleNamespace(placement=plop.place(scores, k=2), parameters=2000)
     names = {"plop": plop, "ex": ex, "Placement": Placement, "explorer": explorer, "K": 3}
     names |= {"model": tiny_llama, "tokenizer": byte_tokenizer, "scores": scores, "SECONDS": 30}
     names |= {"EXAMPLES": None, "random": random}  # which the notebook imports for its texts
+    exec(helper, names)
     exec(cell, names)
     assert "no EXAMPLES" in names["race"]
     monkeypatch.setattr(names["ex"], "race", lambda *given, **options: (given, options))
@@ -40,3 +43,17 @@ def test_the_race_of_notebook_07(tiny_llama, byte_tokenizer, monkeypatch):
     # data is often sorted: each part has some of all, and what was given stays in its order
     assert max(map(int, prompts[:60])) >= 80 and min(map(int, prompts[:60])) < 20
     assert [example["prompt"] for example in examples] == [str(number) for number in range(100)]
+
+
+def test_the_race_of_notebook_07_reads_examples_from_a_file(tmp_path):
+    notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
+    [cell] = [cell.source for cell in notebook.cells if "def race_on" in cell.source]
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "c", "completion": " d"}\n')
+    reads = cell[cell.index("if isinstance(EXAMPLES") : cell.index("race = ")]
+    names = {"EXAMPLES": str(path), "pd": pd}
+    exec(reads, names)
+    assert names["EXAMPLES"] == [
+        {"prompt": "a", "completion": " b"},
+        {"prompt": "c", "completion": " d"},
+    ]

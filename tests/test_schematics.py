@@ -6,10 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
 
 from plop_nb.norms import baseline_gain
+from plop_nb.palette import COLORS
 from plop_nb.schematics import WEIGHT, draw_adapter, draw_alignment, draw_method
 
 ALL = [draw_method, draw_adapter, draw_alignment]
@@ -46,7 +48,17 @@ def test_texts_lie_within_the_figure_and_do_not_overlap(draw):
 
 def test_the_method_has_five_steps_in_order():
     names = [t.get_text() for t in draw_method().texts if re.match(r"\d\. ", t.get_text())]
-    assert names == ["1. texts", "2. hooks", "3. ratio", "4. types", "5. adapters"]
+    assert names == ["1. texts", "2. inputs", "3. score", "4. types", "5. adapters"]
+
+
+def test_the_method_gives_no_type_away():
+    """It stands before a question that asks for the lowest one."""
+    texts = [text.get_text() for text in draw_method().texts]
+    assert [text for text in texts if re.fullmatch(r"type \d", text)] == [
+        f"type {n}" for n in range(1, 7)
+    ]
+    used = {to_hex(patch.get_facecolor()).upper() for patch in draw_method().patches}
+    assert not used & set(COLORS.values())
 
 
 def test_the_numbers_of_the_adapter_are_those_of_peft():
