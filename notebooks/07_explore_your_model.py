@@ -20,8 +20,8 @@
 #
 # **The answer.** Five calls: score, place, make a config, save it, check it. They stand together in one cell, in section 3. With
 # the default settings the answer for SmolLM2-135M is v, up and down; eight math questions were enough to decide it. If you want
-# one good default and no scores, take the MLP. In notebook 05 neither beat the other; the MLP needs no scores. If much depends on
-# it, let placements race on your own examples (section 7).
+# one good default and no scores, take the MLP (gate, up and down). In notebook 05 it could not be told from PLoP's choice on one
+# task and was better on another. If much depends on it, let placements race on your own examples (section 7).
 #
 # | | |
 # |---|---|
@@ -198,8 +198,8 @@ print(f"{counts['adapted'].sum()} of {counts['modules'].sum()} chosen modules ar
 #
 # PLoP (Precise LoRA Placement, [arXiv 2506.20629](https://arxiv.org/abs/2506.20629)) takes the types with the lowest scores. Its
 # authors argue that training raises the score (notebook 01), so a low one leaves much to gain. They report better results than
-# with other placements, in some tasks with fewer parameters. We have found less on one small model: PLoP's choice is a good one,
-# and not shown to beat the MLP (notebook 05).
+# with other placements, in some tasks with fewer parameters. We have found less on one small model: PLoP's choice could not be
+# told from the MLP on one task, and was worse on another (notebook 05).
 #
 # A score of 1 is what noise gives. The 95 % intervals say how far the score would move with other texts of the same kind.
 
@@ -264,8 +264,8 @@ print(explorer.config_text)
 # A race trains all placements at all rates for a few steps, stops those that are behind, and runs the last ones again in full
 # with fresh seeds. Up to there it goes by the *training* loss. The lowest mean loss on *validation* examples wins. The *test*
 # examples are not touched: they are for you, to judge the winner once. Here is one finished race of SmolLM2 on sums of two
-# numbers. The race's own code decided, and looked its trainings up in the record of notebook 05
-# (`python notebooks/tools/record_race_example.py`). `difference` is to the winner, with its interval over seeds:
+# numbers. The race's own code decided, and looked its trainings up in the record of notebook 05 (`python
+# notebooks/tools/record_race_example.py`). `difference` is to the winner, with its interval over seeds:
 
 # %%
 import pandas as pd
@@ -485,8 +485,9 @@ print(f"{trainable:,} of {total:,} parameters are trained, {trainable / total:.2
 # 2. **Check what the config hits** before you train: `placement.check`, or `adapted_targets` for any config.
 # 3. **A low score is no promise.** Race on your own examples if it matters.
 #
-# **Not established.** That the lowest-scoring types train best: in the record of notebook 05, neither PLoP's choice nor the MLP
-# is shown to beat the other. The choice also depends on how the same function is stored (exercise 2, notebook 04).
+# **Not established.** That the lowest-scoring types train best: in the record of notebook 05, PLoP's choice is not shown to beat
+# the MLP on any task, and is behind it on one. The choice also depends on how the same function is stored (exercise 2, notebook
+# 04).
 #
 # **Where next.** Notebook 02 says how sure a score is and how `stop=` works. Notebook 05 compares places by training. Notebook 06
 # does so with rewards.
