@@ -106,7 +106,7 @@ print(f"{len(texts)} texts, the first of them:\n{texts[0]}")
 
 # %% [markdown]
 # A *chat template* is the text that a chat model puts around what a user says. If you train on chats, score chats. We use none by
-# default, because many trainings use none, and because a base model has none.
+# default, so that base and chat models are read alike.
 
 # %% tags=["copy"]
 # To copy.
@@ -125,7 +125,7 @@ print(f"{len(texts)} texts to score, " + ("in the chat template" if CHAT else "a
 # %% [markdown]
 # ## 3. Score, place, save, check: all in one cell
 #
-# **Predict.** How many of the 64 questions does the ranking of SmolLM2's three lowest types need?
+# **Predict.** How many of the 64 questions does it take to decide which three types of SmolLM2 are lowest?
 
 # %% tags=["copy"]
 # To copy.
@@ -209,7 +209,7 @@ print(f"adapters on {', '.join(placement.types)}, from {types['samples'].max()} 
 types.round(2)
 
 # %% tags=["nbval-ignore-output", "picture"]
-name = (MODEL or "SmolLM2-135M").split("/")[-1]
+name = (MODEL or "SmolLM2-135M-Instruct").split("/")[-1]
 who = f"{name} on {types['samples'].max()} texts ({TEXTS if isinstance(TEXTS, str) else 'yours'})"
 plop.plot_types(scores, placement=placement, title=f"{who}: adapters go on {', '.join(placement.types)}");
 
@@ -217,7 +217,7 @@ plop.plot_types(scores, placement=placement, title=f"{who}: adapters go on {', '
 # **Question.** Would other texts of this kind change the choice?
 #
 # `placement.notes` lists warnings, such as too few texts. `placement.swaps` has each chosen type beside each other one: their
-# gap, and the probability that more texts would reverse their order. The pair that is likeliest to swap comes first.
+# gap, and the probability that more texts would reverse their order. The smallest gap comes first.
 
 # %%
 print(*placement.notes or ["no warnings"], sep="\n")
@@ -226,9 +226,9 @@ swaps["probability"] = swaps["probability"].map(lambda p: "< 0.0001" if p < 1e-4
 swaps
 
 # %% [markdown]
-# Both miss one thing: the same function can be stored in different weights, and then scores change. In front of each attention
-# and MLP stands a *norm*, which multiplies each channel by a *gain*. Fold the gains into the maps that read them, and the model
-# computes the same as before. But gate replaces down among the lowest three (exercise 2).
+# Notes and swaps are about other texts. Neither sees that the same function can be stored in different weights, and then scores
+# change. In front of each attention and MLP stands a *norm*, which multiplies each channel by a *gain*. Fold the gains into the
+# maps that read them, and the model computes the same as before. But gate replaces down among the lowest three (exercise 2).
 
 # %% [markdown]
 # ## 6. Change the choice
@@ -262,10 +262,11 @@ print(explorer.config_text)
 # a given time.
 #
 # A race trains all placements at all rates for a few steps, stops those that are behind, and runs the last ones again in full
-# with fresh seeds. Up to there it goes by the *training* loss. The lowest mean loss on *validation* examples wins. The *test*
-# examples are not touched: they are for you, to judge the winner once. Here is one finished race of SmolLM2 on sums of two
-# numbers. The race's own code decided, and looked its trainings up in the record of notebook 05 (`python
-# notebooks/tools/record_race_example.py`). `difference` is to the winner, with its interval over seeds:
+# with fresh seeds. Up to there it goes by the *training* loss. The lowest mean loss on *validation* examples wins. The race does
+# not use the *test* examples to decide: they are for you, to judge the winner once. (Below we print their loss for all three,
+# because this race is recorded.) Here is one finished race of SmolLM2 on sums of two numbers. The race's own code decided, and
+# looked its trainings up in the record of notebook 05 (`python notebooks/tools/record_race_example.py`). `difference` is to the
+# winner, with its interval over seeds:
 
 # %%
 import pandas as pd
@@ -275,9 +276,9 @@ print(f"decided: {recorded['decided'].all()}, after {recorded['runs'].max()} run
 recorded[["placement", "lr", "loss", "difference", "low", "high", "seeds", "test_loss"]].round(3)
 
 # %% [markdown]
-# **What we saw.** PLoP's choice wins, 0.005 nats per token ahead of the largest maps, but the race is *undecided*: the interval
-# of this difference reaches from -0.28 to 0.29, as the two seeds of the final say little about other seeds. On the test examples
-# the order is the same. "Undecided" means: take the placement that is easiest to serve, such as the one with the fewest adapted
+# **What we saw.** PLoP's choice has the lowest mean, by 0.005 nats per token, but the race is *undecided*: the interval of this
+# difference reaches from -0.28 to 0.29, as the two seeds of the final say little about other seeds. On the test examples the
+# order is the same. "Undecided" means: take the placement that is easiest to serve, such as the one with the fewest adapted
 # modules, or give the race more time.
 
 # %% [markdown]
@@ -334,9 +335,9 @@ large[["model_gb", "limit_gb", "seconds", "peak_gb", "seconds_in_memory"]].round
 # slower than float32 on this CPU. For SmolLM2 it needed 59 MB beside the model. The Llama of 5.5 GB was read from disk and never
 # took more than 1.2 GB. (The other, of 1.2 GB, took 49 seconds from disk and 45 in memory.) We have not measured a GPU.
 #
-# Eight texts take more than an eighth of this, because loading takes the same time. A model that does not fit is read from disk
-# block by block, each block once for many texts. Here is SmolLM2 with 200 MB of memory for its weights, and the same eight texts
-# scored in memory:
+# Where the model is read from disk, eight texts take far more than an eighth of this: each block is read once, whatever the
+# number of texts. A model that does not fit is read from disk block by block, each block once for many texts. Here is SmolLM2
+# with 200 MB of memory for its weights, and the same eight texts scored in memory:
 
 # %% tags=["copy"]
 # To copy.
