@@ -144,8 +144,9 @@ placement.check(model, config)
 # * `stop=0.99` draws texts at random, and stops as soon as the `k` lowest types are decided. The probability of a wrong choice,
 #   over all looks together, is designed to be at most 1 %; notebook 02 tests under which assumptions. If the texts run out first,
 #   a warning says so.
-# * `k=3` types get adapters, as in the paper, which did not test other values. `plop.place(scores, parameters=2_000_000, r=16)`
-#   takes a budget instead.
+# * `k=3` types get adapters, as in the paper, which did not test other values. If you place another number, give it as `k=` to
+#   `nfn_scores` as well. `plop.place(scores, parameters=2_000_000, r=16)` takes a budget instead: types are added from the lowest
+#   until the next does not fit. `stop=` does not cover a budget.
 # * `lora_alpha=32` at rank 16 gives the adapters the scale $\alpha / r = 2$. PEFT's default is 8, whatever the rank.
 # * `check` proves on an *empty copy* of the model (its modules without their weights) what the config hits. It raises an error if
 #   the config differs from the placement.
@@ -240,7 +241,7 @@ explorer = plop.explore(scores, model, k=len(placement.types), r=config.r, lora_
 explorer
 
 # %% [markdown]
-# The widget lives only while the notebook runs. A cell can do what a hand does. Here we take one type fewer:
+# The widget lives only while the notebook runs. Code can move its controls, too. Here we take one type fewer:
 
 # %% tags=["nbval-ignore-output"]
 explorer.k.value = max(1, len(placement.types) - 1)
@@ -400,7 +401,8 @@ folded_scores = None  # your turn: what plop.nfn_scores returns
 def check_folded(found):
     if found is None:
         return "not yet filled in"
-    table = types.set_index("type")[["nfn"]].rename(columns={"nfn": "stored"})
+    stored = plop.by_type(plop.nfn_scores(model, texts[:8], tokenizer, progress=False))
+    table = stored.set_index("type")[["nfn"]].rename(columns={"nfn": "stored"})
     table["folded"] = plop.by_type(found).set_index("type")["nfn"]
     assert (table["stored"] - table["folded"]).abs().max() > 0.1, "these are the scores of the stored weights"
     return table.round(2)
@@ -410,7 +412,8 @@ check_folded(folded_scores)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 # Solution. Down and output read no norm, so their scores stay. Gate and up read the norm before the MLP: the gain leaves
-# their inputs and enters their weights, both scores fall by a third, and gate passes down.
+# their inputs and enters their weights, both scores fall by a third, and gate passes down. Query, key and value
+# read the norm before the attention.
 check_folded(plop.nfn_scores(model, texts[:8], tokenizer, form="folded"))
 
 # %% [markdown]
