@@ -24,6 +24,7 @@ GROUPS |= {"rival": "rivals", "full": "full finetuning"}
 MARKERS = {"single": "o", "triple": "o", "fixed": "s", "rival": "D", "full": "*"}
 MAIN = {"all": "all", "attention": "attention", "down+gate+up": "MLP"}  # dark, by these names
 _short = partial(np.format_float_scientific, trim="-", exp_digits=1)  # such as "5e-4"
+SHAPES = "osD^vPX<>*"  # markers of kinds of runs
 FENCE = 3  # quartile ranges above the upper quartile: what is higher does not stretch an axis
 
 
@@ -48,11 +49,17 @@ def plot_effects(effects: pd.DataFrame, finding: Mapping | None = None) -> np.nd
     Raises
     ------
     ValueError
-        A column or rows are missing, an effect is not finite, `finding` lacks a task.
+        A column or rows are missing, an effect is not finite, `finding` lacks a task, or there are
+        more kinds than markers.
     """
     tasks = by_task("effects", effects, ["kind", "type"], ["effect"])
     types = effects.groupby("type")["effect"].mean().sort_values(kind="stable").index.tolist()
-    kinds = dict(zip(effects["kind"].unique(), "osD^vPX<>*", strict=False))
+    kinds = dict(zip(effects["kind"].unique(), SHAPES, strict=False))
+    if len(kinds) < effects["kind"].nunique():
+        raise ValueError(
+            f"effects holds {effects['kind'].nunique()} kinds, and there are markers for "
+            f"{len(SHAPES)}: leave some out"
+        )
 
     def draw(ax, own):
         for kind, rows in own.groupby("kind", sort=False):

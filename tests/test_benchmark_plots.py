@@ -163,6 +163,12 @@ def test_effects_have_a_dot_for_each_group_of_runs_in_the_colour_of_their_type()
     assert titles(plot_effects(better))[0].startswith("short sums: 6 of 7 types")
 
 
+def test_effects_refuse_more_kinds_than_there_are_markers():
+    many = pd.concat([effects().assign(kind=str(number)) for number in range(11)])
+    with pytest.raises(ValueError, match="effects holds 11 kinds, and there are markers for 10"):
+        plot_effects(many)
+
+
 def test_agreement_shows_both_seeds_on_one_scale():
     (ax,) = plot_agreement(agreement(), (1, 2), LABELS)
     assert dots(ax) == pytest.approx(agreement()[[1, 2]].to_numpy())
