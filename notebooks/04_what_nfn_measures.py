@@ -16,15 +16,15 @@
 # %% [markdown]
 # # What does the score measure, and what does it not know?
 #
-# **The question.** PLoP puts adapters on the module types with the lowest Normalized Feature Norm,
+# **The question.** PLoP puts [adapters](GUIDE.md#adapter) on the module [types](GUIDE.md#type) with the lowest [Normalized Feature Norm](GUIDE.md#nfn),
 #
 # $$\mathrm{NFN}(W, z) = \frac{\|W z\|}{\|z\|\,\|W\|_F / \sqrt n},$$
 #
 # the length of a map's output over the length that a random input of the same length would get (1: no better than random).
 # What makes it low? And is a low NFN the *reason* why adapters should go there?
 #
-# **The answer.** NFN depends on how loudly each input channel is stored: make a channel louder and the map's column for it
-# shorter, and the network stays the same while the score changes. In the two decoders that we look into, one loud channel,
+# **The answer.** NFN depends on how loudly each input [channel](GUIDE.md#channel) is stored: make a channel louder and the map's column for it
+# shorter, and the network stays the same while the score changes. In the two [decoders](GUIDE.md#decoder) that we look into, one loud channel,
 # which value maps hardly read, is about half of what keeps their score below 1. Stored in another form, the same network
 # gets other scores, and in three of four models other adapters. When we changed SmolLM2's scores and kept its function, the
 # maps that were made to score lowest did not become the better place for adapters. How far the better place led moved with the
@@ -32,7 +32,7 @@
 #
 # | | |
 # |---|---|
-# | **You need** | notebook 00; what a matrix norm and a mean are; roughly how a transformer block is built |
+# | **You need** | notebook 00; what a matrix norm and a mean are; roughly how a transformer block is built; the words are in the [glossary](GUIDE.md#words) |
 # | **It takes** | one to three minutes on two CPU cores; no GPU |
 # | **It runs** | SmolLM2-135M on 8 math questions, live; other models (on 16 texts), and all training runs, from recorded files |
 #
@@ -88,7 +88,7 @@ print(f"{len(texts)} texts, {len(plop.module_table(model))} linear maps")
 
 # %% [markdown]
 # Each line below is one module type in one model. The three columns are three ways of storing *the same function*: as it was
-# published; with the gains of the norms moved into the maps (*folded*); and in a standard form (*canonical*, section 3). The
+# published; with the [gains](GUIDE.md#gain) of the norms moved into the [maps](GUIDE.md#map) ([*folded*](GUIDE.md#folding)); and in a standard form (*canonical*, section 3). The
 # model computes the same in all three columns. The scores differ, and so do the three lowest types (large dots), which are
 # the ones that PLoP chooses.
 
@@ -116,7 +116,7 @@ plot_forms(recorded("form_scores.csv").query("domain == 'math' and model != 'min
 # \mathrm{NFN}(u - \mu)^2 := \frac{\mathbb E\|W (u - \mu)\|^2}{\mathbb E\|u - \mu\|^2\,\|W\|_F^2 / n} .$$
 #
 # The cross term vanishes, because $u - \mu$ averages to zero. (The identity is about squares, and needs the closed-form
-# baseline $\|W\|_F / \sqrt n$; PLoP itself averages NFN, which is nearly the root of it.) We check it by hand on the value map of one layer, whose inputs we collect with a hook:
+# baseline $\|W\|_F / \sqrt n$; PLoP itself averages NFN, which is nearly the root of it.) We check it by hand on the value map of one layer, whose inputs we collect with a [hook](GUIDE.md#hook):
 
 # %%
 values = plop.module_table(model).query("type.str.contains('v_proj|value')")
@@ -208,8 +208,7 @@ behind_norms = [reader.name for link in norm_links(model) for reader in link.rea
 channels[channels["module"].isin(behind_norms)]["channel"].value_counts().head(5)
 
 # %% [markdown]
-# Five channels serve all layers: neighbouring layers share theirs. The other two models, from the recorded file, for the maps
-# that read the attention's input. The last column counts the layers in which the map's column for the largest channel is among
+# Five channels serve all layers: neighbouring layers share theirs. The other two models, from the [recorded](GUIDE.md#record) file, for the maps that read the attention's input. The last column counts the layers in which the map's column for the largest channel is among
 # its five shortest:
 
 # %%
@@ -229,7 +228,7 @@ table.join(by_model["among 5 shortest"].sum()).join(by_model.size().rename("of l
 #
 # (A column's relative length *is* the NFN of an input along that channel. This is the definition, no finding.)
 #
-# Such *outlier channels* are well known from work on quantisation, where they are a nuisance: a few channels are so much
+# Such *outlier channels* are well known from work on [quantisation](GUIDE.md#quantisation), where they are a nuisance: a few channels are so much
 # larger than all others that eight bits do not hold both. BERT has them and breaks without them
 # ([Kovaleva et al. 2021](https://arxiv.org/abs/2105.06990)); in large language models the same few channels stand out in
 # every layer, there from some 6.7 billion parameters on
@@ -353,7 +352,7 @@ with torch.no_grad():
 print(f"largest logit: {before.abs().max():.1f}; largest difference: {(after - before).abs().max():.2f}")
 
 # %% [markdown]
-# On this question the logits are the same up to rounding, and by the algebra on every other. `plop.fold_norms` does it for
+# On this question the [logits](GUIDE.md#logit) are the same up to rounding, and by the algebra on every other. `plop.fold_norms` does it for
 # every norm. It does not know the names of layers: it runs the model and looks what reads each norm, and refuses where
 # something else than a linear map does.
 
@@ -480,7 +479,7 @@ pd.concat(medians, axis=1).loc[types.sort_values("nfn").index].round(2)
 #
 # A score that is to be compared between models needs a convention. We propose one: gains are 1, and of all ways to scale up
 # against down, and to mix value against output, we take the one with the least sum of squares $\|W_1\|_F^2 + \|W_2\|_F^2$,
-# that is the least penalty by weight decay. It needs no texts, and for these four types it is unique as far as NFN can see. A
+# that is the least penalty by [weight decay](GUIDE.md#decay). It needs no texts, and for these four types it is unique as far as NFN can see. A
 # row of up and its column of down are then equally long; value and output are $\sqrt S V^T$ and $U \sqrt S$ of the singular
 # value decomposition $U S V^T$ of their product in each head. One freedom stays as it is stored, that between query and key: the
 # rows `rotary pairs` above show that it could put either anywhere from 0.5 to 4.5, and that balancing it as well would move
@@ -563,8 +562,8 @@ table.round(2)
 
 # %% [markdown]
 # Both placements are trained in both forms, with LoRA adapters of equal size. The tasks are *short sums* ("23 - 91 =") and
-# *spelling* words backwards. Each of the four cells of a task has its own learning rate, the best of five or more on
-# validation examples with three tuning seeds; then eight other seeds train at that rate, with batches of eight texts, and
+# *spelling* words backwards. Each of the four cells of a task has its own [learning rate](GUIDE.md#rate), the best of five or more on
+# validation examples with three tuning seeds; then eight other [seeds](GUIDE.md#seed) train at that rate, with batches of eight texts, and
 # are judged by the loss on test examples. A seed means the same order of texts and the same initial adapters in both forms.
 
 # %%
@@ -574,7 +573,7 @@ runs.groupby(["task", "form", "chosen_by"], sort=False)[["types", "r", "paramete
 
 # %% [markdown]
 # *How much could we see?* We wrote this down before the test runs, from the tuning runs: the smallest advantage of a form's
-# own choice (defined below) that eight seeds find four times out of five in a 95 % interval, in nats per token. It rests on
+# own choice (defined below) that eight seeds find four times out of five in a 95 % interval, in [nats](GUIDE.md#nat) per token. It rests on
 # three tuning seeds, so it is rough.
 
 # %%
@@ -642,7 +641,7 @@ pd.DataFrame(gain, index=["gain where low", "low", "high"]).T.round(3)
 # 0.21). On short sums no difference is seen for them (within 0.05). For query, key and value we see no gain where their scores
 # are low (-0.06 and -0.03), but the intervals allow up to 0.04 and 0.13.
 #
-# **And Adam?** LoRA is not blind to the form: Adam takes steps of equal size in the coordinates of the stored inputs, and
+# **And Adam?** LoRA is not blind to the form: [Adam](GUIDE.md#adam) takes steps of equal size in the coordinates of the stored inputs, and
 # begins from random matrices in them. So the form can change training without any help from NFN, and this experiment does
 # not tell how much of the 0.21 is the score's and how much is Adam's own. Look at the rates. Here are the tuning losses of
 # gate, up and down on spelling in the two forms (three seeds each):

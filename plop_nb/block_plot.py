@@ -13,7 +13,14 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from plop_nb.checks import positive_integer
 from plop_nb.palette import DARK, styled, type_role
 from plop_nb.placement import Placement
-from plop_nb.plots import CMAP, adapters_in_words, axes_for, chosen_types, mean_in_words
+from plop_nb.plots import (
+    CMAP,
+    adapters_in_words,
+    axes_for,
+    chosen_types,
+    interval_in_words,
+    mean_in_words,
+)
 from plop_nb.stats import by_type
 
 # Columns of maps, in the order in which a token passes them: (panel, roles from the top).
@@ -57,7 +64,8 @@ def plot_block(
     Attention and MLP read from the residual stream and add to it. Names say which place a type
     has; types whose name does not say it stand in a column of others. The drawing is that of a
     usual decoder: softmax attention, then an MLP, also where a model runs both side by side. The
-    colours reach as far as the scores do, equally far to both sides of 1.
+    colours reach as far as the scores do, equally far to both sides of 1. A note says how wide the
+    widest 95 % interval of a score is, over texts.
 
     Parameters
     ----------
@@ -90,9 +98,9 @@ def plot_block(
     starts = _starts(list(columns))
     rows = max(map(len, columns.values()))
     right, top = max(starts.values()) + BOX[0] + BUS + 0.8, rows * ROW
-    ax = axes_for(ax, width=0.74 * right + 1.6, height=0.8 * top + 2.3)
+    ax = axes_for(ax, width=0.74 * right + 1.6, height=0.8 * top + 2.4)
     ax.set_axis_off()
-    ax.set(xlim=(-1.2, right), ylim=(STREAM - 0.9, top + 0.6))
+    ax.set(xlim=(-1.2, right), ylim=(STREAM - 1.0, top + 0.6))
     _draw_panels(ax, columns, starts, top)
     means = types.set_index("type")["nfn"]
     norm = color_norm(means)
@@ -100,8 +108,8 @@ def plot_block(
         for place, name in enumerate(names):
             corner = starts[column], _height(place, len(names), top)
             _draw_map(ax, corner, name, means[name], CMAP(norm(means[name])), name in chosen)
-    note = "thick outline: adapters go here; norms and biases are left out"
-    ax.text(right, STREAM - 0.6, note, ha="right", va="center", size=12)
+    note = f"thick outline: adapters go here; norms and biases are not drawn\n{_sure(types)}"
+    ax.text(right, STREAM - 0.35, note.rstrip(), ha="right", va="top", size=12)
     _add_scale(ax, norm, mean_in_words(types))
     ax.set_title(fill(title or adapters_in_words(chosen), TITLE), loc="left")
     return ax
@@ -121,7 +129,13 @@ def _add_scale(ax: Axes, norm: LogNorm, label: str) -> None:
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.minorticks_off()
     shown = [mark for mark in MARKS if norm.vmin <= mark <= norm.vmax]
-    bar.set_ticks(shown, labels=[f"{mark:.2g}" for mark in shown])
+    bar.set_ticks(shown, labels=[f"{round(mark, 2):g}" for mark in shown])
+
+
+def _sure(types: pd.DataFrame) -> str:
+    """How wide the widest interval of a type's score is; nothing where one text gives none."""
+    half = ((types["high"] - types["low"]) / 2).max()
+    return "" if np.isnan(half) else f"{interval_in_words(types, 0.95)}: ± {half:.2g} at most"
 
 
 def _columns(names: list[str]) -> dict[str, list[str]]:
@@ -166,7 +180,7 @@ def _draw_panels(ax: Axes, columns: dict, starts: dict, top: float) -> None:
         arrow = {"arrowstyle": shape, "color": "0.75", "shrinkA": 0, "shrinkB": 0}
         end = max(inside) + BOX[0] + BUS + 0.8
         ax.annotate("", (end, STREAM), (-1.2, STREAM), arrowprops=arrow, zorder=0)
-        ax.text(-1.2, STREAM - 0.6, "residual stream", va="center", size=12)
+        ax.text(-1.2, STREAM - 0.35, "residual stream", va="top", size=12)
     for panel, own in panels.items():
         left, right = starts[own[0]] - BUS - 0.2, starts[own[-1]] + BOX[0] + BUS + 0.2
         ax.add_patch(Rectangle((left, -0.1), right - left, top + 0.6, color="0.95", zorder=0))

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-from plop_nb.palette import styled
+from plop_nb.palette import DARK, styled
 
 FONT = 10  # points, of the labels
 
@@ -83,3 +83,14 @@ def make_room(ax: Axes, _: Any) -> None:
         low, high = ax.get_xlim()
         pixel = (high - low) / frame.width
         ax.set_xlim(low - (frame.x0 - boxes.x0) * pixel, high + (boxes.x1 - frame.x1) * pixel)
+
+
+def draw_intervals(ax, places, table, color, line, name):
+    """Points and intervals, and a vertical line with its name above the rows."""
+    value, low, high = table.to_numpy().T
+    ax.hlines(places, low, high, color=color, lw=1.6)
+    ax.scatter(value, places, color=color, s=28, zorder=3)
+    ax.axvline(line, color=DARK, lw=1, ls="--", zorder=0)
+    mask = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    ax.text(line, -1, name, ha="center", va="center", fontsize=FONT, bbox=mask)
+    ax.set_ylim(top=-1.6)

@@ -27,6 +27,7 @@ TICKS = {"1/3": 1 / 3, "1/2": 1 / 2, "1": 1, "2": 2, "3": 3}
 CHOSEN, OTHER = sns.color_palette("colorblind")[0], "0.65"
 NFN = "NFN (1 = random input)"
 TITLE = 46  # letters in a line of a title
+COST = ["run", "work", "seconds"]
 MIDDLE = "0.45"  # grey, where no type is meant
 
 
@@ -233,6 +234,55 @@ def plot_heatmap(
     if modules is not None:
         lit = layered.assign(lit=layered["module"].isin(modules))
         _light_up(ax, _by_layer_and_type(lit, "lit", types) > 0)
+    return ax
+
+
+@styled()
+def plot_cost(
+    measured: pd.DataFrame, estimated: Mapping[str, float], ax: Axes | None = None
+) -> Axes:
+    """Seconds of scoring against the work, and what they let one expect of other work.
+
+    The grey band holds all measured rates (seconds per work); an estimate is a line across it.
+
+    Parameters
+    ----------
+    measured : pandas.DataFrame
+        Columns `run` (a name), `seconds`, `work` (billions of weights times thousands of tokens).
+    estimated : dict
+        {name: work} of what was not run.
+    ax : matplotlib Axes, optional
+        Where to draw, as in `plot_types`.
+
+    Raises
+    ------
+    ValueError
+        `measured` is empty, or some work or seconds are not above 0.
+    """
+    works = [*measured["work"], *estimated.values()]
+    if measured.empty or not all(number > 0 for number in [*works, *measured["seconds"]]):
+        raise ValueError("measured and estimated need rows whose work and seconds are above 0")
+    rates = measured["seconds"] / measured["work"]
+    low, middle, high = rates.min(), rates.median(), rates.max()
+    ax = axes_for(ax, width=9, height=5)
+    ends = np.array([min(works) / 12, max(works) * 12])
+    ax.fill_between(ends, low * ends, high * ends, color="0.92", lw=0, zorder=0)
+    ax.plot(measured["work"], measured["seconds"], "o", ms=8, color=DARK)
+    # Runs go from the lower left to the upper right: there is room in the other two corners.
+    below, above = {"xytext": (10, -6), "ha": "left"}, {"xytext": (-10, 6), "ha": "right"}
+    style = {"textcoords": "offset points", "va": "center", "size": 11}
+    for (name, work, seconds), rate in zip(measured[COST].to_numpy(), rates, strict=True):
+        side = below if rate < middle else above
+        ax.annotate(f"{name}: {seconds:.0f} s", (work, seconds), **style, **side)
+    for name, work in estimated.items():
+        ax.plot([work] * 2, [low * work, high * work], "-", lw=3, color=CHOSEN)
+        told = f"{name}: {low * work:.0f} to {high * work:.0f} s (estimate)"
+        ax.annotate(told, (work, low * work), color=CHOSEN, **style, **below)
+    ax.set(xscale="log", yscale="log", xlim=ends, ylabel="seconds of scoring")
+    ax.set_xlabel("billions of weights × thousands of tokens\ngrey: the range of measured rates")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.set_title(f"Scoring takes {low:.0f} to {high:.0f} s per billion weights and thousand tokens")
     return ax
 
 

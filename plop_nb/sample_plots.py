@@ -89,8 +89,9 @@ def _draw_gap(ax: Axes, gap: np.ndarray, marks: Mapping[int, str]) -> None:
     ax.set(xlabel="texts n (logarithmic scale)", xlim=(1, sizes[-1]), ylim=(0, 1.15 * high.max()))
     for n, what in marks.items():
         ax.axvline(n, color="0.6", lw=1, ls=":", zorder=0)
-        ax.annotate(what, (n, 0.35 * high.max()), (4, 0), textcoords="offset points",
-                    color=PALE)  # fmt: skip
+        side = -1 if n > sizes[-1] ** 0.75 else 1  # near the right end there is room to the left
+        ax.annotate(what, (n, 0.35 * high.max()), (4 * side, 0), textcoords="offset points",
+                    color=PALE, ha="left" if side > 0 else "right")  # fmt: skip
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.55), fontsize=11)
 
 
@@ -145,7 +146,7 @@ def plot_errors(
 @styled()
 def plot_agreement(
     table: pd.DataFrame,
-    published: int | None = None,
+    published: tuple[int, int, int] | None = None,
     *,
     title: str = "",
     source: str = "",
@@ -158,8 +159,9 @@ def plot_agreement(
     table : pandas.DataFrame
         Columns `model` (a colour each), `of` (what is ranked; a style each), `texts`, `tau`, `low`,
         `high` (the band).
-    published : int, optional
-        The number of texts from which on the paper reports a tau of about 1: a grey ground.
+    published : tuple of int, optional
+        The paper's numbers of texts: the least, that from which on it reports a tau of about 1 (a
+        grey ground from there on), and the largest, to which the axis goes.
     title, source, ax : str, str, matplotlib Axes, optional
         The finding in a line; on what; where to draw, a new figure by default.
 
@@ -181,14 +183,17 @@ def plot_agreement(
         ax.fill_between(rows["texts"], rows["low"], rows["high"], color=color, alpha=0.13, lw=0)
         ax.plot(rows["texts"], rows["tau"], color=color, lw=2, ls=line, marker=dot, ms=4)
         ends[f"{model}, {of}"] = (rows["texts"].iloc[-1], rows["tau"].iloc[-1], color)
-    _number_axis(ax, table["texts"])
+    least, enough, last = published or (1, 1, table["texts"].max())
+    _number_axis(ax, [*table["texts"], last])
     ax.set(xlabel="texts n (logarithmic scale)", ylabel="Kendall's tau with the reference")
-    low = table["low"].min()
-    ax.set(ylim=(1.05 * low - 0.05, 1.05 - 0.05 * low), xlim=(None, table["texts"].max()))
+    low, room = table["low"].min(), 0.3 if published else 0.05
+    ax.set(ylim=(low - room * (1 - low), 1 + 0.1 * (1 - low)), xlim=(None, last))
     if published is not None:
-        ax.axvspan(published, table["texts"].max(), color="0.92", lw=0, zorder=0)
-        said = f"paper, by notes on it:\nabout 1 from {published} on"
-        ax.annotate(said, (published, low), (-6, 0), textcoords="offset points", ha="right",
+        ax.axvspan(enough, last, color="0.92", lw=0, zorder=0)
+        span = {"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "color": PALE}
+        ax.annotate("", (least, low), (last, low), arrowprops=span)
+        said = f"the paper, by notes on it: {least} to {last:,} texts; tau about 1 from {enough} on"
+        ax.annotate(said, (last, low), (-6, -8), textcoords="offset points", ha="right", va="top",
                     color=PALE)  # fmt: skip
     label_lines(ax, ends)
     return ax
@@ -272,11 +277,8 @@ def plot_decided(
         ax.annotate(said, (100, place), (8, 0), textcoords="offset points", va="center",
                     annotation_clip=False)  # fmt: skip
     ax.set_yticks(places, shares.index)
-    ax.set(
-        ylim=(len(shares) - 0.5, -0.5),
-        xlim=(0, 100),
-        xlabel="runs (%), by the number of texts that decided",
-    )
+    ax.set(ylim=(len(shares) - 0.5, -0.5), xlim=(0, 100))
+    ax.set_xlabel("runs (%), by the number of texts that decided")
     ax.legend(ncols=shares.shape[1], loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=11,
               frameon=False, handlelength=1, columnspacing=1.2)  # fmt: skip
     return ax

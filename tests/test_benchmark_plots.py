@@ -9,15 +9,10 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
-from plop_nb.benchmark_plots import (
-    plot_agreement,
-    plot_differences,
-    plot_effects,
-    plot_forgetting,
-    plot_rates,
-    plot_rules,
-)
+from plop_nb.benchmark_plots import plot_agreement, plot_differences, plot_pairs, plot_rates
 from plop_nb.palette import type_color
+from plop_nb.rule_plots import plot_alone, plot_forgetting, plot_rules
+from plop_nb.stats import mean_interval
 
 SINGLE = ["q", "k", "v", "o", "gate", "up", "down"]
 TRIPLES = ["+".join(three) for three in itertools.combinations(sorted(SINGLE), 3)]
@@ -31,18 +26,6 @@ TASKS = ["short_sums", "spelling", "short_syllogisms", "facts"]
 def closed():
     yield
     plt.close("all")
-
-
-KINDS = ["sums at 1e-3", "sums at 2e-3", "spelling"]
-
-
-def effects(tasks=1):
-    """Two seeds a kind: up is ahead in all groups of runs, v in none, the others in some."""
-    rows = []
-    for task, kind, seed in itertools.product(TASKS[:tasks], KINDS, (-1, 1)):
-        rows += [(task, kind, "up", -0.05 + 0.01 * seed), (task, kind, "v", 0.05 + 0.01 * seed)]
-        rows += [(task, kind, name, 0.02 * seed) for name in SINGLE if name not in ("up", "v")]
-    return pd.DataFrame(rows, columns=["task", "kind", "type", "effect"])
 
 
 def agreement(tasks=1):
@@ -95,14 +78,24 @@ def forgetting(tasks=1):
     return pd.DataFrame(rows, columns=["task", "placement", "group", "gain", "forgetting"])
 
 
+def alone(tasks=1):
+    """The higher its value, the higher a type's loss; two runs each, 0.1 apart."""
+    rows = []
+    for task, (place, name), luck in itertools.product(
+        TASKS[:tasks], enumerate(SINGLE), (-0.05, 0.05)
+    ):
+        rows.append((task, name, 0.5 + 0.1 * place, 1 + 0.2 * place + luck))
+    return pd.DataFrame(rows, columns=["task", "type", "value", "loss"])
+
+
 LABELS = {"down+gate+up": "MLP", "down+up+v": "PLoP's choice"}
 DRAWN = {
-    "effects": (effects, plot_effects, "effect"),
     "agreement": (agreement, lambda frame: plot_agreement(frame, (1, 2), LABELS), 1),
     "rates": (rates, plot_rates, "loss"),
     "differences": (differences, lambda frame: plot_differences(frame, "attention"), "high"),
     "rules": (rules, plot_rules, "regret_low"),
     "forgetting": (forgetting, plot_forgetting, "gain"),
+    "alone": (alone, lambda frame: plot_alone(frame, "score"), "value"),
 }
 
 
@@ -147,28 +140,6 @@ def test_texts_lie_inside_the_figure_and_apart(name, tasks):
         assert overlap is None or min(overlap.width, overlap.height) < 1.5, (one, other)
 
 
-def test_effects_have_a_dot_for_each_group_of_runs_in_the_colour_of_their_type():
-    (ax,) = plot_effects(effects())
-    assert row_names(ax)[0] == "up" and row_names(ax)[-1] == "v"
-    found = dots(ax)
-    assert len(found) == len(effects())
-    for place, name in enumerate(row_names(ax)):
-        own = np.sort(found[np.abs(found[:, 1] - place) < 0.4][:, 0])
-        expected = np.sort(effects().set_index("type").loc[name, "effect"])
-        assert own == pytest.approx(expected)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == KINDS
-    said = "short sums: 1 of 7 types are ahead of the average in all groups of runs"
-    assert titles([ax]) == [said]
-    better = effects().assign(effect=lambda table: table["effect"] - 0.03)
-    assert titles(plot_effects(better))[0].startswith("short sums: 6 of 7 types")
-
-
-def test_effects_refuse_more_kinds_than_there_are_markers():
-    many = pd.concat([effects().assign(kind=str(number)) for number in range(11)])
-    with pytest.raises(ValueError, match="effects holds 11 kinds, and there are markers for 10"):
-        plot_effects(many)
-
-
 def test_agreement_shows_both_seeds_on_one_scale():
     (ax,) = plot_agreement(agreement(), (1, 2), LABELS)
     assert dots(ax) == pytest.approx(agreement()[[1, 2]].to_numpy())
@@ -183,8 +154,12 @@ def test_agreement_shows_both_seeds_on_one_scale():
 @pytest.mark.parametrize("name", DRAWN)
 def test_titles_say_what_the_caller_says(name):
     made, plot, _ = DRAWN[name]
-    plot = {"agreement": plot_agreement, "differences": plot_differences}.get(name, plot)
-    given = {"agreement": [(1, 2), LABELS], "differences": ["MLP"]}.get(name, [])
+    more = {
+        "agreement": (plot_agreement, [(1, 2), LABELS]),
+        "differences": (plot_differences, ["MLP"]),
+        "alone": (plot_alone, ["score"]),
+    }
+    plot, given = more.get(name, (plot, []))
     assert titles(plot(made(), *given, finding={"short_sums": "told"})) == ["short sums: told"]
     with pytest.raises(ValueError, match=r"finding=.* lacks \['spelling'\]"):
         plot(made(2), *given, finding={"short_sums": "told"})
@@ -267,6 +242,46 @@ def test_rules_stand_in_order_with_what_they_choose():
     assert titles([ax]) == ["short sums: 2 of 3 are better than chance"]
     with pytest.raises(ValueError, match="random=2"):
         plot_rules(rules(), random=2)
+
+
+def test_pairs_have_a_dot_each_above_their_mean_and_its_interval():
+    values = [0.3, -0.1, 0.2]
+    ax = plot_pairs(values, "a minus b", title="told", unit="text", level=0.9)
+    each, mean = dots(ax)[:3], dots(ax)[3]
+    assert each == pytest.approx(np.array([[-0.1, 1], [0.2, 2], [0.3, 3]]))
+    assert mean == pytest.approx([0.4 / 3, 0])
+    found = mean_interval(values, level=0.9)
+    (bar,) = [own.get_segments() for own in ax.collections if hasattr(own, "get_segments")]
+    assert bar[0][:, 0] == pytest.approx([found.low, found.high])
+    assert row_names(ax) == ["mean, 90% interval", "each text"]
+    assert ax.get_xlabel() == "a minus b" and ax.get_title(loc="left") == "told"
+    with pytest.raises(ValueError, match="expected two or more finite numbers"):
+        plot_pairs([0.1], "a minus b")
+
+
+def test_chance_may_differ_between_panels():
+    first, second = plot_rules(rules(2), random={"short_sums": 0.3, "spelling": 0.95})
+    assert [ax.lines[0].get_xdata()[0] for ax in (first, second)] == [0.3, 0.95]
+    assert titles([first, second]) == [
+        "short sums: 0 of 3 are better than chance",
+        "spelling: 2 of 3 are better than chance",
+    ]
+    with pytest.raises(ValueError, match=r"lacks \['spelling'\]: add a number for each task"):
+        plot_rules(rules(2), random={"short_sums": 0.3})
+
+
+def test_types_alone_are_coloured_dots_at_their_means_with_a_line_over_their_runs():
+    table = alone()
+    (ax,) = plot_alone(table, "score")
+    means = table.groupby("type")[["value", "loss"]].mean()
+    assert dots(ax) == pytest.approx(means.to_numpy())
+    assert {text.get_text(): text.xy for text in ax.texts} == {
+        name: tuple(at) for name, at in means.iterrows()
+    }
+    lines = [own.get_segments()[0][:, 1] for own in ax.collections if hasattr(own, "get_segments")]
+    assert [line.max() - line.min() for line in lines] == pytest.approx([0.1] * len(SINGLE))
+    assert titles([ax]) == ["short sums: rank correlation 1.00"]
+    assert ax.get_xlabel() == "score"
 
 
 def test_forgetting_has_a_dot_per_placement_and_names_the_main_ones():

@@ -124,6 +124,27 @@ def test_colours_reach_as_far_as_the_scores_and_no_less_than_a_quarter(lowest, h
     assert norm(1) == pytest.approx(0.5)
 
 
+def test_the_scale_of_colours_is_labelled_with_what_stands_there():
+    """1.25 is not 1.2."""
+    ax = plop.plot_block(frame(LLAMA[:4]))
+    scale = next(other for other in ax.figure.axes if other is not ax)
+    labels = [float(label.get_text()) for label in scale.get_yticklabels()]
+    assert labels == pytest.approx(scale.get_yticks(), abs=0.005)
+    assert {0.8, 1, 1.25} <= set(labels)
+
+
+def test_a_note_says_how_wide_the_widest_interval_is():
+    scores = frame(LLAMA)
+    ax = plop.plot_block(scores, ax=Figure().subplots())
+    (note,) = [t.get_text() for t in ax.texts if "thick outline" in t.get_text()]
+    types = plop.by_type(scores)
+    half = ((types["high"] - types["low"]) / 2).max()
+    assert note.split("\n")[1] == f"95% interval over 3 texts: ± {half:.2g} at most"
+    one_text = scores[scores["sample"] == 0]
+    ax = plop.plot_block(one_text, ax=Figure().subplots())
+    assert not [text for text in ax.texts if "interval" in text.get_text()]
+
+
 def joints(ax):
     """{words: middle} of what joins the maps of a panel."""
     ax.figure.draw_without_rendering()

@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_hex
 
 import plop_nb as plop
 from plop_nb import experiments as ex
 from plop_nb import growth_plots as plots
 from plop_nb.experiments import growth
-from plop_nb.palette import type_color
 from tests.test_training import tokenizer as tokenizer  # a fixture
 
 STEPS = np.arange(5)
@@ -50,25 +48,6 @@ def one_run():
 def by_width():
     columns = {"mean": [4.0, 2.0], "low": [3.0, 1.5], "high": [6.0, 3.0], "predicted": [5.0, 2.5]}
     return pd.DataFrame(columns, index=[64, 256])
-
-
-def multiples():
-    columns = {"relu": [1.0, 0.5], "gelu": [1.0, 0.7], "attention q": [1.0, 0.9]}
-    return pd.DataFrame(columns, index=[1, 40])
-
-
-def intervals():
-    columns = {"mean": [0.5, -0.5], "low": [0.2, -1.0], "high": [0.9, 0.1]}
-    return pd.DataFrame(columns, index=["one", "other"])
-
-
-def maps():
-    rows = []
-    for panel in ("full", "lora"):
-        for layer in range(3):
-            rows.append((panel, "v_proj", 0.5 + layer, layer - 1.0))
-            rows.append((panel, "k_proj", 1.5, 2.0))
-    return pd.DataFrame(rows, columns=["panel", "type", "before", "change"])
 
 
 # What is drawn
@@ -129,96 +108,11 @@ def test_lines_of_widths_have_their_own_style_and_name():
     assert len({line.get_ls() for line in ax.lines}) == 2
 
 
-def test_the_band_holds_the_networks():
-    """Of NFN 1 + t and 1 + 2 t at step t: the mean, and nearly the whole range."""
-    run = runs().query("width == 64")
-    ax = plots.plot_alignment(run, theory())
-    assert heights(ax.collections[0], 4) == pytest.approx((5 + 0.025 * 4, 9 - 0.025 * 4))
-    assert ax.lines[0].get_ydata() == pytest.approx(1 + 1.5 * STEPS)
-    assert ax.lines[1].get_ydata() == pytest.approx(np.ones(5))
-    assert ax.lines[2].get_ydata() == pytest.approx(theory())
-
-
-def test_where_a_target_is_met_is_marked():
-    run = runs().query("width == 64")
-    far, near = plots.plot_knobs({"far": run, "near": run}, run, met={"near": 3})
-    assert len(far.lines) == 2 and list(near.lines[2].get_xdata()) == [3, 3]
-
-
-def test_a_knob_is_drawn_squared_over_the_base():
-    """A way of slope 1 has a square of slope 2, which is what the titles speak of."""
-    run = runs().query("width == 64")
-    axes = plots.plot_knobs({"slower": run.assign(moved=run["moved"] / 2), "same": run}, run)
-    assert [ax.get_title(loc="left") for ax in axes] == ["slower", "same"]
-    slower, base = axes[0].lines
-    assert slower.get_xdata().tolist() == [1, 2, 3, 4]
-    assert base.get_ydata() == pytest.approx(2.5 * STEPS[1:] ** 2)  # the mean of 1 and of 4
-    assert slower.get_ydata() == pytest.approx(base.get_ydata() / 4)
-    assert axes[1].lines[0].get_ydata() == pytest.approx(base.get_ydata())
-
-
-def test_panels_that_are_left_over_are_empty():
-    run = runs().query("width == 64")
-    axes = plots.plot_knobs({f"knob {number}": run for number in range(5)}, run)
-    assert len(axes) == 5
-    others = [ax for ax in axes[0].figure.axes if ax not in axes]
-    assert len(others) == 3 and not any(ax.axison for ax in others)
-
-
-def test_maps_of_the_attention_have_their_colours():
-    ax = plots.plot_multiples(multiples())
-    relu, gelu, query = ax.lines
-    assert to_hex(query.get_color()) == type_color("q_proj").lower()
-    assert relu.get_color() == gelu.get_color() and relu.get_ls() != gelu.get_ls()
-    assert [text.get_text() for text in ax.texts] == ["relu", "gelu", "attention q"]
-
-
-def test_rows_of_intervals_are_named_from_the_top():
-    ax = plots.plot_intervals(intervals(), what="difference")
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "other"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert list(ax.lines[0].get_xdata()) == [0.2, 0.9]
-    assert list(ax.lines[3].get_xdata()) == [-0.5]
-
-
-def test_rows_of_intervals_may_have_colours():
-    ax = plots.plot_intervals(intervals().assign(color=["#112233", "#445566"]), what="difference")
-    assert [ax.lines[place].get_color() for place in (1, 3)] == ["#112233", "#445566"]
-
-
-def test_types_are_large_dots_at_their_means():
-    axes = plots.plot_changes(maps(), ["lora", "full"], title="Changes")
-    assert [ax.get_title(loc="left") for ax in axes] == ["lora", "full"]
-    assert axes[0].figure.get_suptitle() == "Changes"
-    small, large = axes[0].collections[0], axes[0].collections[3]
-    assert np.asarray(small.get_offsets()).tolist() == [[0.5, -1], [1.5, 0], [2.5, 1]]
-    assert np.asarray(large.get_offsets()).tolist() == [[1.5, 0]]
-    assert to_hex(large.get_facecolor()[0]) == type_color("v_proj").lower()
-    assert [text.get_text() for text in axes[0].texts] == ["v", "k"]
-    [legend] = axes[0].figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["v_proj", "k_proj"]
-
-
-def test_larger_changes_are_triangles_at_the_edge():
-    table = maps().assign(change=[30.0, 1.0, -40.0, 1.0, 2.0, 1.0] * 2)
-    [ax, other] = plots.plot_changes(table, ["full", "lora"], limit=10)
-    inside, above, below, mean = ax.collections[:4]
-    assert np.asarray(inside.get_offsets()).tolist() == [[2.5, 2]]
-    assert np.asarray(above.get_offsets()).tolist() == [[0.5, 10]]
-    assert np.asarray(below.get_offsets()).tolist() == [[1.5, -10]]
-    assert np.asarray(mean.get_offsets())[0] == pytest.approx([1.5, -8 / 3])  # of all three
-    [alone] = plots.plot_changes(table, ["full"])
-    assert np.asarray(alone.collections[0].get_offsets())[:, 1].tolist() == [30, -40, 2]
-
-
 def test_runs_of_growth_fit():
     run = growth(32, 5, seeds=2).assign(width=32)
     run["closed"] = run["pure"] = run["growth"]
     plots.plot_growth(run, theory())
     plots.plot_closed_form(run[run["seed"] == 0])
-    plots.plot_alignment(run, theory())
-    [ax] = plots.plot_knobs({"none": run}, run)
-    assert ax.lines[0].get_ydata() == pytest.approx(ax.lines[1].get_ydata())
 
 
 # What is refused, and where it is drawn
@@ -227,9 +121,6 @@ PICTURES = {
     "plot_growth": (runs, {"theory": theory()}),
     "plot_closed_form": (one_run, {}),
     "plot_by_width": (by_width, {"what": "a"}),
-    "plot_alignment": (runs, {"theory": theory()}),
-    "plot_multiples": (multiples, {}),
-    "plot_intervals": (intervals, {"what": "a"}),
 }
 
 
@@ -254,11 +145,6 @@ def test_empty_tables_are_refused(name):
     [
         (lambda: plots.plot_growth(runs().drop(columns="seed"), theory()), r"\['seed'\]"),
         (lambda: plots.plot_closed_form(one_run().drop(columns="pure")), r"\['pure'\]"),
-        (lambda: plots.plot_knobs({}, runs()), "runs is empty"),
-        (lambda: plots.plot_knobs({"a": runs()}, runs().drop(columns="moved")), r"\['moved'\]"),
-        (lambda: plots.plot_changes(maps(), ["full", "none"]), r"no rows for \['none'\]"),
-        (lambda: plots.plot_changes(maps(), []), r"panels=\[\]"),
-        (lambda: plots.plot_changes(maps().drop(columns="type"), ["full"]), r"\['type'\]"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(draw, message):

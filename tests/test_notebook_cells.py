@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import jupytext
 import pandas as pd
+import pytest
 
 import plop_nb as plop
 from plop_nb import experiments as ex
@@ -57,3 +58,30 @@ def test_the_race_of_notebook_07_reads_examples_from_a_file(tmp_path):
         {"prompt": "a", "completion": " b"},
         {"prompt": "c", "completion": " d"},
     ]
+
+
+def test_the_exercise_on_forms_compares_the_same_texts(tiny_llama, byte_tokenizer):
+    """Scores of other texts, and those of the weights as they are, are no solution."""
+    notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
+    parts = ("def tokens_of", "def check_folded")
+    cells = [c.source for c in notebook.cells if any(part in c.source for part in parts)]
+    scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
+    names = {"plop": plop, "scores": scores, "folded_scores": None}
+    for cell in cells:
+        exec(cell, names)
+    check = names["check_folded"]
+    assert check(None) == "not yet filled in"
+    with pytest.raises(AssertionError, match="all of them and no others"):
+        check(plop.nfn_scores(tiny_llama, TEXTS[1:], byte_tokenizer, progress=False))
+    with pytest.raises(AssertionError, match="of the stored weights"):
+        check(plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False))
+    other = scores.assign(nfn=2 * scores["nfn"])
+    table = check(other)
+    assert table["folded"].tolist() == pytest.approx((2 * table["section 5"]).tolist(), abs=0.02)
+
+
+def test_the_copied_call_of_notebook_07_scores_and_places_the_same_k():
+    """`stop=` decides which `k` types are lowest, for one k."""
+    notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
+    [cell] = [c.source for c in notebook.cells if "stop=0.99, k=k" in c.source]
+    assert "plop.place(scores, k=k)" in cell and "k, folder = 3" in cell

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 import plop_nb as plop
 from plop_nb.palette import type_color
-from plop_nb.plots import mean_in_words, plot_kinds
+from plop_nb.plots import mean_in_words, plot_cost, plot_kinds
 
 TYPES = ["v_proj", "q_proj", "k_proj"]
 
@@ -87,3 +87,36 @@ def test_the_axis_says_over_how_many_maps_a_mean_is():
     assert "mean over 2 maps" in plop.plot_types(KINDS["math"]).get_xlabel()
     uneven = KINDS["math"].query("type != 'q_proj' or layer == 0")
     assert mean_in_words(plop.by_type(uneven)).startswith("NFN, mean over a type's maps")
+
+
+# What scoring costs
+
+RUNS = pd.DataFrame({"run": ["a", "b", "c"], "work": [1.0, 2.0, 10.0], "seconds": [20, 30, 150]})
+
+
+def test_an_estimate_spans_the_rates_that_were_measured():
+    """15 to 20 seconds per unit of work: 60 to 80 for four units."""
+    ax = plot_cost(RUNS, {"mine": 4.0}, ax=Figure().subplots())
+    dots, line = ax.lines
+    assert list(zip(*dots.get_data(), strict=True)) == [(1, 20), (2, 30), (10, 150)]
+    assert list(line.get_xdata()) == [4, 4] and list(line.get_ydata()) == [60, 80]
+    names = [text.get_text() for text in ax.texts]
+    assert names == ["a: 20 s", "b: 30 s", "c: 150 s", "mine: 60 to 80 s (estimate)"]
+    assert "15 to 20 s per billion" in ax.get_title("left")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_slow_runs_have_their_names_on_the_left():
+    ax = plot_cost(RUNS, {}, ax=Figure().subplots())
+    assert [text.get_ha() for text in ax.texts] == ["right"] * 3  # none is below the median
+    other = RUNS.assign(seconds=[20, 30, 190])
+    ax = plot_cost(other, {}, ax=Figure().subplots())
+    assert [text.get_ha() for text in ax.texts] == ["right", "left", "right"]
+
+
+@pytest.mark.parametrize("works", [[1.0, 2.0, 0.0], [1.0, 2.0, float("nan")]])
+def test_costs_without_work_are_refused(works):
+    with pytest.raises(ValueError, match="above 0"):
+        plot_cost(RUNS.assign(work=works), {})
+    with pytest.raises(ValueError, match="above 0"):
+        plot_cost(RUNS[:0], {"mine": 4.0})

@@ -62,6 +62,14 @@ def test_finds_the_effects_of_types():
         assert low < true[name] < high
 
 
+def test_chance_is_the_mean_regret_of_all_choices():
+    random = np.random.default_rng(4)
+    pooled = pooled_losses(measured(truth(random), random), TRIPLES, draws=200)
+    regrets = [pooled.judged(name)["regret"] for name in TRIPLES]
+    assert pooled.chance == pytest.approx(np.mean(regrets))
+    assert 0.2 < pooled.chance < 0.8
+
+
 def test_where_all_is_noise_no_choice_is_good_or_bad():
     random = np.random.default_rng(2)
     pooled = pooled_losses(measured(dict.fromkeys(TRIPLES, 1.0), random), TRIPLES)

@@ -88,6 +88,14 @@ def test_numbers_of_texts_are_marked():
     assert any(np.allclose(line.get_xdata(), 8) for line in right.lines)
 
 
+def test_marks_stay_inside_of_the_axes():
+    _, right = plots.plot_separation(pool(), 1, {2: "early", 40: "at the very end"})
+    right.figure.draw_without_rendering()
+    frame = right.get_window_extent()
+    for text in right.texts:
+        assert frame.x0 <= text.get_window_extent().x0 <= text.get_window_extent().x1 <= frame.x1
+
+
 def test_pools_that_are_empty_are_refused():
     with pytest.raises(ValueError, match="pool is empty"):
         plots.plot_separation(pool().head(0))
@@ -110,10 +118,15 @@ def test_errors_are_lines_and_dots():
 
 
 def test_agreement_shows_what_the_paper_says():
-    ax = plots.plot_agreement(agreement(), published=8)
+    ax = plots.plot_agreement(agreement(), published=(8, 32, 1024))
     said = [text.get_text() for text in ax.texts]
-    assert {"A, types", "A, maps"} <= set(said) and any("from 8 on" in text for text in said)
-    assert not any("paper" in text.get_text() for text in plots.plot_agreement(agreement()).texts)
+    assert {"A, types", "A, maps"} <= set(said)
+    assert any("8 to 1,024 texts; tau about 1 from 32 on" in text for text in said)
+    ground = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert [ground.x0, ground.x1] == pytest.approx([32, 1024]) and ax.get_xlim()[1] == 1024
+    alone = plots.plot_agreement(agreement())
+    assert not any("paper" in text.get_text() for text in alone.texts)
+    assert not alone.patches and alone.get_xlim()[1] == 64
 
 
 def test_models_have_colours_and_what_is_ranked_has_styles():

@@ -6,8 +6,8 @@
                                                                     seeds: for a GPU
     python notebooks/tools/record_grpo.py collect [--full]          what is finished, as CSV files
 
-Every placement is trained at every learning rate with every seed. The notebook then takes for each
-seed the rate that was best on the other seeds: no seed chooses its own.
+Every placement is trained at every learning rate with every seed. The notebook shows each rate by
+itself: with two rates every best one is at the edge.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plop_nb.experiments import grpo
-    from plop_nb.experiments.benchmarking import load_benchmark
+    from plop_nb.experiments.benchmarking import load_benchmark, recorded_choices, runs_of_triples
     from plop_nb.experiments.compare import differences, tuned, versus
     from plop_nb.experiments.crossfitting import chosen_rates, crossfit
     from plop_nb.experiments.evaluation import evaluate
@@ -49,6 +49,8 @@ HOMES = {
     "race": "plop_nb.experiments.races",
     "rank_for": "plop_nb.experiments.training",
     "read_runs": "plop_nb.experiments.grids",
+    "recorded_choices": "plop_nb.experiments.benchmarking",
+    "runs_of_triples": "plop_nb.experiments.benchmarking",
     "tuned": "plop_nb.experiments.compare",
     "versus": "plop_nb.experiments.compare",
 }

@@ -77,6 +77,13 @@ class Pooled:
             found |= {name: values.mean(), f"{name}_low": low, f"{name}_high": high}
         return found
 
+    @property
+    def chance(self) -> float:
+        """The mean regret of a choice at random, between 0 (the best) and 1 (the worst)."""
+        losses = self.draws.to_numpy()
+        lowest, highest = losses.min(axis=1), losses.max(axis=1)
+        return float(((losses.mean(axis=1) - lowest) / (highest - lowest)).mean())
+
 
 def pooled_losses(
     results: pd.DataFrame, sets: Mapping[str, set[str]], *, draws: int = 4000, seed: int = 0

@@ -1,0 +1,78 @@
+"""The rise of NFN in small networks until what drives it is used up, over what theory says."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from plop_nb.growth_plots import MEASURED, STEP, THEORY
+from plop_nb.palette import DARK, label_lines, styled
+
+COLUMNS = ["step", "seed", "nfn", "baseline"]
+
+
+@styled()
+def plot_alignment(
+    runs: pd.DataFrame,
+    theory: pd.Series,
+    *,
+    marks: Mapping[str, int] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """NFN and the baseline of networks of one width by step: means, and bands over 95 % of them.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        Columns `step`, `seed`, `nfn` and `baseline`.
+    theory : pandas.Series
+        The NFN of an infinitely wide network, with the steps as its index; dashed.
+    marks : dict, optional
+        {words: step}: a dot on the mean NFN at this step, with these words and the NFN beside it.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `runs` lacks a column or is empty, or a mark is at a step that `runs` does not have.
+    """
+    marks = marks or {}
+    _check(runs, marks)
+    ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")[1] if ax is None else ax
+    ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
+    names = {"nfn": ("NFN", MEASURED), "baseline": (r"baseline $\|W\|_F\,/\,\sqrt{n}$", "0.4")}
+    for column, (name, color) in names.items():
+        values = runs.groupby("step")[column]
+        mean, low, high = values.mean(), values.quantile(0.025), values.quantile(0.975)
+        ax.fill_between(mean.index, low, high, color=color, alpha=0.25, lw=0)
+        ax.plot(mean.index, mean, color=color, lw=2)
+        ends[name] = (mean.index[-1], mean.iloc[-1], color)
+    ax.plot(theory.index, theory, **THEORY)
+    nfn = runs.groupby("step")["nfn"].mean()
+    for words, step in marks.items():
+        ax.plot(step, nfn[step], "o", ms=8, color=DARK, zorder=6)
+        style = {"textcoords": "offset points", "va": "top", "color": DARK, "size": 11}
+        ax.annotate(f"{words}: {nfn[step]:.2f}", (step, nfn[step]), (8, -13), **style)
+    ax.set_title(title, pad=10)
+    ax.set(xlabel=STEP, ylabel="NFN; baseline (no unit)", xlim=(0, nfn.index[-1]))
+    label_lines(ax, ends)
+    return ax
+
+
+def _check(runs: pd.DataFrame, marks: Mapping[str, int]) -> None:
+    """Refuse what cannot be drawn, and say what is missing."""
+    missing = [column for column in COLUMNS if column not in runs]
+    if missing:
+        raise ValueError(f"the table lacks the columns {missing}, expected rows with {COLUMNS}")
+    if not len(runs):
+        raise ValueError("the table is empty, expected one row for each seed and step")
+    unknown = sorted(set(marks.values()) - set(runs["step"]))
+    if unknown:
+        raise ValueError(f"marks={dict(marks)}: runs has no step {unknown}")

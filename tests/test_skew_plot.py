@@ -1,0 +1,83 @@
+"""The picture of skewed texts: what it counts, and what it refuses."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from plop_nb.skew_plot import BINS, WRONG, plot_skew
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def skewed():
+    """Differences with a long upper tail, and t of eight, more often far below than far above."""
+    differences = np.random.default_rng(0).exponential(size=500) - 1
+    return differences, np.concatenate([np.full(20, -5.0), np.zeros(970), np.full(10, 5.0)])
+
+
+def words(ax):
+    return " ".join(text.get_text() for text in ax.texts)
+
+
+def test_every_text_is_in_a_bar_and_the_curve_has_their_spread(skewed):
+    left, _ = plot_skew(*skewed, 8, 0.005, pair="a minus b", title="A finding", source="made up")
+    heights = [bar.get_height() for bar in left.patches]
+    assert len(heights) == BINS and sum(heights) == 500
+    grid, curve = left.lines[0].get_data()
+    assert grid[curve.argmax()] == pytest.approx(skewed[0].mean(), abs=0.05)
+    assert left.get_xlabel() == "a minus b, % of the score"
+    assert left.figure.get_suptitle() == "A finding" and left.get_title(loc="left") == "made up"
+
+
+def test_the_tails_are_counted_at_the_t_that_the_test_needs(skewed):
+    _, right = plot_skew(*skewed, 8, 0.005)
+    said = words(right)
+    assert "wrong decision:\n2.00 %" in said and "right decision:\n1.00 %" in said
+    assert said.count("promised:\n0.50 %") == 2
+    marks = [line.get_xdata()[0] for line in right.lines if line.get_linestyle() == ":"]
+    assert marks == pytest.approx([-3.4995, 3.4995], abs=1e-4)  # of Student's t with 7 degrees
+
+
+def test_only_the_tail_that_decides_wrongly_is_red(skewed):
+    _, right = plot_skew(*skewed, 8, 0.005)
+    red = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == WRONG.lower()]
+    assert red and all(bar.get_x() + bar.get_width() / 2 < -3.4995 for bar in red)
+    assert sum(bar.get_height() for bar in red) == pytest.approx(2)  # percent
+
+
+def test_the_skewness_is_said(skewed):
+    left, _ = plot_skew(*skewed, 8, 0.005)
+    turned, _ = plot_skew(-skewed[0], skewed[1], 8, 0.005)
+    value = float(words(left).split("skewness ")[1].split("\n")[0])
+    assert 1.5 < value < 2.5 and f"skewness -{value:.2f}" in words(turned)
+
+
+def test_words_stay_inside_of_the_axes(skewed):
+    axes = plot_skew(*skewed, 8, 0.005)
+    axes[0].figure.draw_without_rendering()
+    for ax in axes:
+        frame = ax.get_window_extent()
+        for text in ax.texts:
+            assert (
+                frame.x0 <= text.get_window_extent().x0 <= text.get_window_extent().x1 <= frame.x1
+            )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([], [1.0], 8), "differences is empty"),
+        (([1.0], [np.nan], 8), "t is empty or not finite"),
+        (([1.0], [1.0], 1), "texts=1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        plot_skew(*given, 0.005)
+    assert not plt.get_fignums()

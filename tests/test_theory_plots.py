@@ -1,0 +1,81 @@
+"""The picture of NFN's rise and of where it ends."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from plop_nb.experiments import growth
+from plop_nb.theory_plots import plot_alignment
+
+STEPS = np.arange(5)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def runs():
+    """NFN 1 + t and 1 + 2 t at step t, in two networks."""
+    tables = []
+    for seed in (0, 1):
+        columns = {"step": STEPS, "nfn": 1 + STEPS * (1 + seed), "baseline": 1.0}
+        tables.append(pd.DataFrame(columns).assign(seed=seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+def theory():
+    return pd.Series(1 + STEPS / 2, index=STEPS)
+
+
+def heights(band, step):
+    """The lower and the upper edge of a filled band at this step."""
+    corners = band.get_paths()[0].vertices
+    at_step = corners[np.isclose(corners[:, 0], step), 1]
+    return at_step.min(), at_step.max()
+
+
+def test_the_band_holds_the_networks():
+    """The mean, and nearly the whole range."""
+    ax = plot_alignment(runs(), theory(), title="A finding")
+    assert heights(ax.collections[0], 4) == pytest.approx((5 + 0.025 * 4, 9 - 0.025 * 4))
+    assert ax.lines[0].get_ydata() == pytest.approx(1 + 1.5 * STEPS)
+    assert ax.lines[1].get_ydata() == pytest.approx(np.ones(5))
+    assert ax.lines[2].get_ydata() == pytest.approx(theory()) and ax.lines[2].get_ls() == "--"
+    assert ax.get_title(loc="left") == "A finding"
+
+
+def test_marks_are_on_the_mean_and_say_its_value():
+    ax = plot_alignment(runs(), theory(), marks={"half way": 2, "the end": 4})
+    dots = ax.lines[3:]
+    assert [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots] == [(2, 4), (4, 7)]
+    said = [text.get_text() for text in ax.texts]
+    assert "half way: 4.00" in said and "the end: 7.00" in said
+
+
+def test_runs_of_growth_fit():
+    run = growth(32, 5, seeds=2)
+    ax = plot_alignment(run, theory(), marks={"end": 5})
+    assert ax.lines[0].get_ydata() == pytest.approx(run.groupby("step")["nfn"].mean())
+
+
+def test_axes_are_used_when_given():
+    _, (left, right) = plt.subplots(1, 2)
+    assert plot_alignment(runs(), theory(), ax=left) is left and not right.has_data()
+    assert plot_alignment(runs(), theory()).figure is not left.figure
+
+
+@pytest.mark.parametrize(
+    ("table", "marks", "message"),
+    [
+        (runs().drop(columns="seed"), None, r"\['seed'\]"),
+        (runs().head(0), None, "is empty"),
+        (runs(), {"too late": 9}, r"no step \[9\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(table, marks, message):
+    with pytest.raises(ValueError, match=message):
+        plot_alignment(table, theory(), marks=marks)
+    assert not plt.get_fignums()
