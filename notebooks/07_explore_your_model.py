@@ -16,22 +16,38 @@
 # %% [markdown]
 # # Your model, your texts
 #
-# **The question.** Where do LoRA adapters go on *your* model, with *your* texts, and what do you copy into your own code?
+# **The question.** Where do LoRA adapters go on *your* model, with *your* texts, and which lines do you copy into your own code?
 #
-# **The answer.** Five calls: score, place, make a config, save it, check it. They stand together in one cell, in section 3. With
-# the default settings the answer for SmolLM2-135M is v, up and down; eight math questions were enough to decide it. If you want
-# one good default and no scores, take the MLP (gate, up and down). In notebook 05 it could not be told from PLoP's choice on one
-# task and was better on another. If much depends on it, let placements race on your own examples (section 7).
+# **The answer.** Five calls do it: score, place, make a config, save it, check it. They stand together in one cell, in section 5.
+# On SmolLM2-135M with math questions they choose the value, up and down maps. If you want one good default and no scores, take
+# the MLP (gate, up and down). In notebook 05 its loss could not be told from PLoP's on one task, and was lower on another. If
+# much depends on the place, let placements race on your own examples (section 9).
+#
+# **The checklist.** One task a section, in the order in which you will meet them:
+#
+# | | task | what you copy |
+# |---:|---|---|
+# | 1 | Load the model | `plop.load_model(name, dtype=..., device=...)` |
+# | 2 | See what can get adapters | `plop.module_table(model)` |
+# | 3 | Choose the texts | a list of strings; `as_chat` if you train on chats |
+# | 4 | Know what it will cost | weights × tokens × a measured rate |
+# | 5 | Score, place, save, check | the five calls |
+# | 6 | Read the scores | `plop.by_type(scores)`, `placement.notes` |
+# | 7 | Check any config | `adapted_targets(model, config)` |
+# | 8 | Change the choice | `plop.explore(scores, model)` |
+# | 9 | Let placements race | `ex.race(...)` |
+# | 10 | Train, and take the adapters out again | `SFTTrainer(..., peft_config=config)` |
+# | 11 | If the model is larger than memory | `device_map`, `max_memory`, `offload_folder` |
 #
 # | | |
 # |---|---|
 # | **You need** | notebook 00; what a config of LoRA says (rank, alpha, target modules); the words are in the [glossary](GUIDE.md#words) |
-# | **It takes** | a quarter of an hour to read, a minute or two to run on two CPU cores, with the model that needs no account |
+# | **It takes** | twenty minutes to read, about two to run on two CPU cores, with the model that needs no account |
 # | **To copy** | cells that begin with `# To copy.` need nothing but `plop`, `torch`, `model`, `tokenizer` and `texts` |
 #
-# **Words.** A *map* multiplies a vector by a matrix $W$. A *module* is one map in one layer, a *type* the same map in all layers.
-# The score is $\mathrm{NFN} = \|Wz\| / (\|z\| \, \|W\|_F / \sqrt d)$: how large $W$ makes its inputs $z$ of $d$ numbers, compared
-# with noise of the same norm.
+# **Words.** A *map* multiplies a vector by a matrix $W$. A *module* is one map in one layer. A *type* is the same map in all
+# layers. The score of a map is $\mathrm{NFN} = \|Wz\| / (\|z\| \, \|W\|_F / \sqrt d)$. It says how large $W$ makes its inputs $z$
+# of $d$ numbers, compared with noise of the same norm.
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
@@ -60,20 +76,27 @@ EXAMPLES = None  # to race on: a list of {"prompt": "...", "completion": " ..."}
 SECONDS = 600  # that the race may take
 
 # %% [markdown]
-# ## 1. The model
+# ## 1. Load the model
+#
+# **Question.** Which arguments does your machine need?
 #
 # | your case | the setting |
 # |---|---|
-# | a CPU, or one GPU | none; `LOAD = {"dtype": "bfloat16"}` if the default (float32 on a CPU, bfloat16 on a GPU) does not suit you |
-# | several GPUs, or a model larger than memory | `LOAD = {"device_map": "auto", "max_memory": {"cpu": "8GB"}, "offload_folder": "offload"}`, see section 8 |
-# | a model that you have loaded yourself | put it in the place of the next cell: any decoder whose maps the table below lists as scored, also one wrapped by PEFT |
+# | a CPU | none; the numbers are float32 |
+# | one GPU | none; the numbers are bfloat16, or float16 where the card lacks it |
+# | a certain GPU, or another number format | `LOAD = {"device": "cuda:1", "dtype": "float32"}` |
+# | several GPUs | `LOAD = {"device_map": "auto"}`; leave `device` out |
+# | a model larger than memory | `LOAD = {"device_map": "auto", "max_memory": {"cpu": "8GB"}, "offload_folder": "offload"}`, see section 11 |
+# | a model that you have loaded yourself | put it in the place of the next cell, with its tokenizer |
 
 # %% tags=["nbval-ignore-output"]
 model, tokenizer = plop.load_model(MODEL, **LOAD)
 print(f"{type(model).__name__} in {model.dtype} on {model.device}")
 
 # %% [markdown]
-# What could get adapters, and what is left out, with the reason:
+# ## 2. See what can get adapters
+#
+# **Question.** Which types does your model have, and is one of them left out?
 
 # %% tags=["copy"]
 # To copy.
@@ -81,14 +104,16 @@ table = plop.module_table(model)
 table.groupby(["type", "status"], as_index=False).agg(modules=("module", "size"), parameters=("parameters", "sum"))
 
 # %% [markdown]
-# The table lists linear maps, so the embedding of the tokens is not in it. If your model has types that you expect and they are
-# not `scored`, stop here: a placement would leave them out.
+# **What we saw.** Seven types are `scored`. The output head is not: its status gives the reason. The table lists linear maps, so
+# the embedding of the tokens is not in it. If a type that you expect is not `scored`, stop here: a placement would leave it out.
 
 # %% [markdown]
-# ## 2. The texts
+# ## 3. Choose the texts
 #
-# Take texts as the model will read them in training: prompts, or prompts with answers. Eight were enough for SmolLM2; `stop=`
-# finds out for yours. A list with fewer than eight is scored whole, and `notes` will say that it is short.
+# **Question.** On which texts should the model be scored?
+#
+# Take texts as the model will read them in training: prompts, or prompts with answers. Give 64 or so. Section 5 finds out how
+# many of them are needed.
 
 # %%
 import random
@@ -105,8 +130,8 @@ else:
 print(f"{len(texts)} texts, the first of them:\n{texts[0]}")
 
 # %% [markdown]
-# A *chat template* is the text that a chat model puts around what a user says. If you train on chats, score chats. We use none by
-# default, so that base and chat models are read alike.
+# A *chat template* is what a chat model's tokenizer writes around a user's words. If you train on chats, score chats. This
+# notebook leaves the template out by default, so that base and chat models read the same texts.
 
 # %% tags=["copy"]
 # To copy.
@@ -118,50 +143,173 @@ def as_chat(text):
 chats = [as_chat(text) for text in texts] if tokenizer.chat_template else texts
 print(chats[0])
 
+# %% [markdown]
+# **Is the start token there twice?** Many templates write a start token into the text, and some tokenizers add one of their own
+# before every text. SmolLM2's tokenizer adds none, as the next cell shows. Where there would be two, `nfn_scores` leaves the
+# second one out and says so in a warning. Your training code may not: look at the first tokens there, too.
+
+# %%
+ids = tokenizer(chats[0])["input_ids"]
+print("start token:", tokenizer.bos_token)
+print("the first four tokens:", tokenizer.convert_ids_to_tokens(ids[:4]))
+
 # %%
 texts = chats if CHAT else texts
 print(f"{len(texts)} texts to score, " + ("in the chat template" if CHAT else "as they are"))
 
 # %% [markdown]
-# ## 3. Score, place, save, check: all in one cell
+# ## 4. Know what it will cost
 #
-# **Predict.** How many of the 64 questions does it take to decide which three types of SmolLM2 are lowest?
+# **Question.** How long does scoring take for a model of 135 M parameters, of 1 B, and for one that does not fit in memory?
+#
+# **Intuition.** In a model without experts every token meets every weight once. So the time should grow with weights × tokens.
+#
+# **Predict.** Below, SmolLM2 (0.1 billion weights in its maps) reads 5,000 tokens in 8 seconds. How long does a model with 1
+# billion weights take for 64 texts of 128 tokens?
+#
+# **What we do.** We read two records of two CPU cores. In the first, SmolLM2 reads 64 math questions. In the second, two Llamas
+# with random weights read 64 texts of 128 tokens. The smaller one has 0.6 B parameters and was run in memory, then from disk. The
+# larger one has 2.7 B parameters (5.5 GB) and was run from disk only, in a process limited to 3 GB. Both store two bytes a weight
+# (bfloat16), and their seconds include loading the model. `weights` counts the billions of weights in the maps, without embedding
+# and head. `tokens` counts thousands.
+
+# %%
+import pandas as pd
+
+small = pd.read_csv(plop.data_file("results/bench_cpu.csv")).query("method == 'plop_nb'")
+large = pd.read_csv(plop.data_file("results/large_model.csv"))
+layer = large["model_gb"].diff().iloc[-1] / large["layers"].diff().iloc[-1] / 2  # bfloat16: two bytes a weight
+weights, seconds = large["layers"] * layer, large["seconds"]
+
+# %%
+# the last cell of this section counts the weights and tokens of SmolLM2
+runs = [
+    ("SmolLM2, float32", 0.106, 4.96, small["seconds"].iloc[0]),
+    ("SmolLM2, bfloat16", 0.106, 4.96, small["seconds"].iloc[1]),
+    ("Llama 0.6 B, in memory", weights[0], 8.19, large["seconds_in_memory"][0]),
+    ("Llama 0.6 B, from disk", weights[0], 8.19, seconds[0]),
+    ("Llama 2.7 B, from disk", weights[1], 8.19, seconds[1]),
+]
+costs = pd.DataFrame(runs, columns=["run", "weights", "tokens", "seconds"])
+costs["work"] = costs["weights"] * costs["tokens"]
+costs["rate"] = costs["seconds"] / costs["work"]
+costs.round({"weights": 2, "seconds": 0, "work": 1, "rate": 0})
+
+# %% tags=["nbval-ignore-output"]
+from plop_nb.plots import plot_cost
+
+ax = plot_cost(costs, {"1 B, 8 texts": 1 * 8 * 0.128, "1 B, 64 texts": 1 * 64 * 0.128})
+ax.set_ylabel("seconds on two CPU cores");
+
+# %% [markdown]
+# **What we saw.** The work differs by a factor of 40, the rate by less than 2: it took 15 to 24 seconds per billion weights and
+# thousand tokens. So the model of 1 billion weights should take two to three and a half minutes for 64 texts, and about 20
+# seconds for eight. This is an *estimate* from the measured rates; the dots are measured. On this CPU bfloat16 is slower than
+# float32. We have not measured a GPU.
+
+# %%
+low, high = costs["rate"].min(), costs["rate"].max()
+assert round(low) == 15 and round(high) == 24 and 120 < 8.19 * low and 8.19 * high < 210
+print(f"of one plain forward pass: {small['of_plain'].min():.2f} in float32, {small['of_plain'].max():.2f} in bfloat16")
+print(f"memory beside SmolLM2's weights: {small['peak_mb'].max():.0f} MB")
+print(f"a process with the model of {large['model_gb'][1]:.1f} GB took {large['peak_gb'][1]:.1f} GB at most")
+
+# %% [markdown]
+# Scoring takes half to two thirds of one plain forward pass over the same texts, because it leaves out the output head and puts
+# texts of like length together. On other hardware, time one forward pass to know the rate. Here is the estimate for your model
+# and texts, if all of them are read:
+
+# %% tags=["copy"]
+# To copy.
+tokens = sum(len(ids) for ids in tokenizer(texts, truncation=True, max_length=256)["input_ids"]) / 1e3
+weights = plop.module_table(model).query("status == 'scored'")["parameters"].sum() / 1e9
+print(f"{weights:.3f} billion weights in the maps, {tokens:.2f} thousand tokens")
+# the rates measured above, of two CPU cores: put yours in their place
+print(f"{15 * weights * tokens:.0f} to {24 * weights * tokens:.0f} seconds")
+
+# %% [markdown]
+# ## 5. Score, place, save, check: all in one cell
+#
+# **Question.** Where do the adapters go?
+#
+# **Predict.** `stop=0.99` looks at the scores after 8, 16, 32, ... texts, and stops as soon as it is sure which three types are
+# lowest. How many of the 64 questions will it take?
 
 # %% tags=["copy"]
 # To copy.
 import tempfile
 
-folder = tempfile.mkdtemp()  # or a folder of yours
-# look after 8, 16, 32, ... texts, and stop when the three lowest types are decided
-scores = plop.nfn_scores(model, texts, tokenizer, batch_size="auto", stop=0.99)
-placement = plop.place(scores, k=3)
+k, folder = 3, tempfile.mkdtemp()  # how many types; where the config goes: put your folder here
+scores = plop.nfn_scores(model, texts, tokenizer, batch_size="auto", stop=0.99, k=k)
+placement = plop.place(scores, k=k)
 config = placement.lora_config(model, r=16, lora_alpha=32)
 config.save_pretrained(folder)
 placement.check(model, config)
 
 # %% [markdown]
-# * `batch_size="auto"` lets batches grow to what fits in memory. It changes scores by rounding at most.
-# * `stop=0.99` draws texts at random, and stops as soon as the `k` lowest types are decided. The probability of a wrong choice,
-#   over all looks together, is designed to be at most 1 %; notebook 02 tests under which assumptions. If the texts run out first,
-#   a warning says so.
-# * `k=3` types get adapters, as in the paper, which did not test other values. If you place another number, give it as `k=` to
-#   `nfn_scores` as well. `plop.place(scores, parameters=2_000_000, r=16)` takes a budget instead: types are added from the lowest
-#   until the next does not fit. `stop=` does not cover a budget.
-# * `lora_alpha=32` at rank 16 gives the adapters the scale $\alpha / r = 2$. PEFT's default is 8, whatever the rank.
-# * `check` proves on an *empty copy* of the model (its modules without their weights) what the config hits. It raises an error if
-#   the config differs from the placement.
-# * `partial="run.jsonl"` in `nfn_scores` keeps finished texts, so the same call goes on after an interrupt.
+# **What we saw.** Eight questions were enough, the least that `stop=` looks at. The config hits all 90 modules of the three
+# types, and no other module.
 #
-# From a terminal, `python -m plop_nb MODEL --texts mine.txt --out placement` writes the same file, the scores and a picture.
+# What the arguments do:
+#
+# | argument | what it does | when to change it |
+# |---|---|---|
+# | `batch_size="auto"` | lets batches grow to what fits in memory; scores change by rounding at most | a number, if others share your memory |
+# | `stop=0.99` | draws texts at random; by design the chance of a wrong choice of types is at most 1 % over all looks (notebook 02); a warning if the texts run out first | leave it out to score all texts |
+# | `k` | how many of the lowest types get adapters; 3 as in the paper, which tried no other number | pass the same `k` to both calls, as here: `stop=` decides which `k` types are lowest, for this `k` only |
+# | `r`, `lora_alpha` | the rank, and the scale $\alpha / r$ of the adapters, which is 2 here | always say `lora_alpha`: PEFT takes 8, whatever the rank |
+# | `max_length=256` | how many tokens of each text are read | if your texts are longer |
+# | `partial="run.jsonl"` | keeps finished texts, so that the same call goes on after an interrupt | for long runs |
+#
+# **A budget in the place of `k`.** `plop.place(scores, parameters=2_000_000, r=16)` adds types from the lowest score upwards. It
+# stops at the first type that does not fit, even if a smaller one further up would fit. `stop=` does not know of the budget, so
+# leave it out there.
+#
+# **From a terminal,** `python -m plop_nb MODEL --texts mine.txt --out placement` writes the same file, the scores and a picture.
 
 # %% [markdown]
-# ## 4. Check any config
+# ## 6. Read the scores
 #
-# **Question.** You have a config from elsewhere. What does it hit?
+# **Question.** How clear is the choice?
 #
-# If at least one name matches, PEFT silently ignores the rest. Here is a config with the full name of one module, and a name that
-# matches nothing. (`adapted_targets` is imported from its own file: it is for this check, and `plop` has the verbs of everyday
-# use.)
+# A score of 1 is what noise gives. PLoP (Precise LoRA Placement, [arXiv 2506.20629](https://arxiv.org/abs/2506.20629)) takes the
+# types with the lowest scores: its authors argue that training raises the score (notebook 01), so a low one leaves much to gain.
+
+# %%
+types = plop.by_type(scores)
+types.round(2)
+
+# %% tags=["nbval-ignore-output", "picture"]
+name = (MODEL or "SmolLM2-135M-Instruct").split("/")[-1]
+kind = TEXTS if isinstance(TEXTS, str) else "texts of my own"
+lowest = ", ".join(placement.types)
+plop.plot_types(scores, placement=placement, title=f"{lowest} score lowest in {name} ({kind})");
+
+# %% [markdown]
+# The whiskers (`low` to `high`) say how far a score would move with other texts of the same kind. Would other texts change the
+# choice? `placement.notes` lists warnings, such as too few texts. `placement.swaps` sets each chosen type beside each other one.
+# It has the gap between their scores, and the probability that more texts would reverse their order.
+
+# %%
+print(*placement.notes or ["no warnings"], sep="\n")
+swaps = placement.swaps.sort_values("gap", ignore_index=True).head(3).round({"gap": 2})
+swaps["probability"] = swaps["probability"].map(lambda p: "< 0.0001" if p < 1e-4 else f"{p:.4f}")
+swaps
+
+# %% [markdown]
+# **What we saw.** There are no warnings. The closest pair is down and output, 0.13 apart, and more texts would hardly reverse
+# them.
+#
+# **What these numbers do not see.** They are about other texts only. A model can store the same function in other weights, and
+# then its scores change, sometimes the choice as well (exercise 2).
+
+# %% [markdown]
+# ## 7. Check any config
+#
+# **Question.** You have a config from elsewhere. Which modules does it hit?
+#
+# A config may name types, single modules, or names that do not exist. If at least one name matches, PEFT silently ignores the
+# others. Here is a config with the full name of one module, and a name that matches nothing:
 
 # %% tags=["copy"]
 # To copy.
@@ -175,7 +323,8 @@ maps["adapted"] = maps["module"].isin(list(adapted_targets(model, mine)))
 maps.groupby("type")["adapted"].agg(adapted="sum", modules="size")
 
 # %% [markdown]
-# `placement.check` compares a config with a placement. This one differs:
+# `adapted_targets` puts the adapters on an *empty copy* of the model, which has its modules without their weights, and looks
+# where they are. `placement.check` does the same, and raises an error if the config differs from the placement:
 
 # %%
 try:
@@ -184,7 +333,7 @@ except ValueError as error:
     print(error)
 
 # %% [markdown]
-# And the config that section 3 has saved, read back as another program would read it:
+# And here is the config that section 5 has saved, read back as another program would read it:
 
 # %%
 from pathlib import Path
@@ -195,95 +344,72 @@ print([file.name for file in Path(folder).iterdir()], "with rank", again.r, "and
 print(f"{counts['adapted'].sum()} of {counts['modules'].sum()} chosen modules are hit, and no other")
 
 # %% [markdown]
-# ## 5. Read the scores
+# ## 8. Change the choice
 #
-# PLoP (Precise LoRA Placement, [arXiv 2506.20629](https://arxiv.org/abs/2506.20629)) takes the types with the lowest scores. Its
-# authors argue that training raises the score (notebook 01), so a low one leaves much to gain. They report better results than
-# with other placements, in some tasks with fewer parameters. We have found less on one small model: PLoP's choice could not be
-# told from the MLP on one task, and was worse on another (notebook 05).
+# **Question.** What if you want fewer adapters, other types, or single layers?
 #
-# A score of 1 is what noise gives. The 95 % intervals say how far the score would move with other texts of the same kind.
-
-# %%
-types = plop.by_type(scores)
-print(f"adapters on {', '.join(placement.types)}, from {types['samples'].max()} texts")
-types.round(2)
-
-# %% tags=["nbval-ignore-output", "picture"]
-name = (MODEL or "SmolLM2-135M-Instruct").split("/")[-1]
-who = f"{name} on {types['samples'].max()} texts ({TEXTS if isinstance(TEXTS, str) else 'yours'})"
-plop.plot_types(scores, placement=placement, title=f"{who}: adapters go on {', '.join(placement.types)}");
-
-# %% [markdown]
-# **Question.** Would other texts of this kind change the choice?
-#
-# `placement.notes` lists warnings, such as too few texts. `placement.swaps` has each chosen type beside each other one: their
-# gap, and the probability that more texts would reverse their order. The smallest gap comes first.
-
-# %%
-print(*placement.notes or ["no warnings"], sep="\n")
-swaps = placement.swaps.sort_values("gap", ignore_index=True).head(3).round({"gap": 2})
-swaps["probability"] = swaps["probability"].map(lambda p: "< 0.0001" if p < 1e-4 else f"{p:.4f}")
-swaps
-
-# %% [markdown]
-# Notes and swaps are about other texts. Neither sees that the same function can be stored in different weights, and then scores
-# change. In front of each attention and MLP stands a *norm*, which multiplies each channel by a *gain*. Fold the gains into the
-# maps that read them, and the model computes the same as before. But gate replaces down among the lowest three (exercise 2).
-
-# %% [markdown]
-# ## 6. Change the choice
-#
-# Types, layers or single modules, by number or by parameters, at any rank. All controls work with the keyboard.
+# The widget places adapters on types, layers or single modules, by number or by parameters, at any rank. All controls work with
+# the keyboard.
 
 # %% tags=["nbval-ignore-output"]
 explorer = plop.explore(scores, model, k=len(placement.types), r=config.r, lora_alpha=config.lora_alpha)
 explorer
 
 # %% [markdown]
-# The widget lives only while the notebook runs. Code can move its controls, too. Here we take one type fewer:
+# The widget lives only while the notebook runs. Its picture, without the controls, looks like this:
 
 # %% tags=["nbval-ignore-output"]
-explorer.k.value = max(1, len(placement.types) - 1)
-changed = f"{who}, changed to {', '.join(explorer.placement.types)}"
-plop.plot_block(scores, placement=explorer.placement, title=f"{changed}: {explorer.parameters:,} parameters");
+from IPython.display import Image
+
+Image(explorer.picture.value, width=900)
 
 # %% [markdown]
-# Then we go back to the choice of section 3. Section 7 and the last cells take what is chosen in the widget.
+# On the left are the scores that you know. On the right is each module by itself: a row is a layer, and outlined modules get
+# adapters. Code can move the controls, too. Here we take one type fewer:
+
+# %%
+before = explorer.parameters
+explorer.k.value = max(1, len(placement.types) - 1)
+print(f"adapters on {', '.join(explorer.placement.types)}: {explorer.parameters:,} of {before:,} parameters")
+
+# %% [markdown]
+# Then we go back to the choice of section 5. The sections below take what is chosen in the widget. This is its config, as code to
+# copy:
 
 # %%
 explorer.k.value = len(placement.types)
 print(explorer.config_text)
 
 # %% [markdown]
-# ## 7. Is it the best place for my data?
+# ## 9. Let placements race
 #
-# A low score does not promise that adapters train best there. If you have examples with answers, let your choice *race* against
-# the largest maps (in SmolLM2 these are the MLP) and against all types: with equal parameters, at several learning rates, within
-# a given time.
+# **Question.** Is it the best place for *your* data?
 #
-# A race trains all placements at all rates for a few steps, stops those that are behind, and runs the last ones again in full
-# with fresh seeds. Up to there it goes by the *training* loss. The lowest mean loss on *validation* examples wins. The race does
-# not use the *test* examples to decide: they are for you, to judge the winner once. (Below we print their loss for all three,
-# because this race is recorded.) Here is one finished race of SmolLM2 on sums of two numbers. The race's own code decided, and
-# looked its trainings up in the record of notebook 05 (`python notebooks/tools/record_race_example.py`). `difference` is to the
-# winner, with its interval over seeds:
+# A low score does not promise that adapters train best there. The authors report better results than with other placements, in
+# some tasks with fewer parameters. On one small model we have found less: PLoP's choice could not be told from the MLP on one
+# task, and was worse on another (notebook 05).
+#
+# **What a race does.** It trains your choice, the largest maps (in SmolLM2 these are the MLP) and all types with equal
+# parameters, at several learning rates, within a given time. First it trains all of them for a few steps, and drops those whose
+# training loss is behind. Then it trains the last ones in full, with fresh random seeds. The lowest mean loss on *validation*
+# examples wins. A third part, the *test* examples, decides nothing: with them you judge the winner once.
+#
+# Here is one finished race of SmolLM2 on sums of two numbers, with trainings from the record of notebook 05 (`python
+# notebooks/tools/record_race_example.py`). Losses are in nats per token: the mean of minus the natural logarithm of the right
+# token's probability. `difference` is to the lowest loss. Its interval over seeds reaches from `low` to `high`, and with 95 %
+# confidence both intervals hold together. We print `test_loss` for all three because this race is only an example:
 
 # %%
-import pandas as pd
-
 recorded = pd.read_csv(plop.data_file("results/race_example.csv"), comment="#")
 print(f"decided: {recorded['decided'].all()}, after {recorded['runs'].max()} runs")
 recorded[["placement", "lr", "loss", "difference", "low", "high", "seeds", "test_loss"]].round(3)
 
 # %% [markdown]
-# **What we saw.** PLoP's choice has the lowest mean, by 0.005 nats per token, but the race is *undecided*: the interval of this
-# difference reaches from -0.28 to 0.29, as the two seeds of the final say little about other seeds. On the test examples the
-# order is the same. "Undecided" means: take the placement that is easiest to serve, such as the one with the fewest adapted
-# modules, or give the race more time.
-
-# %% [markdown]
-# Set `EXAMPLES` in the settings, a few hundred of them, to race on your own. The three parts are drawn at random:
+# **What we saw.** PLoP's choice has the lowest mean, by 0.005 nats per token. But the race is *undecided*: the interval of this
+# difference reaches from -0.28 to 0.29, because two seeds say little about other seeds. Give such a race more time, or take the
+# placement that is easiest to serve, such as the one with the fewest adapted modules.
+#
+# To race on your own examples, set `EXAMPLES` in the settings, to a few hundred of them. The three parts are drawn at random:
 
 # %%
 from plop_nb import experiments as ex
@@ -310,35 +436,60 @@ race = race_on(EXAMPLES) if EXAMPLES else "no EXAMPLES are set, so there is no r
 race
 
 # %% [markdown]
-# If you have chosen the largest maps yourself, two rivals are the same, and the race compares one with its copy: take one of them
-# out.
+# If you have chosen the largest maps yourself, two rivals are the same: take one of them out.
 
 # %% [markdown]
-# ## 8. What it costs
+# ## 10. Train, and take the adapters out again
 #
-# **Question.** How long does scoring take, and how much memory, for a small model and for a large one?
+# **Question.** How does the choice get into a training?
 #
-# **What we do.** We read two records of two CPU cores. In the first, SmolLM2 reads 64 math questions, beside one plain forward
-# pass over the same texts. In the second, a Llama with random weights of 5.5 GB reads 64 texts of 128 tokens, with a limit of 3
-# GB on memory.
+# [TRL](https://huggingface.co/docs/trl), the library for finetuning language models, takes the config as it is. Here are four
+# steps of training. Put your own rows and settings in the place of these.
 
 # %%
-bench = pd.read_csv(plop.data_file("results/bench_cpu.csv")).query("method == 'plop_nb'")
-bench[["dtype", "seconds", "of_plain", "peak_mb"]].round(2)
+import datasets
+from trl import SFTConfig, SFTTrainer
+
+datasets.disable_progress_bars()
+rows = EXAMPLES or [{"prompt": f"{n} + 2 =", "completion": f" {n + 2}"} for n in range(16)]
+print(f"{len(rows)} rows, such as {rows[0]}")
 
 # %%
-large = pd.read_csv(plop.data_file("results/large_model.csv"))
-large[["model_gb", "limit_gb", "seconds", "peak_gb", "seconds_in_memory"]].round(1)
+batches = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+on_a_cpu = {"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}  # on a GPU leave these out
+files = {"output_dir": tempfile.mkdtemp(), "save_strategy": "no", "report_to": "none", "logging_steps": 1}
+settings = SFTConfig(**batches, **on_a_cpu, **files)
+
+# %% tags=["nbval-ignore-output"]
+import warnings
+
+warnings.simplefilter("ignore", FutureWarning)  # what other packages tell each other
+chosen = explorer.placement.lora_config(model, r=explorer.rank.value, lora_alpha=config.lora_alpha)
+data = datasets.Dataset.from_list(rows)
+trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer, peft_config=chosen)
+trainer.train();
+
+# %%
+trainable, total = trainer.model.get_nb_trainable_parameters()
+print(f"{trainable:,} of {total:,} parameters are trained, {trainable / total:.2%}; the explorer says {explorer.parameters:,}")
 
 # %% [markdown]
-# **What we saw.** Scoring takes about half to two thirds of one forward pass over the texts (`of_plain`), because it leaves out
-# the output head and puts texts of like length together. So time one forward pass on your machine to know the cost. bfloat16 is
-# slower than float32 on this CPU. For SmolLM2 it needed 59 MB beside the model. The Llama of 5.5 GB was read from disk and never
-# took more than 1.2 GB. (The other, of 1.2 GB, took 49 seconds from disk and 45 in memory.) We have not measured a GPU.
+# The trainer puts the adapters into `model` *itself*. Save them with `trainer.model.save_pretrained(...)` if you want to keep
+# them. Then take them out before you score again:
+
+# %%
+model = trainer.model.unload()
+left = [name for name, _ in model.named_parameters() if "lora" in name]
+print(f"{len(left)} adapter weights are left in the model")
+
+# %% [markdown]
+# ## 11. If the model is larger than memory
 #
-# Where the model is read from disk, eight texts take far more than an eighth of this: each block is read once, whatever the
-# number of texts. A model that does not fit is read from disk block by block, each block once for many texts. Here is SmolLM2
-# with 200 MB of memory for its weights, and the same eight texts scored in memory:
+# **Question.** Do the scores change if the model is read from disk?
+#
+# *Offloading* keeps in memory what fits, and the rest in a folder on disk. Scoring then reads the model block by block. A block
+# serves many texts at once (up to 65,536 tokens), so the disk is read about once. Here is SmolLM2 with 200 MB of memory for its
+# weights:
 
 # %% tags=["copy"]
 # To copy.
@@ -352,6 +503,9 @@ from_disk = plop.nfn_scores(offloaded, texts[:8], its_tokenizer)
 on_disk = sum(weight.numel() for weight in offloaded.parameters() if weight.device.type == "meta")
 print(f"{on_disk / 1e6:.0f} of {offloaded.num_parameters() / 1e6:.0f} million parameters were on disk")
 
+# %% [markdown]
+# And the same eight texts with the model in memory:
+
 # %%
 in_memory = plop.nfn_scores(plop.load_model(dtype=offloaded.dtype)[0], texts[:8], its_tokenizer)
 difference = (plop.by_type(from_disk)["nfn"] - plop.by_type(in_memory)["nfn"]).abs().max()
@@ -359,13 +513,36 @@ assert difference < 0.001
 print(f"{len(plop.by_type(in_memory))} types, none of which differs by 0.001 or more")
 
 # %% [markdown]
+# **What we saw.** The scores are the same to three digits. By the record of section 4, the Llama of 0.6 B took 49 seconds from
+# disk and 45 in memory.
+
+# %% [markdown]
 # ## Exercises
 #
-# Each has a cell to fill in and a check. The solutions are in the collapsed cell below each check.
-#
+# Each has a cell to fill in and a check. The solutions are in the collapsed cell below each check. Exercises 1 and 2 compare with
+# the scores of section 5, so they use the same texts:
+
+# %%
+which = sorted(scores["sample"].unique())  # stop= has drawn these
+used = [texts[number] for number in which]
+print(f"{len(used)} texts were scored")
+
+
+# %%
+def tokens_of(frame):
+    return frame.groupby("sample")["tokens"].first().sort_values().tolist()
+
+
+def beside(found, name):
+    """The scores of section 5 beside others, by type."""
+    table = plop.by_type(scores).set_index("type")[["nfn"]].rename(columns={"nfn": "section 5"})
+    return table.assign(**{name: plop.by_type(found).set_index("type")["nfn"]}).round(2)
+
+
+# %% [markdown]
 # ### 1. Chats (10 minutes)
 #
-# Does the chat template change the placement? Score the first eight of `chats`.
+# Does the chat template change the placement? Score `[chats[number] for number in which]`.
 
 # %%
 chat_scores = None  # your turn: what plop.nfn_scores returns
@@ -375,23 +552,25 @@ chat_scores = None  # your turn: what plop.nfn_scores returns
 def check_chats(found):
     if found is None:
         return "not yet filled in"
-    assert found["sample"].nunique() == 8, "score eight chats"
-    plain = plop.nfn_scores(model, texts[:8], tokenizer)  # the same texts without the template
-    change = plop.by_type(found).set_index("type")["nfn"] / plop.by_type(plain).set_index("type")["nfn"] - 1
-    return f"lowest: {plop.place(found).types}; a type's score changes by {change.abs().max():.0%} at most"
+    assert found["sample"].nunique() == len(which), "score one chat for each text in `used`"
+    print("lowest in the template:", plop.place(found).types)
+    return beside(found, "chats")
 
 
 check_chats(chat_scores)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 # Solution. The template moves SmolLM2's scores by a few percent, and the placement stays.
-check_chats(plop.nfn_scores(model, chats[:8], tokenizer))
+check_chats(plop.nfn_scores(model, [chats[number] for number in which], tokenizer))
 
 # %% [markdown]
 # ### 2. The same function in other weights (10 minutes)
 #
-# `form="folded"` in `nfn_scores` scores the model as if the gains of its norms had been multiplied into the maps that read them.
-# Score the first eight texts so. Which types would PLoP choose now? Which scores change, and why not that of down?
+# In front of each attention and each MLP stands a *norm*, which multiplies each channel by a number, its *gain*. The gains can be
+# *folded*: multiplied into the maps that read the norm's output. The model then computes the same as before.
+#
+# `form="folded"` in `nfn_scores` scores the model as if this had been done. Score `used` so. Which types would PLoP choose now?
+# Which scores change, and why does that of down stay?
 
 # %%
 folded_scores = None  # your turn: what plop.nfn_scores returns
@@ -401,11 +580,11 @@ folded_scores = None  # your turn: what plop.nfn_scores returns
 def check_folded(found):
     if found is None:
         return "not yet filled in"
-    stored = plop.by_type(plop.nfn_scores(model, texts[:8], tokenizer, progress=False))
-    table = stored.set_index("type")[["nfn"]].rename(columns={"nfn": "stored"})
-    table["folded"] = plop.by_type(found).set_index("type")["nfn"]
-    assert (table["stored"] - table["folded"]).abs().max() > 0.1, "these are the scores of the stored weights"
-    return table.round(2)
+    assert tokens_of(found) == tokens_of(scores), "score the texts in `used`, all of them and no others"
+    table = beside(found, "folded")
+    assert (table["section 5"] - table["folded"]).abs().max() > 0.01, "these are the scores of the stored weights"
+    print("lowest when folded:", plop.place(found).types)
+    return table
 
 
 check_folded(folded_scores)
@@ -414,13 +593,13 @@ check_folded(folded_scores)
 # Solution. Down and output read no norm, so their scores stay. Gate and up read the norm before the MLP: the gain leaves
 # their inputs and enters their weights, both scores fall by a third, and gate passes down. Query, key and value
 # read the norm before the attention.
-check_folded(plop.nfn_scores(model, texts[:8], tokenizer, form="folded"))
+check_folded(plop.nfn_scores(model, used, tokenizer, form="folded"))
 
 # %% [markdown]
 # ### 3. From a file to a config (15 minutes)
 #
 # Write ten lines of your own into `mine.txt` in `folder`. Score them, choose at most one million parameters at rank 8, and save
-# the config in `folder`.
+# the config in `folder`. Which type does not fit any more?
 
 # %%
 mine_txt = Path(folder) / "mine.txt"
@@ -440,7 +619,7 @@ def check_file(found):
 check_file(my_placement)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution. With a file of your own the lines would be yours.
+# Solution. Down does not fit any more, and the rule stops there. With a file of your own the lines would be yours.
 mine_txt.write_text("\n".join(f"Line {n} of my own: what is {n} times {n}?" for n in range(10)))
 own_scores = plop.nfn_scores(model, read_texts(mine_txt), tokenizer)
 own = plop.place(own_scores, parameters=1_000_000, r=8)
@@ -448,50 +627,15 @@ own.lora_config(model, r=8, lora_alpha=16).save_pretrained(folder)
 check_file(own)
 
 # %% [markdown]
-# ## Go on from here: train
-#
-# The adapters of section 6, trained with [TRL](https://huggingface.co/docs/trl), the library for finetuning language models, in
-# plain code. Put your own rows in the place of these.
-
-# %%
-import datasets
-from trl import SFTConfig, SFTTrainer
-
-datasets.disable_progress_bars()
-rows = EXAMPLES or [{"prompt": f"{n} + 2 =", "completion": f" {n + 2}"} for n in range(16)]
-settings = SFTConfig(
-    output_dir=tempfile.mkdtemp(), max_steps=4, learning_rate=1e-3, per_device_train_batch_size=4,
-    logging_steps=1, save_strategy="no", report_to="none", bf16=False, gradient_checkpointing=False,
-    dataloader_pin_memory=False,
-)  # fmt: skip
-print(f"{len(rows)} rows, such as {rows[0]}")
-
-# %% [markdown]
-# The trainer puts the adapters into `model` *itself*, so this comes last. Load the model anew before you score again.
-
-# %% tags=["nbval-ignore-output"]
-import warnings
-
-warnings.simplefilter("ignore", FutureWarning)  # what other packages tell each other
-chosen = explorer.placement.lora_config(model, r=explorer.rank.value, lora_alpha=config.lora_alpha)
-data = datasets.Dataset.from_list(rows)
-trainer = SFTTrainer(model, settings, train_dataset=data, processing_class=tokenizer, peft_config=chosen)
-trainer.train();
-
-# %%
-trainable, total = trainer.model.get_nb_trainable_parameters()
-print(f"{trainable:,} of {total:,} parameters are trained, {trainable / total:.2%}; the explorer says {explorer.parameters:,}")
-
-# %% [markdown]
 # ## Three things to remember
 #
-# 1. **Eight texts may be enough.** `stop=` finds out.
+# 1. **Few texts may be enough.** `stop=` finds out how many, and the cost grows with weights × tokens.
 # 2. **Check what the config hits** before you train: `placement.check`, or `adapted_targets` for any config.
 # 3. **A low score is no promise.** Race on your own examples if it matters.
 #
 # **Not established.** That the lowest-scoring types train best: in the record of notebook 05, PLoP's choice is not shown to beat
 # the MLP on any task, and is behind it on one. The choice also depends on how the same function is stored (exercise 2, notebook
-# 04).
+# 04). Costs on a GPU are not measured, and the cost of a model of 1 B is an estimate.
 #
-# **Where next.** Notebook 02 says how sure a score is and how `stop=` works. Notebook 05 compares places by training. Notebook 06
-# does so with rewards.
+# **Where next.** [Notebook 02](02_how_many_samples.ipynb) says how sure a score is and how `stop=` works. [Notebook
+# 05](05_lora_finetuning.ipynb) compares places by training. [Notebook 06](06_grpo.ipynb) does so with rewards.
