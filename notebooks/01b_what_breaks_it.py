@@ -203,8 +203,9 @@ plots.plot_knobs(panels, runs["Theorem 1"], met=met, guides=walk, title=title);
 # * *16 datapoints*: the exponent stays. The displacement is a fifth of the theorem's, since a step follows what the datapoints
 #   have in common, and each of them has only a part of it.
 # * *Minibatches*: the direction varies from step to step. The exponent 1.8 is a mean over these 40 steps (see below).
-# * *All layers trained*: steps get longer, since the input grows and the readout too (2.05). The target is met early. NFN ends at
-#   1.42, although the displacement is nearly as large as the theorem's: part of it is growth of the input.
+# * *All layers trained*: the first layer moves the feature as well, so the squared displacement is four times the theorem's.
+#   Steps get a little longer (2.05), and the target is met early. With a fixed input, this displacement would make NFN about 1.6
+#   in the end. It is 1.42, since NFN divides by an input that has grown.
 # * *Constant step*: steps are eight times as long, the squared displacement 64 times as large, and the target is met at step 7.
 # * *Adam*, *SGD*: the steps get shorter. Part 2 says why. SGD at this rate starts with steps 2.5 times the theorem's. That
 #   multiple is a matter of the rate, and so is its high NFN.
@@ -222,8 +223,8 @@ for name in ("Theorem 1", "minibatches", "noise labels"):
     print(f"{name}: exponent {early.exponent:.2f} in steps 1 to 10, {late.exponent:.2f} in steps 10 to {STEPS}")
 
 # %% [markdown]
-# It rises. At first chance dominates, later the direction that all minibatches share: the exponent rises from near 1 towards 2.
-# Exercise 2 derives such a rise.
+# It is no law: it rises from 1.6 to 1.95. At first chance dominates, later the direction that all minibatches share. Exercise 2
+# derives such a rise, from near 1 towards 2.
 #
 # | without this assumption | still quadratic? | why |
 # |---|---|---|
@@ -256,9 +257,12 @@ def turning(run):
 
 
 # %%
-expected = 0.5 / (ETA * 2 / math.pi)
-turned = mean_interval(turning(runs["near target"]).to_numpy())
-print(f"expected at step {expected:.1f}, measured at step {turned.mean:.1f}, 95 % interval {turned.low:.1f} to {turned.high:.1f}")
+run = runs["near target"]
+speed = ETA * 2 / math.pi  # of the output, in one step
+start = (2 * run.loc[run["step"] == 0, "loss"]).pow(0.5).mean()  # |f - y| before training
+turned = mean_interval(turning(run).to_numpy())
+print(f"expected at step {0.5 / speed:.1f} from an output of 0, at step {start / speed:.1f} from where the outputs really start")
+print(f"measured at step {turned.mean:.1f}, 95 % interval over networks {turned.low:.1f} to {turned.high:.1f}")
 
 # %% [markdown]
 # A step of *SGD* is proportional to the residual, so it shrinks with it. *Adam* divides the gradient by a running root mean
@@ -274,8 +278,9 @@ for name, run in {"Adam": far, "SGD": slow}.items():
     print(f"{name}: {table.loc[name, 'exponent']:.2f}, with a residual that hardly changes {exponent(run).exponent:.2f}")
 
 # %% [markdown]
-# **What we saw.** Growth stops within a step or two of the computed one. With a residual that hardly changes, Adam and SGD have
-# the exponent 2 again.
+# **What we saw.** Growth ends about one step after the computed one, and the interval excludes 15.7. Most of the difference is
+# the start: these 16 outputs happen to begin a little on the wrong side of 0. From there, step 16.4 is expected, which the
+# interval contains. With a residual that hardly changes, Adam and SGD have the exponent 2 again.
 #
 # **Recap.** The sign of the residual ends the growth. Before that, its size sets the steps of Adam and SGD. How far features grow
 # depends on how much is left to learn.
@@ -374,8 +379,9 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # **What we saw.** In the first five steps the exponents lie between 1.85 and 2.0. Between steps 20 and 40 they are 1.7 and 1.8
 # for ReLU and GeLU, and 3.3 for the attention's output map. Its displacement runs ahead because its input grows too, and two
-# growing factors meet. NFN divides by the input, so compare the last columns. Key and value are near 2, query a little below.
-# (Intervals: 95 %, networks are resampled.)
+# growing factors meet. NFN divides by the input: with a fixed one, this displacement would make it 3.6, and it is 2.32. That is
+# still more than the 1.85 of the linear network. The last column shows that no network has met its target. Key and value are near
+# 2, query a little below. (Intervals: 95 %, networks are resampled.)
 #
 # *Where the lines start.* A step of SignSGD has its full length however small a gradient is, so GeLU starts at 1. Half of the
 # ReLU neurons have no gradient at all, so it starts at 1/2. Query, key and value start near 1/3, since each of the four tokens
@@ -439,9 +445,9 @@ rises = runs_own.agg(lambda change: 100 * (change > 0).mean()).round(0).astype(i
 pd.DataFrame({"NFN rises, % of maps": rises, "median change, %": runs_own.median().round(1)})
 
 # %% [markdown]
-# NFN rises in 52 to 68 % of the maps. The lowest share cannot be told from half, since maps are not independent. The median
-# change is small. In a whole network all maps are trained at once, their inputs change, the minibatches vary, and nothing says
-# that the residual keeps its sign. Parts 1 to 4 have shown what each of these can do.
+# NFN rises in 52 to 68 % of the maps. The lowest share cannot be told from half. The median change is small. In a whole network
+# all maps are trained at once, their inputs change, the minibatches vary, and nothing says that the residual keeps its sign.
+# Parts 1 to 4 have shown what each of these can do.
 #
 # **Do the changes repeat?** If the changes were chance, no score could predict them. We rank the 210 changes of one seed and
 # those of the other, and correlate:
@@ -551,9 +557,9 @@ for setting, run in values.groupby("setting", sort=False):
 pd.DataFrame(checks).T.round(4)
 
 # %% [markdown]
-# The measure is not the reason: with scores from other texts, the correlations are still -0.5 or below. Neighbours are a part of
-# it: from layer to layer, the correlation is clear on spelling and not clear on sums. So take it as a lead, from one model and
-# two toy tasks.
+# The measure is not the reason: with the amount and scores from other texts, the correlations are -0.6 to -0.5. Neighbours are a
+# part of it: from layer to layer, the correlation is clear on spelling and not clear on sums. So take it as a lead, from one
+# model and two toy tasks.
 #
 # **Recap.** NFN rises in 52 to 68 % of the maps. The score before training does not tell which types gain, as far as seven types
 # can show. Among value maps it may tell which layers gain, and after LoRA which maps gain on their own task more than on another.
@@ -574,7 +580,7 @@ def check_last_step(number):
     if number is None:
         return "not yet filled in"
     reached = turning(growth(512, 60, eta=0.04, target=1.0, seeds=16)).mean()
-    assert abs(number - reached) < 1.5, f"growth ends at step {reached:.0f}"
+    assert abs(number - reached) < 2.5, f"growth ends at step {reached:.0f}"
     return f"you say {number:.1f}, growth ends at step {reached:.0f}"
 
 
@@ -683,7 +689,7 @@ pd.DataFrame(four).T.round(2)
 # 1. **Quadratic growth needs a direction that stays and steps of equal length.** It ends with the residual, and on noise it
 #    becomes a random walk. Over 40 steps labels need not mean anything, as long as they keep asking for the same.
 # 2. **Networks that are not linear start with an exponent near 2.** ReLU neurons that switch off bend growth down for a while,
-#    growing inputs bend displacement up. NFN divides by the input, so it rises less than displacement.
+#    growing inputs bend displacement up. NFN divides by the size of the input, so it rises less than displacement suggests.
 # 3. **In SmolLM2-135M-Instruct, NFN rose in 52 to 68 % of the maps in 20 steps, and we found no evidence that types with a low
 #    score gained more.** Among value maps, layers with a low score tended to, most clearly on spelling.
 #

@@ -129,7 +129,7 @@ def plot_pairs(
     level: float = 0.95,
     ax: Axes | None = None,
 ) -> Axes:
-    """Paired differences, one dot each, and their mean with an interval below them.
+    """Paired differences, sorted, one dot each, and their mean with an interval below them.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def plot_pairs(
     title : str, optional
         None by default.
     unit : str
-        What there is a difference for.
+        What there is a difference for, such that an "s" makes more of it.
     level : float
         Coverage of the interval (`mean_interval`), between 0 and 1.
     ax : matplotlib Axes, optional
@@ -162,11 +162,12 @@ def plot_pairs(
     ax.scatter(np.sort(differences), heights, s=50, color=GREY)
     ax.hlines(0, low, high, color=BLUE, lw=2)
     ax.scatter(mean, 0, s=70, marker="D", color=BLUE)
-    rows = [f"mean, {level:.0%} interval", f"each {unit}"]
+    rows = [f"mean, {level:.0%}\ninterval", f"{len(differences)} {unit}s,\nsorted"]
     ax.set_yticks([0, (len(differences) + 1) / 2], rows)
     ax.set(ylim=(-0.8, len(differences) + 0.8), xlabel=label)
+    ax.locator_params(axis="x", nbins=6)
     if title:
-        ax.set_title(textwrap.fill(title, 58), loc="left")
+        ax.set_title(textwrap.fill(title, 54), loc="left")
     return ax
 
 

@@ -11,8 +11,10 @@ from plop_nb.palette import DARK, label_lines, styled
 THEORY: dict = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
 MEASURED = "#2F7A8C"  # of what is no type of maps
 LIGHT, DEEP = 0.85, 0.35  # greys of the narrowest and of the widest networks
-STEP, GROWTH = "training step", "growth of ‖W z‖² / n"
+STEP = "training step"
+GROWTH = "growth since step 0\n" + r"$\|W_t z\|^2 / n \,-\, \|W_0 z\|^2 / n$"
 STYLES = ("-", "--", ":", "-.")  # of lines without a type
+SHADES = (DARK, "0.55", MEASURED)  # their colours
 
 
 @styled()
@@ -113,25 +115,37 @@ def plot_by_width(
     """
     _check(table, [])
     ax = _axes(ax, (6.5, 4.2), title)
-    ends = {}
     if "predicted" in table:
         arms = [table["mean"] - table["low"], table["high"] - table["mean"]]
         ax.errorbar(table.index, table["mean"], yerr=arms, fmt="o", color=MEASURED, capsize=3)
         ax.plot(table.index, table["predicted"], **THEORY)
-        ends["theory"] = (table.index[-1], table["predicted"].iloc[-1], THEORY["color"])
-        ends["measured"] = (table.index[-1], table["mean"].iloc[-1], MEASURED)
+        ends = {"mean and its interval": (table.index[-1], table["mean"].iloc[-1], MEASURED)}
+        _name_theory(ax, table["predicted"])
     else:
+        ends = {}
         for place, name in enumerate(table):
-            style = {"color": MEASURED, "ls": STYLES[place % len(STYLES)], "marker": "o", "ms": 4}
+            color = SHADES[place % len(SHADES)]
+            style = {"color": color, "ls": STYLES[place % len(STYLES)], "marker": "o", "ms": 4}
             ax.plot(table.index, table[name], **style)
-            ends[name] = (table.index[-1], table[name].iloc[-1], MEASURED)
-    ax.set(xscale="log", yscale="log", xlabel="width n (neurons, logarithmic scale)", ylabel=what)
+            ends[name] = (table.index[-1], table[name].iloc[-1], color)
+    ax.set(
+        xscale="log", yscale="log", xlabel="width n (neurons; both axes logarithmic)", ylabel=what
+    )
     ax.minorticks_off()
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xticks(table.index, [str(width) for width in table.index])
     label_lines(ax, ends)
     return ax
+
+
+def _name_theory(ax: Axes, predicted: pd.Series) -> None:
+    """Write "theory" above the middle of its line, between two intervals."""
+    place = max((len(predicted) - 1) // 2, 0)
+    near = predicted.iloc[place : place + 2]
+    x, y = np.exp(np.log(near.index).to_numpy().mean()), np.exp(np.log(near).mean())
+    style = {"textcoords": "offset points", "color": THEORY["color"], "size": 11}
+    ax.annotate("theory", (x, y), (4, 12), **style)
 
 
 def _band(ax: Axes, values, color: str, alpha: float = 1.0):

@@ -346,7 +346,7 @@ def _guide(ax: Axes, mean: pd.Series, slope: float) -> None:
     line = mean.iloc[0] * (mean.index / mean.index[0]) ** slope
     ax.plot(mean.index, line, color=DARK, ls="-.", lw=1.2)
     style = {"textcoords": "offset points", "ha": "right", "va": "top", "color": DARK}
-    ax.annotate(f"exponent {slope:g}", (mean.index[-1], line[-1]), (0, -10), **style)
+    ax.annotate(f"exponent {slope:g}", (mean.index[-1], line[-1]), (0, -28), **style)
 
 
 def _steps(ax: Axes) -> None:

@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from plop_nb.checks import positive_integer
 from plop_nb.palette import DARK, styled, tint, type_color
@@ -102,7 +103,8 @@ def plot_types(
     ax.set_yticks(places, names)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the lowest score on top
     bars = {"fmt": "none", "ecolor": DARK, "capsize": 3, "lw": 1.2}
-    ax.errorbar(types["nfn"], places, xerr=interval_arms(types), **bars)
+    _, caps, arms = ax.errorbar(types["nfn"], places, xerr=interval_arms(types), **bars)
+    plt.setp([*caps, *arms], path_effects=[withStroke(linewidth=3, foreground="white")])
     ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
     _write_values(ax, types, chosen)
     legend = f"full bars get adapters; whiskers: {interval_in_words(types, level)}"
@@ -219,9 +221,7 @@ def plot_heatmap(
     modules = _modules_of(scores, placement, chosen)
     layered = scores.dropna(subset="layer")
     if layered.empty:
-        raise ValueError(
-            "scores holds no module inside a stack of layers: there is nothing to map by layer"
-        )
+        raise ValueError("scores holds no module inside a stack of layers: nothing to map by layer")
     types = by_type(layered)["type"]
     grid = _by_layer_and_type(layered, "nfn", types)
     layers = len(grid)
@@ -265,9 +265,9 @@ def plot_cost(
     rates = measured["seconds"] / measured["work"]
     low, middle, high = rates.min(), rates.median(), rates.max()
     ax = axes_for(ax, width=9, height=5)
-    ends = np.array([min(works) / 12, max(works) * 12])
+    ends = np.array([min(works) / 1.3, max(works) * 1.3])
     ax.fill_between(ends, low * ends, high * ends, color="0.92", lw=0, zorder=0)
-    ax.plot(measured["work"], measured["seconds"], "o", ms=8, color=DARK)
+    ax.plot(measured["work"], measured["seconds"], "o", ms=8, color=DARK, mec="white")
     # Runs go from the lower left to the upper right: there is room in the other two corners.
     below, above = {"xytext": (10, -6), "ha": "left"}, {"xytext": (-10, 6), "ha": "right"}
     style = {"textcoords": "offset points", "va": "center", "size": 11}
@@ -275,10 +275,10 @@ def plot_cost(
         side = below if rate < middle else above
         ax.annotate(f"{name}: {seconds:.0f} s", (work, seconds), **style, **side)
     for name, work in estimated.items():
-        ax.plot([work] * 2, [low * work, high * work], "-", lw=3, color=CHOSEN)
-        told = f"{name}: {low * work:.0f} to {high * work:.0f} s (estimate)"
+        ax.plot([work] * 2, [low * work, high * work], lw=3, color=CHOSEN, solid_capstyle="butt")
+        told = f"{name} (estimate):\n{low * work:.0f} to {high * work:.0f} s"
         ax.annotate(told, (work, low * work), color=CHOSEN, **style, **below)
-    ax.set(xscale="log", yscale="log", xlim=ends, ylabel="seconds of scoring")
+    ax.set(xscale="log", yscale="log", xlim=ends * [1 / 5, 3], ylabel="seconds of scoring")
     ax.set_xlabel("billions of weights × thousands of tokens\ngrey: the range of measured rates")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
@@ -388,13 +388,12 @@ def _write_values(ax: Axes, types: pd.DataFrame, chosen: list[str]) -> None:
 
 def _by_layer_and_type(scores: pd.DataFrame, column: str, types: pd.Series) -> pd.DataFrame:
     """Means of a column, layers down and these types across."""
-    grid = scores.pivot_table(index="layer", columns="type", values=column, observed=True)
-    return grid[types]
+    return scores.pivot_table(index="layer", columns="type", values=column, observed=True)[types]
 
 
 def _light_up(ax: Axes, lit: pd.DataFrame) -> None:
     """Outline the cells of a heat map where `lit` (rows, columns) is true, and dim the others."""
     ax.collections[-1].set_alpha(np.where(lit, 1.0, 0.3))
     cells = [Rectangle((column, row), 1, 1) for row, column in np.argwhere(lit.to_numpy())]
-    style = {"facecolor": "none", "edgecolor": "0.15", "linewidth": 1.2, "clip_on": False}
+    style = {"facecolor": "none", "edgecolor": "0.15", "linewidth": 0.7, "clip_on": False}
     ax.add_collection(PatchCollection(cells, **style))

@@ -8,12 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy import stats
 
 from plop_nb.palette import DARK, label_lines, styled, type_color
 from plop_nb.plots import NFN
 from plop_nb.text_table import check_columns
 
-LINES = (DARK, "#00838A", "#8A5A00", "#6B6B6B")  # of lines that are no types
+MODELS = (DARK, "#00838A")  # the first model is black in every picture
+DOMAINS = (DARK, "#8A5A00", "#00838A", "#6B6B6B")  # and so is the first domain
 STYLES = (("-", "o"), ("--", "s"), (":", "^"))
 PALE = "0.4"  # of what explains
 RANDOM = {"color": DARK, "lw": 1, "ls": "--", "zorder": 0}  # the line of a random input
@@ -81,18 +83,18 @@ def _draw_gap(ax: Axes, gap: np.ndarray, marks: Mapping[int, str]) -> None:
     sizes = [*(2**power for power in range(len(gap).bit_length())), len(gap)]
     drawn = [gap[generator.integers(len(gap), size=(DRAWS, n))].mean(axis=1) for n in sizes]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
-    ax.fill_between(sizes, low, high, color=LINES[1], alpha=0.25, lw=0, label="95 % of draws")
+    ax.fill_between(sizes, low, high, color=DARK, alpha=0.2, lw=0, label="95 % of draws")
     texts = np.arange(1, len(gap) + 1)
-    ax.plot(texts, np.cumsum(gap) / texts, color=LINES[1], lw=1.8, label="the first n texts")
+    ax.plot(texts, np.cumsum(gap) / texts, color=DARK, lw=1.8, label="the first n texts")
     ax.annotate("0: a tie", (1, 0), (4, 5), textcoords="offset points")
     _number_axis(ax, sizes)
     ax.set(xlabel="texts n (logarithmic scale)", xlim=(1, sizes[-1]), ylim=(0, 1.15 * high.max()))
     for n, what in marks.items():
-        ax.axvline(n, color="0.6", lw=1, ls=":", zorder=0)
+        ax.axvline(n, ymax=0.68, color="0.6", lw=1, ls=":", zorder=0)  # below the legend
         side = -1 if n > sizes[-1] ** 0.75 else 1  # near the right end there is room to the left
         ax.annotate(what, (n, 0.35 * high.max()), (4 * side, 0), textcoords="offset points",
                     color=PALE, ha="left" if side > 0 else "right")  # fmt: skip
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(0.02, 0.55), fontsize=11)
+    ax.legend(frameon=False, loc="upper right", fontsize=11)
 
 
 @styled()
@@ -106,13 +108,9 @@ def plot_errors(
     table : pandas.DataFrame
         Columns `domain` (one line each), `texts`, `computed` and `measured` (both in percent of the
         score), `blocks` (how many means `measured` is the deviation of: below eight it is left out,
-        and the line is dashed; else it has a 95 % interval).
+        and the line is dashed; else it has a 95 % interval, from chi-square, as for one type).
     title, source, ax : str, str, matplotlib Axes, optional
         The finding in a line; on what; where to draw, a new figure by default.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
 
     Raises
     ------
@@ -123,13 +121,14 @@ def plot_errors(
     ax = _axes(ax, (9, 4.6), title, source)
     ends = {}
     for number, (name, rows) in enumerate(table.groupby("domain", sort=False)):
-        rows, color = rows.sort_values("texts"), LINES[number % len(LINES)]
+        rows, color = rows.sort_values("texts"), DOMAINS[number % len(DOMAINS)]
         known = rows[rows["blocks"] >= LEAST_BLOCKS]
         beyond = rows[rows["texts"] >= known["texts"].max()]
         ax.plot(known["texts"], known["computed"], color=color, lw=1.3)
         ax.plot(beyond["texts"], beyond["computed"], color=color, lw=1.3, ls="--")
-        arms = known["measured"] * 1.96 / np.sqrt(2 * (known["blocks"] - 1))
-        ax.errorbar(known["texts"] * 1.03**number, known["measured"], yerr=arms, fmt="o",
+        free, measured = known["blocks"].to_numpy() - 1, known["measured"].to_numpy()
+        ends_of = np.sqrt(free / stats.chi2.ppf([[0.975], [0.025]], free)) * measured
+        ax.errorbar(known["texts"] * 1.03**number, measured, yerr=abs(ends_of - measured), fmt="o",
                     color=color, capsize=2, ms=4)  # fmt: skip
         ends[name] = (rows["texts"].iloc[-1], rows["computed"].iloc[-1], color)
     ax.set(xscale="log", yscale="log", xlabel="texts n (logarithmic scale)")
@@ -137,7 +136,7 @@ def plot_errors(
     ax.set_xticks(ticks := sorted(set(table["texts"])), [str(n) for n in ticks])
     _plain_numbers(ax.yaxis, (1, 2, 5))
     ax.minorticks_off()
-    said = "lines: computed; dots: measured, with 95 % intervals\ndashed: computed, not measured"
+    said = "dots: measured, with 95 % chi-square intervals\nlines: computed; dashed: not measured"
     ax.annotate(said, (0.02, 0.04), xycoords="axes fraction", color=PALE, size=11)
     label_lines(ax, ends)
     return ax
@@ -161,13 +160,9 @@ def plot_agreement(
         `high` (the band).
     published : tuple of int, optional
         The paper's numbers of texts: the least, that from which on it reports a tau of about 1 (a
-        grey ground from there on), and the largest, to which the axis goes.
+        thick line from there on), and the largest, to which the axis goes.
     title, source, ax : str, str, matplotlib Axes, optional
         The finding in a line; on what; where to draw, a new figure by default.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
 
     Raises
     ------
@@ -178,54 +173,40 @@ def plot_agreement(
     ax = _axes(ax, (9, 4.6), title, source)
     models, kinds, ends = [*table["model"].unique()], [*table["of"].unique()], {}
     for (model, of), rows in table.groupby(["model", "of"], sort=False):
-        rows, color = rows.sort_values("texts"), LINES[models.index(model) % len(LINES)]
+        rows, color = (
+            rows.sort_values("texts"),
+            MODELS[(place := models.index(model)) % len(MODELS)],
+        )
         line, dot = STYLES[kinds.index(of) % len(STYLES)]
         ax.fill_between(rows["texts"], rows["low"], rows["high"], color=color, alpha=0.13, lw=0)
-        ax.plot(rows["texts"], rows["tau"], color=color, lw=2, ls=line, marker=dot, ms=4)
-        ends[f"{model}, {of}"] = (rows["texts"].iloc[-1], rows["tau"].iloc[-1], color)
+        width = 3.2 if place == 0 else 1.4  # so that one line on another can be seen
+        ax.plot(
+            rows["texts"], rows["tau"], color=color, lw=width, ls=line, marker=dot, ms=3 + width
+        )
+        end = (rows["texts"].iloc[-1], rows["tau"].iloc[-1])
+        ends.setdefault((*end, of), []).append((model, color))
     least, enough, last = published or (1, 1, table["texts"].max())
     _number_axis(ax, [*table["texts"], last])
-    ax.set(xlabel="texts n (logarithmic scale)", ylabel="Kendall's tau with the reference")
+    ax.set(
+        xlabel="texts n (logarithmic scale)",
+        ylabel="Kendall's tau with the reference\n(axis does not begin at 0)",
+    )
     low, room = table["low"].min(), 0.3 if published else 0.05
     ax.set(ylim=(low - room * (1 - low), 1 + 0.1 * (1 - low)), xlim=(None, last))
     if published is not None:
-        ax.axvspan(enough, last, color="0.92", lw=0, zorder=0)
+        ax.plot([enough, last], [low, low], color=PALE, lw=4, solid_capstyle="butt")
         span = {"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "color": PALE}
         ax.annotate("", (least, low), (last, low), arrowprops=span)
-        said = f"the paper, by notes on it: {least} to {last:,} texts; tau about 1 from {enough} on"
+        said = (
+            f"the paper, by notes: {least} to {last:,} texts; tau about 1 from {enough} on (thick)"
+        )
         ax.annotate(said, (last, low), (-6, -8), textcoords="offset points", ha="right", va="top",
                     color=PALE)  # fmt: skip
-    label_lines(ax, ends)
-    return ax
-
-
-@styled()
-def plot_looks(
-    table: pd.DataFrame, *, title: str = "", source: str = "", ax: Axes | None = None
-) -> Axes:
-    """One run of the stopping rule, look by look: a line per column, such as t and the least t.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        One row per look; its index is the number of texts.
-    title, source, ax : str, str, matplotlib Axes, optional
-        The finding in a line; on what; where to draw, a new figure by default.
-
-    Raises
-    ------
-    ValueError
-        `table` is empty.
-    """
-    _check(table, "table", [])
-    ax = _axes(ax, (9, 3.6), title, source)
-    for name, color, (line, dot) in zip(table, LINES, STYLES, strict=False):
-        ax.plot(table.index, table[name], color=color, lw=2, ls=line, marker=dot, ms=5)
-    _number_axis(ax, table.index)
-    ax.set(xlabel="texts n at a look (logarithmic scale)", ylabel="t")
-    ax.set_ylim(min(0, table.min(axis=None)), 1.1 * table.max(axis=None))
-    ends = zip(table.iloc[-1].items(), LINES, strict=False)
-    label_lines(ax, {name: (table.index[-1], value, color) for (name, value), color in ends})
+    labels = {}
+    for (x, y, of), found in ends.items():  # lines that end at the same place share a label
+        names = " and ".join(model for model, _ in found)
+        labels[f"{names}, {of}"] = (x, y, found[0][1])
+    label_lines(ax, labels)
     return ax
 
 
@@ -249,10 +230,6 @@ def plot_decided(
         What a formula foresees for each case, written to the right of its bar.
     title, source, ax : str, str, matplotlib Axes, optional
         The finding in a line; on what; where to draw, a new figure by default.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
 
     Raises
     ------
@@ -280,7 +257,8 @@ def plot_decided(
     ax.set(ylim=(len(shares) - 0.5, -0.5), xlim=(0, 100))
     ax.set_xlabel("runs (%), by the number of texts that decided")
     ax.legend(ncols=shares.shape[1], loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=11,
-              frameon=False, handlelength=1, columnspacing=1.2)  # fmt: skip
+              frameon=False, handlelength=1, columnspacing=1.2,
+              title="texts at the stop")  # fmt: skip
     return ax
 
 
@@ -332,7 +310,9 @@ def plot_signatures(
     scores = pd.concat(maps.values())["nfn"]
     low, high = min(scores.min() / 1.2, LEAST[0] / 1.1), max(scores.max() * 1.2, LEAST[1] * 1.1)
     axes[0, 0].set(xscale="log", xlim=(low, high))
-    _plain_numbers(axes[0, 0].xaxis, (1,) if high / low > 30 else (0.5, 1, 2))
+    _plain_numbers(
+        axes[0, 0].xaxis, (0.5, 1, 2) if high / low < 30 else (1, 3) if high / low < 1000 else (1,)
+    )
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
     grey = f"; grey: the {chosen} lowest types" if chosen else ""
     said = f"{NFN}; one dot per map, a bar at the mean{grey}"
@@ -394,5 +374,7 @@ def _number_axis(ax: Axes, texts: Sequence[int]) -> None:
     named = [2**power for power in range(11)]
     ax.set_xscale("log")
     named = [n for n in named if min(texts) <= n <= max(texts)]
+    if max(texts) > 1.5 * named[-1]:
+        named.append(max(texts))  # the end is named where there is room
     ax.set_xticks(named, [str(n) for n in named])
     ax.minorticks_off()

@@ -5,11 +5,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
-from plop_nb.palette import COLORS, DARK, styled, tint
+from plop_nb.palette import DARK, styled, tint
 
 PALE, MIDDLE = "0.93", "0.45"  # grounds, and what is not in focus
 FROZEN, TRAINED = "#9A9A9A", "#B35C00"
-LONG, SHORT = COLORS["gate"], COLORS["value"]  # axes of the ellipse
+LONG, SHORT = "#2F7A8C", "#7A5C2E"  # axes of the ellipse: no colours of types
 LOWEST = 3  # types that get adapters in `draw_method`
 WEIGHT = np.array([[1.5, 0.7], [0.1, 0.8]])  # of `draw_alignment`: any map from 2 to 2 would do
 ARROW = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2, "shrinkA": 0, "shrinkB": 0}
@@ -30,12 +30,12 @@ def draw_method(ax: Axes | None = None) -> Axes:
     -------
     matplotlib.axes.Axes
     """
-    ax = _blank(ax, (12.5, 3.7), (-0.1, 14.5), (-1.35, 2.4))
+    ax = _blank(ax, (12.5, 3.5), (-0.1, 14.5), (-1.1, 2.4))
     steps = {
         "texts": ("run a few texts\nthrough the model", _draw_text),
-        "inputs": ("watch the input z\nof every linear map W", _draw_hooks),
+        "inputs": ("keep the input z\nof every linear map W", _draw_hooks),
         "score": ("compare with noise z̃\nof the same norm", _draw_ratio),
-        "types": ("take the mean of each\ntype over all layers", _draw_types),
+        "types": ("mean of each type over\ntokens, texts and layers", _draw_types),
         "adapters": ("train B and A on the\nlowest-scoring types", _draw_adapters),
     }
     for place, (name, (what, draw)) in enumerate(steps.items()):
@@ -59,7 +59,7 @@ def draw_adapter(ax: Axes | None = None) -> Axes:
     """A LoRA adapter: the frozen weight W, and the two thin matrices B and A that are trained.
 
     The numbers are those of a square map with 576 inputs and outputs and an adapter of rank 8; the
-    thin matrices are drawn thicker than they are.
+    thin matrices are drawn thicker than they are, and the picture says so.
 
     Parameters
     ----------
@@ -75,9 +75,10 @@ def draw_adapter(ax: Axes | None = None) -> Axes:
     _matrix(ax, (0, 0), (3, 3), "W", FROZEN)
     _matrix(ax, (5.2, 0), (0.5, 3), "B", TRAINED)
     _matrix(ax, (6.9, 2.5), (3, 0.5), "A", TRAINED)
-    ax.text(4.3, 1.5, "+", ha="center", va="center", size=34)
+    ax.text(3.85, 1.5, "+", ha="center", va="center", size=34)
     ax.text(6.3, 1.5, "×", ha="center", va="center", size=26)
     ax.text(-0.15, 1.5, f"{width} outputs", rotation=90, ha="right", va="center")
+    ax.text(5.05, 1.5, f"{width} outputs", rotation=90, ha="right", va="center")
     ax.text(1.5, 3.15, f"{width} inputs", ha="center")
     ax.text(8.4, 3.15, f"{width} inputs", ha="center")
     ax.text(5.45, 3.15, f"rank r = {rank}", ha="center", color=TRAINED, weight="bold")
@@ -86,7 +87,10 @@ def draw_adapter(ax: Axes | None = None) -> Axes:
     trained = 2 * width * rank
     style = {"ha": "center", "size": 13, "color": TRAINED, "weight": "bold"}
     ax.text(7.55, -0.5, f"trained: {trained:,} numbers", **style)
-    ax.text(8.4, 1.35, "B starts at zero,\nso nothing changes\nat first", ha="center", va="center")
+    note = (
+        "B starts at zero, so\nnothing changes at first.\nNot to scale: B and A\nare much thinner."
+    )
+    ax.text(8.4, 1.25, note, ha="center", va="center", size=11)
     ax.text(5.2, -1.35, "output = W z + B A z", ha="center", size=16)
     share = 100 * trained / width**2
     ax.set_title(f"An adapter adds B A to the frozen W, and trains {share:.1f} % as many numbers")
@@ -94,11 +98,13 @@ def draw_adapter(ax: Axes | None = None) -> Axes:
 
 
 @styled()
-def draw_alignment(ax: Axes | None = None, weight: np.ndarray = WEIGHT) -> Axes:
+def draw_alignment(
+    ax: Axes | None = None, weight: np.ndarray = WEIGHT, example: np.ndarray | None = None
+) -> Axes:
     """NFN as geometry: a map turns the circle of unit inputs into an ellipse.
 
-    The baseline is the root mean square length of the ellipse's points, the singular values' root
-    mean square. NFN is the length of an input's image over the baseline.
+    The baseline is the root mean square length of the outputs, over all directions of the input.
+    NFN is the length of an input's image over the baseline.
 
     Parameters
     ----------
@@ -106,6 +112,8 @@ def draw_alignment(ax: Axes | None = None, weight: np.ndarray = WEIGHT) -> Axes:
         Where to draw: by default the axes of a new figure.
     weight : numpy.ndarray
         The map, shape (2, 2), not all zeros.
+    example : numpy.ndarray, optional
+        An input of length 1, drawn with its output and without its NFN.
 
     Returns
     -------
@@ -125,13 +133,8 @@ def draw_alignment(ax: Axes | None = None, weight: np.ndarray = WEIGHT) -> Axes:
     baseline = np.sqrt(np.square(sizes).mean())
     high = max(1.0, baseline, sizes[0] * abs(images[1, 0]))
     middle = max(baseline, sizes[0]) + 2.5  # of the image: the circle of inputs is around (0, 0)
-    ax = _blank(ax, (11, 4.6), (-1.1, middle + sizes[0] + 1.9), (-high - 0.75, high + 0.4))
+    ax = _blank(ax, (11, 4.6), (-1.1, middle + sizes[0] + 1.9), (-high - 0.45, high + 0.4))
     ax.set_aspect("equal", anchor="W")
-    circle = np.random.default_rng(0).normal(size=(2, 60))
-    circle /= np.linalg.norm(circle, axis=0)
-    ax.scatter(*circle, s=16, color="0.7", zorder=2)
-    x, y = weight @ circle
-    ax.scatter(middle + x, y, s=16, color="0.7", zorder=2)
     outline = {"fc": PALE, "ec": MIDDLE, "lw": 1.5, "zorder": 0}
     angle = np.degrees(np.arctan2(images[1, 0], images[0, 0]))
     ax.add_patch(Ellipse((0, 0), 2, 2, **outline))
@@ -140,18 +143,34 @@ def draw_alignment(ax: Axes | None = None, weight: np.ndarray = WEIGHT) -> Axes:
     ax.add_patch(Ellipse((middle, 0), 2 * baseline, 2 * baseline, **ring))
     _arrow(ax, (1.3, 0), (2.2, 0))
     ax.text(1.75, 0.12, "W", ha="center", weight="bold", size=18)
+
+    def style(color):
+        return {"color": color, "weight": "bold", "size": 11.5}
+
     for axis, color in enumerate((LONG, SHORT)):
         _arrow(ax, (0, 0), inputs[:, axis], color)
         tip = images[:, axis] * sizes[axis]
         _arrow(ax, (middle, 0), (middle + tip[0], tip[1]), color)
-        x, y = images[:, axis] * (max(sizes[axis], baseline) + 0.12)
         text = f"NFN = {sizes[axis]:.2f} / {baseline:.2f} = {sizes[axis] / baseline:.2f}"
-        style = {"color": color, "weight": "bold", "size": 13, "va": "bottom"}
-        ax.text(middle + x, y, text, ha="left" if x > 0 else "center", **style)
-    note = "dashed: their root mean square length,\nthe baseline"
-    ax.text(middle, -high - 0.1, f"outputs W z; {note} {baseline:.2f}", ha="center", va="top")
-    ax.text(0, -high - 0.1, "inputs z of length 1\n(grey: random ones)", ha="center", va="top")
-    ax.set_title("An input along a long axis of W has NFN above 1, along a short one below 1")
+        if axis:  # two lines, to fit into the dashed circle
+            text = "\n= ".join(text.rsplit(" = ", 1))
+        tip = (middle, 0) + images[:, axis] * (sizes[axis] + 0.1)
+        ax.text(*tip, text, va=("top", "bottom")[axis], ha=("left", "center")[axis], **style(color))
+    if example is not None:
+        example = np.asarray(example, dtype=float)
+        output = weight @ example
+        for start, vector, name in ((0, example, "z"), (middle, output, "W z")):
+            _arrow(ax, (start, 0), (start + vector[0], vector[1]), DARK)
+            tip = (start, 0.05) + vector * (1 + 0.1 / np.linalg.norm(vector))
+            ax.text(*tip, name, va="bottom", ha="center", **style(DARK))
+    x, y = baseline * np.array([np.cos(np.pi / 4), -np.sin(np.pi / 4)])
+    said = f"baseline {baseline:.2f}, the outputs'\nroot mean square length"
+    ax.text(middle + x + 0.1, y - 0.05, said, va="top", size=11)
+    ax.text(middle, -high - 0.1, "outputs W z", ha="center", va="top")
+    ax.text(0, -high - 0.1, "inputs z of length 1", ha="center", va="top")
+    ax.set_title(
+        "An input that W sends to the long axis has NFN above 1, to the short axis below 1"
+    )
     return ax
 
 
@@ -205,6 +224,7 @@ def _draw_hooks(ax: Axes, left: float) -> None:
         ax.plot(left + 0.65, height + 0.35, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
         ax.plot(left + 0.65, height, marker="o", ms=5, color=DARK)
         ax.text(left + 0.38, height + 0.22, "z", ha="center", va="center", size=13)
+    ax.text(left + 0.65, 1.92, "hook", ha="center", va="center", size=10)
 
 
 def _draw_ratio(ax: Axes, left: float) -> None:
@@ -220,12 +240,12 @@ def _draw_ratio(ax: Axes, left: float) -> None:
 
 def _draw_types(ax: Axes, left: float) -> None:
     """Bars from the lowest score to the highest, and the line at 1."""
-    for row, width in enumerate((0.5, 0.85, 1.0, 1.2, 1.4, 1.55)):
-        low, strength = 1.62 - 0.27 * row, 1.0 if row < LOWEST else 0.35
-        ax.add_patch(Rectangle((left + 0.65, low), width, 0.2, fc=tint(DARK, strength), ec=DARK))
+    for row, width in enumerate((0.5, 0.85, 1.0, 1.15, 1.3, 1.4, 1.5)):
+        low, strength = 1.67 - 0.245 * row, 1.0 if row < LOWEST else 0.35
+        ax.add_patch(Rectangle((left + 0.65, low), width, 0.18, fc=tint(DARK, strength), ec=DARK))
         weight = "bold" if row < LOWEST else "normal"
         style = {"ha": "right", "va": "center", "size": 8.5, "weight": weight}
-        ax.text(left + 0.58, low + 0.1, f"type {row + 1}", **style)
+        ax.text(left + 0.58, low + 0.09, f"type {row + 1}", **style)
     ax.plot([left + 1.55, left + 1.55], [0.17, 1.92], color=TRAINED, ls="--", lw=1.5)
     style = {"ha": "center", "va": "center", "size": 9.5, "color": TRAINED}
     ax.text(left + 1.55, 2.04, "1 = noise", **style)
@@ -234,7 +254,7 @@ def _draw_types(ax: Axes, left: float) -> None:
 def _draw_adapters(ax: Axes, left: float) -> None:
     """The lowest types, each with its pair of thin matrices."""
     for row in range(LOWEST):
-        low = 1.5 - 0.65 * row
+        low = 1.38 - 0.62 * row
         ax.add_patch(Rectangle((left + 0.3, low), 0.5, 0.5, fc=FROZEN, ec=DARK))
         style = {"ha": "center", "va": "center"}
         ax.text(left + 0.55, low + 0.24, "W", color="white", weight="bold", size=12, **style)

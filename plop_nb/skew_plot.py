@@ -1,17 +1,70 @@
-"""Picture of why a t-test errs: its texts are skewed, and so its t is skewed the other way."""
+"""Pictures of the stopping rule: one run of it, and why its t-test errs on skewed texts."""
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from plop_nb.palette import DARK, styled
+from plop_nb.palette import DARK, label_lines, styled
 
-FOUND, WRONG = "#00838A", "#B3261E"  # what was counted; the tail that decides wrongly
+FOUND, RIGHT = "0.75", "0.35"  # what was counted; the tail that decides rightly
+WRONG = "#B3261E"  # the tail that decides wrongly
+LEVELS = (DARK, "0.5")  # what was found, and what it has to reach
 PALE = "0.4"  # of what explains
 BINS = 40
+
+
+@styled()
+def plot_looks(
+    table: pd.DataFrame,
+    stop: int | None = None,
+    *,
+    title: str = "",
+    source: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """One run of the stopping rule, look by look: a line per column, such as t and the least t.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row per look; its index is the number of texts. The first column has a ring at `stop`.
+    stop : int, optional
+        Number of texts at which the run stops: what comes after it is pale.
+    title, source, ax : str, str, matplotlib Axes, optional
+        The finding in a line; on what; where to draw, a new figure by default.
+
+    Raises
+    ------
+    ValueError
+        `table` is empty.
+    """
+    if not len(table):
+        raise ValueError("table is empty, expected one row per look")
+    ax = plt.subplots(figsize=(9, 3.6), layout="constrained")[1] if ax is None else ax
+    ax.set_title(title, pad=26 if source else 10)
+    ax.annotate(source, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points",
+                color=PALE, size=11)  # fmt: skip
+    for name, color, line in zip(table, LEVELS, ("-", "--"), strict=False):
+        ax.plot(table.index, table[name], color=color, lw=2, ls=line, marker="o", ms=5)
+    if stop is not None:
+        ring = (stop, table.iloc[:, 0][stop])
+        ax.plot(*ring, "o", ms=15, mfc="none", color=DARK, mew=1.5)
+        ax.annotate("stops", ring, (-6, 11), textcoords="offset points", ha="right", weight="bold")
+        after = table.index[table.index > stop]
+        if len(after):
+            ax.axvspan(stop * 1.1, 1.1 * after[-1], color="white", alpha=0.7, lw=0, zorder=3)
+    ax.set_xscale("log")
+    ax.set_xticks(table.index, [str(n) for n in table.index])
+    ax.minorticks_off()
+    ax.set(xlabel="texts n at a look (logarithmic scale)", ylabel="t")
+    ax.set_ylim(min(0, table.min(axis=None)), 1.1 * table.max(axis=None))
+    ends = zip(table.iloc[-1].items(), LEVELS, strict=False)
+    label_lines(ax, {name: (table.index[-1], value, color) for (name, value), color in ends})
+    return ax
 
 
 @styled()
@@ -38,7 +91,7 @@ def plot_skew(
         In a draw, two or more.
     level : float
         Of the one-sided test. Lines at the t that it needs on either side, and the share of draws
-        beyond them. The lower tail, which decides wrongly, is red.
+        beyond them. The lower tail, which decides wrongly, is red, the upper one dark grey.
     pair : str
         What the difference is of, such as "o_proj minus down_proj".
     title, source : str
@@ -71,7 +124,7 @@ def plot_skew(
 
 def _draw_texts(ax: Axes, differences: np.ndarray) -> None:
     """The histogram of single texts, and a normal curve."""
-    ax.hist(differences, bins=BINS, color=FOUND, alpha=0.5)
+    ax.hist(differences, bins=BINS, color=FOUND)
     mean, deviation = differences.mean(), differences.std()
     ends = differences.min() - deviation / 2, differences.max() + deviation / 2
     grid = np.linspace(*ends, 200)
@@ -91,8 +144,9 @@ def _draw_t(ax: Axes, t: np.ndarray, texts: int, level: float) -> None:
     counts, _ = np.histogram(t, edges)
     shares = 100 * counts / len(t)  # percent of the draws in a bin
     middles = (edges[:-1] + edges[1:]) / 2
-    colors = [WRONG if middle < -least else FOUND for middle in middles]
-    ax.bar(middles, shares, np.diff(edges), color=colors, alpha=0.5)
+    outer = np.where(middles < 0, WRONG, RIGHT)
+    colors = np.where(np.abs(middles) > least, outer, FOUND)
+    ax.bar(middles, shares, np.diff(edges), color=colors)
     curve = 100 * stats.t.pdf(middles, texts - 1) * np.diff(edges)
     ax.plot(middles, curve, color=DARK, lw=1.5, ls="--")
     top = 30 * curve.max()

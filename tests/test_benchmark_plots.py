@@ -253,7 +253,7 @@ def test_pairs_have_a_dot_each_above_their_mean_and_its_interval():
     found = mean_interval(values, level=0.9)
     (bar,) = [own.get_segments() for own in ax.collections if hasattr(own, "get_segments")]
     assert bar[0][:, 0] == pytest.approx([found.low, found.high])
-    assert row_names(ax) == ["mean, 90% interval", "each text"]
+    assert row_names(ax) == ["mean, 90%\ninterval", "3 texts,\nsorted"]
     assert ax.get_xlabel() == "a minus b" and ax.get_title(loc="left") == "told"
     with pytest.raises(ValueError, match="expected two or more finite numbers"):
         plot_pairs([0.1], "a minus b")

@@ -99,6 +99,8 @@ def test_intervals_of_widths_are_as_given():
     assert ax.get_xscale() == ax.get_yscale() == "log"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["64", "256"]
     assert ax.get_ylabel() == "deviation (%)"
+    [theory] = [text for text in ax.texts if text.get_text() == "theory"]
+    assert theory.xy == pytest.approx((128, 12.5**0.5))  # half way along its line
 
 
 def test_lines_of_widths_have_their_own_style_and_name():
@@ -106,6 +108,7 @@ def test_lines_of_widths_have_their_own_style_and_name():
     ax = plots.plot_by_width(table, what="change")
     assert [text.get_text() for text in ax.texts] == ["muP", "constant"]
     assert len({line.get_ls() for line in ax.lines}) == 2
+    assert len({line.get_color() for line in ax.lines}) == 2
 
 
 def test_runs_of_growth_fit():

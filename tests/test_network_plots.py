@@ -109,7 +109,7 @@ def test_a_guide_is_a_power_through_the_first_step():
     noise, other = plots.plot_knobs({"noise": run(), "other": run()}, run(), guides={"noise": 1})
     assert len(other.lines) == 2
     assert noise.lines[2].get_ydata() == pytest.approx(2.5 * STEPS[1:])
-    assert noise.texts[-1].get_text() == "exponent 1"
+    assert noise.texts[0].get_text() == "exponent 1"
 
 
 def test_a_multiple_is_flat_where_growth_is_quadratic():

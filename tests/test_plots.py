@@ -101,9 +101,26 @@ def test_an_estimate_spans_the_rates_that_were_measured():
     assert list(zip(*dots.get_data(), strict=True)) == [(1, 20), (2, 30), (10, 150)]
     assert list(line.get_xdata()) == [4, 4] and list(line.get_ydata()) == [60, 80]
     names = [text.get_text() for text in ax.texts]
-    assert names == ["a: 20 s", "b: 30 s", "c: 150 s", "mine: 60 to 80 s (estimate)"]
+    assert names == ["a: 20 s", "b: 30 s", "c: 150 s", "mine (estimate):\n60 to 80 s"]
     assert "15 to 20 s per billion" in ax.get_title("left")
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_the_band_of_rates_ends_a_little_beyond_the_works():
+    """Nothing is known of works much smaller or larger than those that were run."""
+    ax = plot_cost(RUNS, {"mine": 4.0}, ax=Figure().subplots())
+    [band] = ax.collections
+    ends = band.get_paths()[0].vertices[:, 0]
+    assert 1 / 2 < ends.min() < 1 and 10 < ends.max() < 20
+    left, right = ax.get_xlim()
+    assert left < ends.min() and ends.max() < right  # the names stand beside it
+
+
+def test_whiskers_have_a_white_rim():
+    """So that they are seen on dark bars."""
+    [whiskers] = plop.plot_types(KINDS["math"], ax=Figure().subplots()).containers[1:]
+    _, caps, arms = whiskers.lines
+    assert all(line.get_path_effects() for line in [*caps, *arms])
 
 
 def test_slow_runs_have_their_names_on_the_left():

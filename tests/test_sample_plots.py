@@ -42,10 +42,6 @@ def agreement():
     return pd.DataFrame(rows, columns=["model", "of", "texts", "tau", "low", "high"])
 
 
-def looks():
-    return pd.DataFrame({"t": [1.5, 4.5, 5.0], "needed": [5.6, 4.7, 4.3]}, index=[8, 16, 32])
-
-
 def shares():
     values = {8: [1.0, 0.25, 0.02], 16: [0.0, 0.75, 0.0], "undecided": [0.0, 0.0, 0.98]}
     return pd.DataFrame(values, index=["wide", "near", "tie"])
@@ -122,11 +118,10 @@ def test_agreement_shows_what_the_paper_says():
     said = [text.get_text() for text in ax.texts]
     assert {"A, types", "A, maps"} <= set(said)
     assert any("8 to 1,024 texts; tau about 1 from 32 on" in text for text in said)
-    ground = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-    assert [ground.x0, ground.x1] == pytest.approx([32, 1024]) and ax.get_xlim()[1] == 1024
+    assert ax.lines[-1].get_xdata().tolist() == [32, 1024] and ax.get_xlim()[1] == 1024
     alone = plots.plot_agreement(agreement())
-    assert not any("paper" in text.get_text() for text in alone.texts)
-    assert not alone.patches and alone.get_xlim()[1] == 64
+    assert not any("the paper" in text.get_text() for text in alone.texts)
+    assert len(alone.lines) == 2 and alone.get_xlim()[1] == 64
 
 
 def test_models_have_colours_and_what_is_ranked_has_styles():
@@ -137,11 +132,25 @@ def test_models_have_colours_and_what_is_ranked_has_styles():
     assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
-def test_looks_of_one_run_are_lines():
-    ax = plots.plot_looks(looks(), title="A finding")
-    assert [line.get_ydata().tolist() for line in ax.lines] == [[1.5, 4.5, 5.0], [5.6, 4.7, 4.3]]
-    assert {"t", "needed"} < {text.get_text() for text in ax.texts}
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["8", "16", "32"]
+def test_lines_that_end_together_share_a_label_and_both_are_seen():
+    other = agreement().assign(model="B").query("of == 'types'")
+    ax = plots.plot_agreement(pd.concat([agreement(), other]))
+    assert {"A and B, types", "A, maps"} <= {text.get_text() for text in ax.texts}
+    assert ax.lines[0].get_linewidth() > 2 * ax.lines[2].get_linewidth()  # the second is on top
+
+
+def test_intervals_of_measured_errors_are_those_of_chi_square():
+    """Of nine means: 8 degrees of freedom."""
+    ax = plots.plot_errors(errors().assign(blocks=9))
+    low, high = ax.collections[0].get_segments()[0][:, 1]
+    assert [low, high] == pytest.approx(
+        [1.1 * (8 / 17.535) ** 0.5, 1.1 * (8 / 2.180) ** 0.5], rel=1e-3
+    )
+
+
+def test_the_end_of_the_axis_is_named_where_there_is_room():
+    _, right = plots.plot_separation(pool(500), 1)
+    assert [tick.get_text() for tick in right.get_xticklabels()][-2:] == ["256", "500"]
 
 
 def test_bars_add_up_and_name_what_has_room():
@@ -221,7 +230,6 @@ PICTURES = {
     "plot_errors": errors,
     "plot_agreement": agreement,
     "plot_decided": shares,
-    "plot_looks": looks,
 }
 
 

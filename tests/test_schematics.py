@@ -55,7 +55,7 @@ def test_the_method_gives_no_type_away():
     """It stands before a question that asks for the lowest one."""
     texts = [text.get_text() for text in draw_method().texts]
     assert [text for text in texts if re.fullmatch(r"type \d", text)] == [
-        f"type {n}" for n in range(1, 7)
+        f"type {n}" for n in range(1, 8)
     ]
     used = {to_hex(patch.get_facecolor()).upper() for patch in draw_method().patches}
     assert not used & set(COLORS.values())
@@ -100,18 +100,36 @@ def test_the_alignment_is_that_of_the_package(weight):
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_all_images_lie_on_the_ellipse(weight):
-    ax = draw_alignment(weight=np.array(weight))
-    dots = ax.collections[1].get_offsets().data
+def test_outputs_end_on_the_ellipse(weight):
+    """Those of the two axes, and that of an example."""
+    ax = draw_alignment(weight=np.array(weight), example=np.array([0.8, 0.6]))
     ellipse = [p for p in ax.patches if isinstance(p, Ellipse)][1]
+    arrows = [text.xy for text in ax.texts if not text.get_text()]
+    inputs, outputs = np.array(arrows[1::2]), np.array(arrows[2::2])
+    assert outputs - ellipse.center == pytest.approx(inputs @ np.array(weight).T)
     turn = np.radians(ellipse.angle)
-    x, y = (dots - ellipse.center).T
+    x, y = (outputs - ellipse.center).T
     along, across = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
     if ellipse.height < 1e-6:
         assert across == pytest.approx(0, abs=1e-6)
     else:
         radius = (2 * along / ellipse.width) ** 2 + (2 * across / ellipse.height) ** 2
         assert radius == pytest.approx(1)
+
+
+def test_the_example_does_not_give_its_score_away():
+    """It is drawn from z to W z, with names that touch no other text."""
+    ax = draw_alignment(weight=np.array([[1.8, 0.6], [0.2, 0.7]]), example=np.array([0.8, 0.6]))
+    texts = [text for text in ax.texts if text.get_text()]
+    assert {"z", "W z"} <= {text.get_text() for text in texts} and len(scores(ax)) == 2
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(box.count_overlaps(boxes[n + 1 :]) for n, box in enumerate(boxes))
+
+
+def test_the_axes_have_no_colour_of_a_type():
+    used = {text.get_color() for text in draw_alignment().texts if text.get_text()}
+    assert not used & set(COLORS.values())
 
 
 @pytest.mark.parametrize("weight", [np.zeros((2, 2)), np.ones((2, 3)), [[np.nan, 1], [1, 1]], 3])

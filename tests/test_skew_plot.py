@@ -1,11 +1,12 @@
-"""The picture of skewed texts: what it counts, and what it refuses."""
+"""The pictures of the stopping rule: what they count, and what they refuse."""
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from plop_nb.skew_plot import BINS, WRONG, plot_skew
+from plop_nb.skew_plot import BINS, RIGHT, WRONG, plot_looks, plot_skew
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +22,37 @@ def skewed():
     return differences, np.concatenate([np.full(20, -5.0), np.zeros(970), np.full(10, 5.0)])
 
 
+def looks():
+    return pd.DataFrame({"t": [1.5, 4.5, 5.0], "needed": [5.6, 4.7, 4.3]}, index=[8, 16, 32])
+
+
 def words(ax):
     return " ".join(text.get_text() for text in ax.texts)
+
+
+def test_looks_of_one_run_are_lines():
+    ax = plot_looks(looks(), title="A finding")
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[1.5, 4.5, 5.0], [5.6, 4.7, 4.3]]
+    assert {"t", "needed"} < {text.get_text() for text in ax.texts}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["8", "16", "32"]
+
+
+def test_the_stop_of_a_run_has_a_ring_and_what_follows_is_pale():
+    ax = plot_looks(looks(), 16)
+    ring = ax.lines[-1]
+    assert [*ring.get_xdata(), *ring.get_ydata()] == [16, 4.5]
+    assert "stops" in {text.get_text() for text in ax.texts}
+    veil = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert 16 < veil.x0 < 32 < veil.x1
+    assert not plot_looks(looks(), 32).patches  # nothing follows
+
+
+def test_looks_are_drawn_into_axes_that_are_given_and_not_without_rows():
+    _, ax = plt.subplots()
+    assert plot_looks(looks(), ax=ax) is ax
+    with pytest.raises(ValueError, match="table is empty"):
+        plot_looks(looks().head(0))
+    assert len(plt.get_fignums()) == 1
 
 
 def test_every_text_is_in_a_bar_and_the_curve_has_their_spread(skewed):
@@ -49,6 +79,10 @@ def test_only_the_tail_that_decides_wrongly_is_red(skewed):
     red = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == WRONG.lower()]
     assert red and all(bar.get_x() + bar.get_width() / 2 < -3.4995 for bar in red)
     assert sum(bar.get_height() for bar in red) == pytest.approx(2)  # percent
+    dark = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == to_hex(RIGHT)]
+    assert sum(bar.get_height() for bar in dark) == pytest.approx(
+        1
+    )  # the tail that decides rightly
 
 
 def test_the_skewness_is_said(skewed):
