@@ -14,7 +14,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 from plop_nb.checks import positive_integer
 from plop_nb.palette import DARK, styled, tint, type_color
@@ -102,9 +101,9 @@ def plot_types(
     ax.barh(places, types["nfn"], color=faces, edgecolor=edges, linewidth=1.2)
     ax.set_yticks(places, names)
     ax.set_ylim(len(names) - 0.4, -0.6)  # the lowest score on top
-    bars = {"fmt": "none", "ecolor": DARK, "capsize": 3, "lw": 1.2}
-    _, caps, arms = ax.errorbar(types["nfn"], places, xerr=interval_arms(types), **bars)
-    plt.setp([*caps, *arms], path_effects=[withStroke(linewidth=3, foreground="white")])
+    for color, width in (("white", 3.2), (DARK, 1.2)):  # with a rim, to be seen on dark bars
+        bars = {"fmt": "none", "ecolor": color, "capsize": 3, "lw": width, "capthick": width}
+        ax.errorbar(types["nfn"], places, xerr=interval_arms(types), **bars)
     ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
     _write_values(ax, types, chosen)
     legend = f"full bars get adapters; whiskers: {interval_in_words(types, level)}"

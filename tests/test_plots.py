@@ -118,9 +118,12 @@ def test_the_band_of_rates_ends_a_little_beyond_the_works():
 
 def test_whiskers_have_a_white_rim():
     """So that they are seen on dark bars."""
-    [whiskers] = plop.plot_types(KINDS["math"], ax=Figure().subplots()).containers[1:]
-    _, caps, arms = whiskers.lines
-    assert all(line.get_path_effects() for line in [*caps, *arms])
+    ax = plop.plot_types(KINDS["math"], ax=Figure().subplots())
+    _, rim, whiskers = ax.containers
+    [below], [above] = rim.lines[2], whiskers.lines[2]
+    assert np.array_equal(below.get_segments(), above.get_segments())
+    assert to_hex(below.get_color()[0]) == "#ffffff" and to_hex(above.get_color()[0]) != "#ffffff"
+    assert below.get_linewidth()[0] > above.get_linewidth()[0] + 1
 
 
 def test_slow_runs_have_their_names_on_the_left():
