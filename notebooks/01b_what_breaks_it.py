@@ -316,7 +316,7 @@ for panel, of_panel in by_labels.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% tags=["nbval-ignore-output"]
-title = f"With all data in each step, shuffled labels move features almost as far\n(linear networks, {WIDTH} neurons, 64 datapoints; means over 64 networks and 95 % t intervals)"
+title = f"With all data in each step, shuffled labels move features almost as far as a rule's\n(linear networks, {WIDTH} neurons, 64 datapoints; means over 64 networks and 95 % t intervals)"
 plots.plot_displacements(by_labels, title=title);
 
 # %% [markdown]

@@ -41,12 +41,12 @@ def place(
         it reads neither texts nor weights. A Series {type: number} is a rule of your own: the
         lowest numbers come first.
 
-        In the benchmark of notebook 05 (SmolLM2-135M at the beginning of trainings on sums and on
-        spelling, all 35 sets of three types at equal parameters) no rule is shown to choose better
-        than "size"; with an equal scale of all adapters, at one learning rate, "size" is not
-        ahead of the average set. At tuned rates the choice of "nfn" (value in the place of gate)
-        cannot be told from it on sums, and is 0.23 nats per token behind on spelling (95 %
-        interval 0.03 to 0.43).
+        In the benchmark of notebooks 05 and 05b (SmolLM2-135M at the beginning of trainings, all 35
+        sets of three types at equal parameters, sums and spelling) no rule is shown to choose
+        better than "size"; with an equal scale of all adapters, at one learning rate, "size" is
+        not ahead of the average set. At tuned rates the choice of "nfn" (value in the place of
+        gate) is 0.25 nats per token behind it on spelling (0.09 to 0.40, intervals for all
+        comparisons at once), and cannot be told from it on sums and on syllogisms.
     parameters : number, optional
         Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.

@@ -171,12 +171,12 @@ def plot_agreement(
     """
     _check(table, "table", ["model", "of", "texts", "tau", "low", "high"])
     ax = _axes(ax, (9, 4.6), title, source)
-    models, kinds, ends = [*table["model"].unique()], [*table["of"].unique()], {}
+    models, kinds = [*table["model"].unique()], [*table["of"].unique()]
+    ends: dict = {}
     for (model, of), rows in table.groupby(["model", "of"], sort=False):
-        rows, color = (
-            rows.sort_values("texts"),
-            MODELS[(place := models.index(model)) % len(MODELS)],
-        )
+        rows = rows.sort_values("texts")
+        place = models.index(model)
+        color = MODELS[place % len(MODELS)]
         line, dot = STYLES[kinds.index(of) % len(STYLES)]
         ax.fill_between(rows["texts"], rows["low"], rows["high"], color=color, alpha=0.13, lw=0)
         width = 3.2 if place == 0 else 1.4  # so that one line on another can be seen
