@@ -204,6 +204,7 @@ def plot_differences(
     def draw(ax, own):
         places = [names.index(name) for name in own["placement"]]
         draw_intervals(ax, places, own[numbers], own["verdict"].map(VERDICTS), 0, reference)
+        ax.locator_params(axis="x", nbins=8 if len(tasks) < 3 else 4)  # as many as have room
         worse, better = sum(own["verdict"] == "worse"), sum(own["verdict"] == "better")
         rest = f", {better} better" if better else ""
         return f"{worse} of {len(own)} worse than {reference}{rest}"
