@@ -1,5 +1,7 @@
 """Pictures of how features grow in training: small networks over the theorem, and a real model."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -41,7 +43,7 @@ def plot_growth(
     ValueError
         `runs` lacks a column, or is empty.
     """
-    _check(runs, ["width", "seed", "step", "growth"])
+    check_table(runs, ["width", "seed", "step", "growth"])
     ax = _axes(ax, (7, 4.4), title)
     widths = sorted(runs["width"].unique())
     ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
@@ -74,7 +76,7 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     ValueError
         `run` lacks a column, or is empty.
     """
-    _check(run, ["step", "growth", "closed", "pure"])
+    check_table(run, ["step", "growth", "closed", "pure"])
     ax = _axes(ax, (7.5, 4.2), title)
     ax.plot(run["step"], run["growth"], "o", ms=5, color=MEASURED)
     ax.plot(run["step"], run["closed"], color=DARK, lw=1.6)
@@ -113,7 +115,7 @@ def plot_by_width(
     ValueError
         `table` is empty.
     """
-    _check(table, [])
+    check_table(table, [])
     ax = _axes(ax, (6.5, 4.2), title)
     if "predicted" in table:
         arms = [table["mean"] - table["low"], table["high"] - table["mean"]]
@@ -155,11 +157,12 @@ def _band(ax: Axes, values, color: str, alpha: float = 1.0):
     return values.mean(), high
 
 
-def _check(table, columns):
+def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table that is empty or lacks columns, and say what was expected."""
     missing = [column for column in columns if column not in getattr(table, "columns", ())]
     if missing or not len(table):
         what = f"lacks the columns {missing}" if missing else "is empty"
-        raise ValueError(f"the table {what}, expected rows with {columns}")
+        raise ValueError(f"the table {what}, expected rows with {list(columns)}")
 
 
 def _axes(ax: Axes | None, size: tuple[float, float], title: str) -> Axes:

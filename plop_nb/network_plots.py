@@ -9,12 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from plop_nb.growth_plots import MEASURED, STEP, THEORY
+from plop_nb.growth_plots import MEASURED, STEP, STYLES, THEORY, check_table
 from plop_nb.palette import DARK, UNKNOWN, label_lines, styled, tint, type_color
 from plop_nb.plots import NFN
 from plop_nb.stats import mean_interval
 
-STYLES = ("-", "--", ":", "-.")  # of lines without a type
 LINES = (MEASURED, "0.55", DARK)  # of several runs in one panel
 TINY = 1e-9  # an interval below zero ends here on a logarithmic axis
 SQUARE = "squared displacement\nper neuron"
@@ -57,7 +56,7 @@ def plot_knobs(
         `runs` is empty, or a frame lacks a column.
     """
     for run in (base, *runs.values()):
-        _check(run, ["step", "seed", "moved"])
+        check_table(run, ["step", "seed", "moved"])
     rows = -(-len(runs) // 4)
     panels = _panels(len(runs), columns=4, size=(13, 0.6 + 2.6 * rows), title=title)
     reference = base[base["step"] > 0].assign(square=base["moved"] ** 2)
@@ -106,7 +105,7 @@ def plot_displacements(
         if not 1 <= len(runs) <= len(LINES):
             raise ValueError(f"panels[{name!r}] has {len(runs)} runs, expected 1 to {len(LINES)}")
         for run in runs.values():
-            _check(run, ["step", "seed", "moved"])
+            check_table(run, ["step", "seed", "moved"])
     axes = _panels(len(panels), columns=2, size=(10, 4.2), title=title)
     ends: dict = {}
     for ax, (panel, runs) in zip(axes, panels.items(), strict=True):
@@ -151,7 +150,7 @@ def plot_multiples(
     if not runs:
         raise ValueError("there is nothing to draw: pass {name: run}")
     for run in runs.values():
-        _check(run, ["step", "seed", "moved"])
+        check_table(run, ["step", "seed", "moved"])
     ax = _axes(ax, (9, 4.6), title)
     ends, greys = {}, 0
     for name, run in runs.items():
@@ -192,7 +191,7 @@ def plot_intervals(
     ValueError
         `table` lacks a column, or is empty.
     """
-    _check(table, ["mean", "low", "high"])
+    check_table(table, ["mean", "low", "high"])
     ax = _axes(ax, (9, 1.4 + 0.42 * len(table)), title)
     for place, row in enumerate(table.itertuples()):
         color = getattr(row, "color", MEASURED)
@@ -370,17 +369,10 @@ def _panels(number: int, *, columns: int, size: tuple[float, float], title: str)
     return axes[:number]
 
 
-def _check(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in getattr(table, "columns", ())]
-    if missing or not len(table):
-        what = f"lacks the columns {missing}" if missing else "is empty"
-        raise ValueError(f"the table {what}, expected rows with {list(columns)}")
-
-
 def _check_panels(
     maps: pd.DataFrame, columns: Sequence[str], panels: Sequence[str], column: str
 ) -> None:
-    _check(maps, columns)
+    check_table(maps, columns)
     lacking = sorted(set(panels) - set(maps[column]))
     if lacking or not len(panels):
         raise ValueError(f"panels={list(panels)}: maps has no rows for {lacking}")

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from plop_nb.growth_plots import MEASURED, STEP, THEORY
+from plop_nb.growth_plots import MEASURED, STEP, THEORY, check_table
 from plop_nb.palette import DARK, label_lines, styled
 
 COLUMNS = ["step", "seed", "nfn", "baseline"]
@@ -68,11 +68,7 @@ def plot_alignment(
 
 def _check(runs: pd.DataFrame, marks: Mapping[str, int]) -> None:
     """Refuse what cannot be drawn, and say what is missing."""
-    missing = [column for column in COLUMNS if column not in runs]
-    if missing:
-        raise ValueError(f"the table lacks the columns {missing}, expected rows with {COLUMNS}")
-    if not len(runs):
-        raise ValueError("the table is empty, expected one row for each seed and step")
+    check_table(runs, COLUMNS)
     unknown = sorted(set(marks.values()) - set(runs["step"]))
     if unknown:
         raise ValueError(f"marks={dict(marks)}: runs has no step {unknown}")
