@@ -19,67 +19,66 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from plop_nb._moved import OldModules
-from plop_nb.geometry import mean_split
-from plop_nb.maps import module_table
-from plop_nb.models import load_model
-from plop_nb.moves import fold_norms
-from plop_nb.placement import Placement, place
-from plop_nb.recording import record_norms
-from plop_nb.scoring import nfn_scores
-from plop_nb.stats import by_layer, by_module, by_type, mean_interval
-from plop_nb.texts import data_file, load_texts, read_texts
 
 if TYPE_CHECKING:
     from plop_nb.block_plot import plot_block
+    from plop_nb.covering import Coverage, CoverageWarning, coverage
     from plop_nb.explorer import explore
+    from plop_nb.geometry import mean_split
+    from plop_nb.maps import module_table
+    from plop_nb.models import load_model
+    from plop_nb.moves import fold_norms
+    from plop_nb.placement import Placement, place
     from plop_nb.plots import plot_heatmap, plot_types
+    from plop_nb.recording import record_norms
+    from plop_nb.scoring import nfn_scores
+    from plop_nb.stats import by_layer, by_module, by_type, mean_interval
+    from plop_nb.texts import data_file, load_texts, read_texts
 
 try:
     __version__ = version("plop_nb")
 except PackageNotFoundError:  # run from a checkout
     __version__ = "unknown"
 
-__all__ = [
-    "Placement",
-    "by_layer",
-    "by_module",
-    "by_type",
-    "data_file",
-    "explore",
-    "fold_norms",
-    "load_model",
-    "load_texts",
-    "mean_interval",
-    "mean_split",
-    "module_table",
-    "nfn_scores",
-    "place",
-    "plot_block",
-    "plot_heatmap",
-    "plot_types",
-    "read_texts",
-    "record_norms",
-]
-
-# Imported when they are asked for: not everybody needs matplotlib, seaborn and ipywidgets.
-_LATER = {
+# The public names, and where they are. Each is imported when it is asked for: torch takes seconds,
+# and not everybody needs matplotlib and ipywidgets.
+_WHERE = {
+    "Coverage": "covering",
+    "CoverageWarning": "covering",
+    "Placement": "placement",
+    "by_layer": "stats",
+    "by_module": "stats",
+    "by_type": "stats",
+    "coverage": "covering",
+    "data_file": "texts",
     "explore": "explorer",
+    "fold_norms": "moves",
+    "load_model": "models",
+    "load_texts": "texts",
+    "mean_interval": "stats",
+    "mean_split": "geometry",
+    "module_table": "maps",
+    "nfn_scores": "scoring",
+    "place": "placement",
     "plot_block": "block_plot",
     "plot_heatmap": "plots",
     "plot_types": "plots",
+    "read_texts": "texts",
+    "record_norms": "recording",
 }
+__all__ = list(_WHERE)
 _SUBMODULES = {module.name for module in pkgutil.iter_modules(__path__)}
 
 sys.meta_path.append(OldModules())
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(f"plop_nb.{_LATER[name]}"), name)
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"plop_nb.{_WHERE[name]}"), name)
     if name in _SUBMODULES or name in OldModules.names:
         return importlib.import_module(f"plop_nb.{name}")
     raise AttributeError(f"module 'plop_nb' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER, *_SUBMODULES})
+    return sorted({*globals(), *_WHERE, *_SUBMODULES})

@@ -85,7 +85,7 @@ def load_model(
         had here; two arguments contradict each other; or the checkpoint lacks weights, which would
         be random.
     """
-    name = DEFAULT if name is None else _checked(name)
+    name = DEFAULT if name is None else checked_name(name)
     device = _device(device, options.get("device_map"))
     options["dtype"] = _dtype(_one_dtype(dtype, options), device)
     # A folder of that name, such as one of results, is not taken for the model.
@@ -101,7 +101,7 @@ def load_model(
 # Arguments
 
 
-def _checked(name: Any) -> str | os.PathLike:
+def checked_name(name: Any) -> str | os.PathLike:
     """The name as it was given, which an empty variable of a shell is not."""
     if not isinstance(name, (str, os.PathLike)):
         raise TypeError(
@@ -197,7 +197,7 @@ def _load(name: str | os.PathLike, options: dict) -> tuple[Any, Any]:
         try:
             config = AutoConfig.from_pretrained(name, **shared)
             tokenizer = _tokenizer(name, shared)
-            model, report = _model_class(config, options).from_pretrained(
+            model, report = model_class(config, options).from_pretrained(
                 name,
                 output_loading_info=True,
                 # Told below, with names: transformers would refer to a report that `quiet` hides.
@@ -225,7 +225,7 @@ def _tokenizer(name: str | os.PathLike, shared: dict) -> Any:
         ) from error
 
 
-def _model_class(config: Any, options: dict) -> Any:
+def model_class(config: Any, options: dict) -> Any:
     """The class that the checkpoint names, or the Auto class that takes its configuration."""
     architecture = str((config.architectures or [""])[0])
     own_code = getattr(config, "auto_map", None)

@@ -161,6 +161,25 @@ def adapted_targets(model: nn.Module, config: LoraConfig) -> dict[str, int]:
 
     Embeddings of single tokens that are trained besides (`trainable_token_indices`) are none.
     """
+    peft_model = injected(model, config)
+    if peft_model is None:
+        return {}
+    return {name: adapter_size(layer) for name, layer in adapted_layers(peft_model).items()}
+
+
+def injected(model: nn.Module, config: LoraConfig) -> PeftModel | None:
+    """An empty copy of the model with the adapters of this config; None where it hits nothing.
+
+    Neither `model` nor `config` is changed. Tensors of the copy, adapters included, are on the
+    meta device.
+
+    Raises
+    ------
+    TypeError
+        `config` is none of PEFT's.
+    ValueError, NotImplementedError, RuntimeError
+        PEFT's own, where it refuses this config.
+    """
     if not isinstance(config, PeftConfig):
         raise TypeError(
             f"config is {type(config).__name__}, expected a peft.LoraConfig (see "
@@ -175,11 +194,15 @@ def adapted_targets(model: nn.Module, config: LoraConfig) -> dict[str, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft_model = get_peft_model(empty, config, low_cpu_mem_usage=True)
+            return get_peft_model(empty, config, low_cpu_mem_usage=True)
     except ValueError as error:
         if "not found in the base model" not in str(error):
             raise
-        return {}
+        return None
+
+
+def adapted_layers(peft_model: PeftModel) -> dict[str, BaseTunerLayer]:
+    """{target: the layer that PEFT put there}, in the order of the model."""
     found = {}
     for name, layer in peft_model.get_base_model().named_modules():
         if not isinstance(layer, BaseTunerLayer) or isinstance(layer, TrainableTokensLayer):
@@ -188,9 +211,14 @@ def adapted_targets(model: nn.Module, config: LoraConfig) -> dict[str, int]:
         parameter = getattr(layer, "parameter_name", "weight")
         if parameter != "weight":
             target += f".{parameter}"
-        own = [p for n, p in layer.named_parameters() if "base_layer" not in n]
-        found[target] = sum(p.numel() for p in own)
+        found[target] = layer
     return found
+
+
+def adapter_size(layer: BaseTunerLayer) -> int:
+    """Parameters of the adapter in one layer, without those of the map below it."""
+    own = [p for name, p in layer.named_parameters() if "base_layer" not in name]
+    return sum(p.numel() for p in own)
 
 
 def name_pattern(names: Iterable[str], known: Iterable[str] = ()) -> str:

@@ -14,8 +14,8 @@ import pytest
 from peft import LoraConfig
 
 import plop_nb as plop
-from plop_nb import __main__ as command_line
-from plop_nb.__main__ import main
+from plop_nb.commands import main
+from plop_nb.commands import score as command_line
 from plop_nb.texts import read_texts
 from tests.conftest import TEXTS
 

@@ -53,7 +53,7 @@ def drawn():
         folder = "plop_nb"
         for path in re.findall(r"`([\w/.]+)`", row):
             if path.endswith("/"):
-                folder = f"plop_nb/{path.rstrip('/')}"
+                folder = f"plop_nb/{path.rstrip('/').removeprefix('plop_nb/')}"
                 continue
             path = path if path.startswith("plop_nb/") else f"plop_nb/{path}"
             if folder != "plop_nb":
