@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
+from plop_nb.budgets import adapter_sizes, affordable, with_targets
 from plop_nb.checks import positive_integer
 from plop_nb.palette import DARK, styled, tint, type_color
-from plop_nb.placement import Placement, adapter_sizes, affordable, place, with_targets
+from plop_nb.placement import Placement, place
 from plop_nb.plots import NFN, interval_arms, plot_heatmap, plot_types
 from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
 from plop_nb.targets import name_pattern, skeleton

@@ -39,15 +39,21 @@ STARTS_FROM_DATA = ("corda", "loftq")
 
 
 def wanted_targets(
-    model: nn.Module, modules: Iterable[str], layers: Iterable[int] | None = None
+    model: nn.Module,
+    modules: Iterable[str],
+    layers: Iterable[int] | None = None,
+    exclude: Iterable[str] = (),
 ) -> dict[str, LinearMap]:
     """{PEFT target: one of its maps} of the named modules, in `layers` only where given.
+
+    Those in a part of the model that `exclude` names are left out.
 
     Raises
     ------
     ValueError
         `model` has no such module, `layers` is no collection of integers, or no chosen module is
-        in one of them; or no modules are named.
+        in one of them; no modules are named; or `exclude` names a part without a chosen module,
+        or leaves none.
     """
     maps = {m.name: m for m in linear_maps(model)}
     wanted = {}
@@ -60,12 +66,25 @@ def wanted_targets(
         wanted[maps[name].target] = maps[name]
     if not wanted:
         raise ValueError("modules=[]: this placement puts adapters on nothing")
+    wanted = _without(wanted, exclude)
     if layers is None:
         return wanted
     numbers = _layer_numbers(layers)
     if missing := numbers - {m.layer for m in wanted.values()}:
         raise ValueError(f"layers={sorted(numbers)}: no chosen module is in layer {min(missing)}")
     return {target: m for target, m in wanted.items() if m.layer in numbers}
+
+
+def _without(wanted, exclude):
+    """The targets that are in none of these parts of the model."""
+    parts = [exclude] if isinstance(exclude, str) else list(exclude)
+    for part in parts:
+        if not any(f".{part}." in f".{target}." for target in wanted):
+            raise ValueError(f"exclude={parts!r}: no chosen module is in a part named {part!r}")
+        wanted = {t: m for t, m in wanted.items() if f".{part}." not in f".{t}."}
+    if not wanted:
+        raise ValueError(f"exclude={parts!r} leaves no chosen module")
+    return wanted
 
 
 def _layer_numbers(layers):

@@ -12,8 +12,9 @@ from peft.helpers import find_kappa_target_modules
 
 import plop_nb as plop
 from plop_nb import experiments as ex
+from plop_nb.budgets import adapter_sizes
 from plop_nb.experiments.gradients import completion_gradients
-from plop_nb.placement import Placement, adapter_sizes
+from plop_nb.placement import Placement
 
 ALPHA = 32  # over the rank: with it the best rates of all placements are alike
 RANK = 8  # on all types: what the budget is near
