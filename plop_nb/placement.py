@@ -1,7 +1,7 @@
 """Which module types get adapters."""
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
@@ -11,10 +11,13 @@ import pandas as pd
 from peft import LoraConfig
 from torch import nn
 
-from plop_nb.checks import positive_integer, positive_number
+from plop_nb.budgets import adapted_modules, adapter_sizes, affordable
+from plop_nb.checks import positive_integer
+from plop_nb.exporting import export
+from plop_nb.ranks import config_with_ranks
 from plop_nb.rules import name_of, ordered_types
 from plop_nb.stats import by_type, confidence, diagnoses, first_types, swaps, type_means
-from plop_nb.targets import adapted_targets, difference, lora_config, wanted_targets
+from plop_nb.targets import adapted_targets, difference, wanted_targets
 from plop_nb.text_table import check_columns, text_table
 
 
@@ -95,82 +98,6 @@ def place(
         swaps=swaps(table, types),
         notes=diagnoses(table, types, sure),
     )
-
-
-def affordable(
-    scores: pd.DataFrame,
-    parameters: float,
-    r: int,
-    by: str = "type",
-    *,
-    order: list[str] | None = None,
-) -> list:
-    """The first types, or other groups, whose adapters of rank `r` keep within a budget.
-
-    `order` says which come first: by default those with the lowest score.
-    """
-    r = positive_integer("r", r)
-    parameters = positive_number("parameters", parameters, " of parameters")
-    if order is None:
-        means = text_table(scores, by).values.mean()
-        order = means.sort_values(kind="stable").index.tolist()
-    cost = r * adapter_sizes(scores, by)[order].cumsum()
-    if cost.iloc[0] > parameters:
-        raise ValueError(
-            f"parameters={parameters!r} is less than the {cost.iloc[0]:,} of adapters on {by} "
-            f"{cost.index[0]} alone at r={r}: allow more, or lower r"
-        )
-    return cost.index[cost <= parameters].tolist()
-
-
-def adapter_sizes(scores: pd.DataFrame, by: str = "type") -> pd.Series:
-    """Parameters of adapters of rank 1 on each type, layer or target: in + out features.
-
-    Those of all experts in a stack count together.
-    """
-    maps = with_targets(scores.drop_duplicates("module")).drop_duplicates("target")
-    sizes = maps["experts"] * (maps["in_features"] + maps["out_features"])
-    return sizes.groupby(maps[by]).sum()
-
-
-def with_targets(scores: pd.DataFrame) -> pd.DataFrame:
-    """The scores with the column `target`: what PEFT adapts, a module or a stack of experts."""
-    missing = {"in_features", "out_features", "experts"} - set(scores.columns)
-    if missing:
-        raise ValueError(
-            f"scores lacks the columns {sorted(missing)}, which a budget needs: see nfn_scores"
-        )
-    for name in ("in_features", "out_features", "experts"):
-        if not (known := (scores[name] > 0).fillna(False).astype(bool)).all():
-            row = scores[~known].iloc[0]
-            raise ValueError(
-                f"scores holds {name}={row[name]} for module {row['module']!r}, expected the shape "
-                "that nfn_scores returns"
-            )
-    return scores.assign(target=_targets(scores))
-
-
-def _targets(scores):
-    """What PEFT adapts of each row's module."""
-    stacks = scores["module"].str.replace(r"\.\d+$", "", regex=True)
-    return scores["module"].where(scores["experts"] == 1, stacks)
-
-
-def adapted_modules(chosen: pd.DataFrame) -> list[str]:
-    """Names of the modules in these rows of a frame of scores, and of what PEFT adapts with them.
-
-    It adapts a stack of experts as one, so that one expert brings all the others, also those that
-    no text has reached.
-    """
-    chosen = chosen.drop_duplicates("module")
-    if "experts" not in chosen or (chosen["experts"] == 1).all():
-        return chosen["module"].tolist()
-    stacks = pd.DataFrame({"target": _targets(chosen), "experts": chosen["experts"]})
-    names = []
-    for target, experts in stacks.drop_duplicates().itertuples(index=False):
-        numbers = range(int(experts))
-        names += [target] if experts == 1 else [f"{target}.{number}" for number in numbers]
-    return names
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -254,9 +181,12 @@ class Placement:
     def lora_config(
         self,
         model: nn.Module,
-        r: int = 16,
+        r: int | None = None,
         *,
+        parameters: int | None = None,
+        ranks: Mapping[str, int] | None = None,
         layers: Iterable[int] | None = None,
+        exclude: Iterable[str] = (),
         **options: Any,
     ) -> LoraConfig:
         """The `peft.LoraConfig` that puts adapters on exactly `self.modules` of `model`.
@@ -271,25 +201,47 @@ class Placement:
         ----------
         model : torch.nn.Module
             The model that was scored. It is not changed.
-        r : int
-            Rank of the adapters.
+        r : int, optional
+            Rank of the adapters, 16 by default; of a stack of experts that of each.
+        parameters : int, optional
+            Instead of `r`, a budget: the largest rank that keeps all adapters within it.
+        ranks : dict, optional
+            {type: rank} of types that get another rank. `lora_alpha` stays the same for all, so
+            that their scale alpha / r is another one, too; `alpha_pattern` changes that.
         layers : iterable of int, optional
             Only the chosen modules in these layers.
+        exclude : iterable of str, optional
+            Names of parts of the model that get no adapters, such as "vision_tower".
         **options
             Any other argument of `peft.LoraConfig` (`lora_alpha`, `rank_pattern`, ...), but for
             those that say where adapters go. `modules_to_save` and `trainable_token_indices` train
-            something besides.
+            something besides; where embeddings and head share one weight (`tie_word_embeddings`),
+            `ensure_weight_tying=True` keeps it so.
 
         Raises
         ------
         ValueError
             `model` lacks a chosen module, an option says where adapters go or trains a chosen
-            module whole, or no form hits exactly the chosen ones.
+            module whole, no form hits exactly the chosen ones, or the budget is less than rank 1.
         """
-        return lora_config(model, wanted_targets(model, self.modules, layers), r, **options)
+        wanted = wanted_targets(model, self.modules, layers, exclude)
+        return config_with_ranks(model, wanted, r, parameters=parameters, ranks=ranks, **options)
+
+    def export(self, tool: str, model: nn.Module, r: int | None = None, **options: Any) -> str:
+        """Text that makes another tool, such as "axolotl", put adapters on exactly these modules.
+
+        Tools, what is returned, and errors: `plop_nb.exporting.export`. `r` and options, `layers`
+        among them: `lora_config`.
+        """
+        return export(model, self.lora_config(model, r, **options), tool)
 
     def check(
-        self, model: nn.Module, config: LoraConfig, *, layers: Iterable[int] | None = None
+        self,
+        model: nn.Module,
+        config: LoraConfig,
+        *,
+        layers: Iterable[int] | None = None,
+        exclude: Iterable[str] = (),
     ) -> pd.DataFrame:
         """What `config` would adapt in `model`, proven by injection into an empty copy.
 
@@ -304,7 +256,7 @@ class Placement:
         ValueError
             `config` misses a chosen module or hits another one (names them).
         """
-        wanted = wanted_targets(model, self.modules, layers)
+        wanted = wanted_targets(model, self.modules, layers, exclude)
         adapted = adapted_targets(model, config)
         if set(wanted) != set(adapted):
             raise ValueError(f"this config {difference(wanted, adapted)}")
