@@ -89,7 +89,7 @@ def _hits(model: nn.Module, config: LoraConfig, adapted: dict[str, int]) -> dict
     (w1 and w3 of Mixtral) it refuses alone: such entries share what is still unexplained.
     """
     entries = entries_of(model, config)
-    hits = {entry: {t for t in adapted if _matches(entry, config, t)} for entry in entries}
+    hits = {entry: {t for t in adapted if matches(entry, config, t)} for entry in entries}
     if set().union(*hits.values()) != set(adapted):
         refused = []
         for entry in entries:
@@ -115,7 +115,7 @@ def entries_of(model: nn.Module, config: LoraConfig) -> list[Entry]:
     return entries + [("target_parameters", name) for name in sorted(parameters)]
 
 
-def _matches(entry: Entry, config: LoraConfig, target: str) -> bool:
+def matches(entry: Entry, config: LoraConfig, target: str) -> bool:
     """Whether PEFT matches this name with this target: equal, or its end after a dot."""
     argument, name = entry
     if argument == "target_parameters":

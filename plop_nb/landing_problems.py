@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from plop_nb._wheels import quiet
-from plop_nb.landing import Landing
-from plop_nb.maps import BARE, HEAD, NOT_PLAIN, OWN_CLASS, ROUTER
+from plop_nb.landing import Landing, matches
+from plop_nb.maps import BARE, HEAD, NOT_PLAIN, OWN_CLASS, ROUTER, SCORED
 from plop_nb.ranges import ranges
 from plop_nb.targets import adapted_layers
 from plop_nb.wrappers import unwrapped
@@ -29,6 +29,7 @@ def problems_of(
     towers = towers_of(unwrapped(model))
     problems = [
         *_missed(landing, config),
+        *_passed_over(landing, config),
         *_other_arguments(landing, config, unwrapped(model)),
         *_by_accident(landing, towers),
         *_without_effect(landing, towers),
@@ -47,6 +48,9 @@ def _missed(landing: Landing, config: LoraConfig) -> list[str]:
         if targets:
             continue
         line = f"{argument}: {entry!r} hits nothing in {landing.model}"
+        if entry in names:
+            lines.append(line)  # why is said below
+            continue
         if isinstance(config.target_modules, str):
             types = list(dict.fromkeys(place.type for place in landing.places.values()))
             line += f", whose types are {', '.join(types[:8])}"
@@ -55,6 +59,38 @@ def _missed(landing: Landing, config: LoraConfig) -> list[str]:
         lines.append(line)
     if not landing.hits:
         lines.append(f"target_modules names nothing, so no adapters are in {landing.model}")
+    return lines
+
+
+def _passed_over(landing: Landing, config: LoraConfig) -> list[str]:
+    """Maps that an entry names and that get no adapter all the same.
+
+    `target_modules` reaches no stack of experts, which is a parameter. And PEFT moves some names to
+    such stacks: in DeepSeek-V3 `down_proj` reaches the routed experts, and neither the dense layers
+    nor the shared experts.
+    """
+    narrowed = config.exclude_modules or config.modules_to_save
+    if narrowed or config.layers_to_transform is not None:
+        return []
+    lines = []
+    for argument, entry in landing.hits:
+        named = [t for t in landing.places if matches((argument, entry), config, t)]
+        left = [t for t in named if t not in landing.adapted and landing.places[t].status == SCORED]
+        stacks = [t for t in left if landing.places[t].experts > 1]
+        maps = [t for t in left if landing.places[t].experts == 1]
+        if entry.lower() == "all-linear":
+            maps = []
+        start = f"{argument}: {entry!r} also names"
+        if stacks:
+            lines.append(
+                f"{start} {len(stacks)} stacks of experts, such as {stacks[0]}, which only "
+                "target_parameters can reach"
+            )
+        if maps:
+            lines.append(
+                f"{start} {len(maps)} maps that PEFT leaves without an adapter, because it moves "
+                f"this name to stacked experts, such as {maps[0]}"
+            )
     return lines
 
 

@@ -66,7 +66,7 @@ def test_readme_commands_run(folder, monkeypatch):
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     monkeypatch.chdir(folder)
     (folder / "texts.txt").rename("mine.txt")
-    commands = re.findall(r"^    python -m plop_nb (\S+) (.*)$", readme, re.MULTILINE)
+    commands = re.findall(r"^    plop-nb score (\S+) (.*)$", readme, re.MULTILINE)
     assert [main(["model", *shlex.split(options)]) for _, options in commands] == [0, 0]
     (listed,) = re.findall(r"^    ls placement +# (.*)$", readme, re.MULTILINE)
     assert all(path.name in listed for path in (folder / "placement").iterdir())

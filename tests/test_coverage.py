@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import DeepseekV3Config, LlamaConfig
 
 import plop_nb as plop
 from plop_nb.commands import main
@@ -101,6 +105,14 @@ def test_what_peft_renames_is_traced_back_to_its_entry():
     assert hit(found) == {"w1": 2, "w2": 2, "w3": 2, "q_proj": 2}
     assert found.missed == [] and len(found.adapted) == 6
     assert [note for note in found.notes if "4 experts" in note]
+
+
+def test_stacks_of_experts_that_a_name_cannot_reach_are_told():
+    found = quietly(build("mixtral"), ["down_proj", "q_proj"])
+    assert found.missed == ["down_proj"]
+    assert "2 stacks of experts" in found.problems[1] and "target_parameters" in found.problems[1]
+    reached = LoraConfig(target_modules=["q_proj"], target_parameters=["down_proj"])
+    assert quietly(build("mixtral"), reached).problems == []
 
 
 # Other arguments of a config
@@ -368,3 +380,35 @@ def test_the_command_fails_where_an_entry_hits_nothing(tiny_llama, adapter, tmp_
     shutil.rmtree(folder)
     assert main(["coverage", str(folder), "q_proj"]) == 1
     assert "has no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["70B", "671B"])
+def test_a_large_model_takes_seconds_and_less_than_a_gigabyte(tmp_path, size):
+    """Llama-3-70B and DeepSeek-V3 by their configurations, in a process of its own."""
+    llama = LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        architectures=["LlamaForCausalLM"],
+    )
+    large = DeepseekV3Config(architectures=["DeepseekV3ForCausalLM"])
+    (llama if size == "70B" else large).save_pretrained(tmp_path)
+    code = (
+        "import resource, sys; from plop_nb.commands import main; "
+        f"code = main(['coverage', {str(tmp_path)!r}, 'q_proj,o_proj,down_proj', '--json']); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    told = json.loads(done.stdout)
+    assert told["missed"] == ([] if size == "70B" else ["q_proj"])  # it has q_a_proj, q_b_proj
+    assert done.returncode == (0 if size == "70B" else 1)
+    assert told["adapters"] == (240 if size == "70B" else 61 + 58)
+    passed_over = [line for line in told["problems"] if "moves this name to stacked" in line]
+    assert len(passed_over) == (0 if size == "70B" else 1)  # those of dense and shared maps
+    assert int(done.stderr.split()[-1]) < 1_000_000  # kB
+    assert time.monotonic() - start < 120
