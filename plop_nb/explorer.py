@@ -1,7 +1,6 @@
 """A widget to try placements with: the choice, its picture and its config follow the controls."""
 
 import html
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -10,28 +9,21 @@ from typing import Any
 
 import ipywidgets as widgets
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import nn
 
 from plop_nb.budgets import adapter_sizes, affordable, with_targets
 from plop_nb.checks import positive_integer
-from plop_nb.palette import DARK, styled, tint, type_color
+from plop_nb.explorer_picture import Means, picture
 from plop_nb.placement import Placement, place
-from plop_nb.plots import NFN, interval_arms, plot_heatmap, plot_types
-from plop_nb.stats import by_layer, by_module, by_type, lowest, type_means
+from plop_nb.stats import lowest, type_means
 from plop_nb.targets import name_pattern, skeleton
 from plop_nb.text_table import check_columns
 
 RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 GROUPS = {"types": "type", "layers": "layer", "modules": "target"}
 K, BUDGET = "k types", "parameter budget"
-DPI = 110
-SIZES = {"font.size": 10, "axes.titlesize": 12, "axes.labelsize": 10}
-SIZES |= {"xtick.labelsize": 10, "ytick.labelsize": 9}
-LIT, UNLIT = "0.35", "0.85"  # of layers, which hold all types
+# What the limit K is called by statistic: layers and modules get what `k` types would cost.
+LIMITS = {"types": K, "layers": "cost of k types", "modules": "cost of k types"}
 
 
 def explore(
@@ -131,22 +123,24 @@ class Explorer(widgets.VBox):
         lora_alpha: int | None = None,
     ) -> None:
         self._domains = domains
+        self._means = {name: Means(scores) for name, scores in domains.items()}
         self._alpha = lora_alpha
         # A cell below may put adapters into the model itself, so keep a copy without its weights.
         self._model = None if model is None else skeleton(model)
         self._forms: dict[tuple[str, ...], dict[str, Any]] = {}  # proven ones, by chosen modules
         self._lock = Lock()  # a notebook may run callbacks in several threads (kernel subshells)
         self._make_controls(k, r)
-        self.status = widgets.HTML(layout={"min_height": "2em"})
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.status = widgets.HTML()
+        self.picture = widgets.HTML()
         self.summary = widgets.HTML()
-        box = {"width": "auto", "height": "16em"}
+        box = {"width": "auto", "height": "9em"}
         self.config = widgets.Textarea(description="Config", layout=box)
         self._update()
-        buttons = [self.domain, self.statistic, self.limit]
-        sizes = widgets.HBox([self.k, self.budget, self.rank], layout={"flex_flow": "row wrap"})
+        in_rows = {"flex_flow": "row wrap"}
+        buttons = widgets.HBox([self.domain, self.statistic, self.limit], layout=in_rows)
+        sizes = widgets.HBox([self.k, self.budget, self.rank], layout=in_rows)
         results = [self.status, self.picture, self.summary, self.config]
-        super().__init__([*buttons, sizes, *results])
+        super().__init__([buttons, sizes, *results])
 
     def _make_controls(self, k: int, r: int) -> None:
         frames = self._domains.values()
@@ -156,7 +150,7 @@ class Explorer(widgets.VBox):
         layered = all(frame["layer"].notna().any() for frame in frames)
         statistics = [name for name in GROUPS if layered or name != "layers"]
         self.statistic = _buttons("Statistic", statistics)
-        self.limit = _buttons("Limit", [K, BUDGET])
+        self.limit = _buttons("Limit", _limits("types"))
         types = min(len(type_means(frame)) for frame in frames)
         at_the_end = {"continuous_update": False}  # of a drag, not all along it
         self.k = widgets.IntSlider(description="k types", value=k, min=1, max=types, **at_the_end)
@@ -185,6 +179,8 @@ class Explorer(widgets.VBox):
     def _changed(self, change: dict) -> None:
         """Choose and draw again. An error goes to the page: in a callback nobody would see it."""
         control, limit = change["owner"], self.limit.value
+        if control is self.statistic:
+            self._name_limit()
         if control is self.k and limit == BUDGET:
             return  # it waits until it is the limit
         if control is self.budget and limit == K:
@@ -196,6 +192,14 @@ class Explorer(widgets.VBox):
                 self.status.value = ""
             except Exception as error:
                 self._fail(f"{type(error).__name__}: {error}")
+
+    def _name_limit(self) -> None:
+        """Call the limit what it is for the statistic. New options would reset the choice."""
+        chosen = self.limit.value
+        self.limit.unobserve(self._changed, "value")
+        self.limit.options = _limits(self.statistic.value)
+        self.limit.value = chosen
+        self.limit.observe(self._changed, "value")
 
     def _fail(self, message: str) -> None:
         self.placement = self.parameters = self.config_text = None
@@ -216,7 +220,8 @@ class Explorer(widgets.VBox):
         self.placement, self.parameters = placement, parameters
         self.config.value = self.config_text
         self.summary.value = _summary(placement, parameters, chosen)
-        self.picture.value = _png(self._scores, self.statistic.value, placement)
+        means = self._means[self.domain.value]
+        self.picture.value = picture(means, self.statistic.value, placement)
 
     def _placed(self) -> Placement:
         """The lowest groups within the budget."""
@@ -246,7 +251,12 @@ class Explorer(widgets.VBox):
         return self._forms[modules]
 
 
-def _buttons(description: str, options: list[str]) -> widgets.ToggleButtons:
+def _limits(statistic: str) -> list[tuple[str, str]]:
+    """(label, value) of each limit."""
+    return [(LIMITS[statistic], K), (BUDGET, BUDGET)]
+
+
+def _buttons(description: str, options: list) -> widgets.ToggleButtons:
     """One of several; no `Dropdown`, whose arrow keys JupyterLab takes to move between cells."""
     one_line = {"width": "auto", "display": "flex", "flex_flow": "row nowrap"}
     style = {"button_width": "auto", "description_width": "5em"}
@@ -318,60 +328,3 @@ def _summary(placement: Placement, parameters: int, chosen: pd.DataFrame) -> str
         lines += [placement.certainty] if placement.certainty else []
         lines += [html.escape(note) for note in placement.notes]
     return "<br>".join(lines)
-
-
-@styled(SIZES)
-def _png(scores: pd.DataFrame, statistic: str, placement: Placement) -> bytes:
-    """Profile and heat map of a placement as PNG: what is replaced in one go does not flicker."""
-    layers = scores["layer"].nunique()
-    rows = min(40, max(scores["type"].nunique() + 4, layers, 20))
-    size = (11 if layers else 6, 0.17 * rows + 1.2)
-    canvas = FigureCanvasAgg(Figure(figsize=size, dpi=DPI, layout="constrained"))
-    left, *right = canvas.figure.subplots(1, 2 if layers else 1, squeeze=False)[0]
-    PROFILES[statistic](scores, placement, left)
-    left.set_title(f"Profile by {statistic[:-1]}", loc="left")
-    for ax in right:
-        plot_heatmap(scores, placement=placement, ax=ax)
-        ax.set_title("Outlined: with adapters", loc="left")
-        ax.tick_params(axis="x", rotation=90)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig would draw all twice
-    return buffer.getvalue()
-
-
-def _types_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
-    plot_types(scores, placement=placement, ax=ax)
-
-
-def _layers_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
-    layers = by_layer(scores)
-    lit = scores.loc[scores["module"].isin(placement.modules), "layer"].unique()
-    colors = [LIT if layer in lit else UNLIT for layer in layers["layer"]]
-    bars = {"capsize": 2, "lw": 1}
-    means = layers["nfn"]
-    ax.barh(layers["layer"], means, xerr=interval_arms(layers), color=colors, error_kw=bars)
-    top, bottom = layers["layer"].min() - 0.5, layers["layer"].max() + 0.5
-    ax.set_ylim(bottom, top)  # in line with the heat map
-    _dress(ax, "layer")
-
-
-def _modules_profile(scores: pd.DataFrame, placement: Placement, ax: Axes) -> None:
-    modules = by_module(scores)
-    types = by_type(scores)["type"].tolist()
-    has_adapter = modules["module"].isin(placement.modules)
-    full = modules["type"].map(type_color)
-    faces = full.where(has_adapter, full.map(tint))
-    places = modules["type"].map(types.index)
-    ax.scatter(modules["nfn"], places, c=faces, edgecolor=full, s=20, linewidth=0.6)
-    ax.set_yticks(range(len(types)), types)
-    ax.invert_yaxis()
-    _dress(ax, "")
-
-
-def _dress(ax: Axes, ylabel: str) -> None:
-    ax.axvline(1, color=DARK, lw=1, ls="--")
-    ax.set(xlabel=NFN, ylabel=ylabel)
-    sns.despine(ax=ax)
-
-
-PROFILES = {"types": _types_profile, "layers": _layers_profile, "modules": _modules_profile}

@@ -1,5 +1,6 @@
 """The explorer as a user meets it: a running JupyterLab, a headless Chromium, the keyboard."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -37,8 +39,8 @@ pytestmark = [
 
 
 @contextmanager
-def jupyter_lab(folder):
-    """Address of a JupyterLab that serves `folder` and keeps its own settings there."""
+def jupyter(interface, folder, theme):
+    """Address of a JupyterLab or Notebook that serves `folder` and keeps its settings there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,6 +51,9 @@ def jupyter_lab(folder):
         "JUPYTERLAB_WORKSPACES_DIR",
     ]
     own = {name: str(folder / ".jupyter" / name) for name in names}
+    themes = Path(own["JUPYTERLAB_SETTINGS_DIR"], "@jupyterlab", "apputils-extension")
+    themes.mkdir(parents=True)
+    (themes / "themes.jupyterlab-settings").write_text(json.dumps({"theme": theme}))
     options = [
         "--no-browser",
         "--allow-root",
@@ -57,13 +62,13 @@ def jupyter_lab(folder):
         "--IdentityProvider.token=secret",
     ]
     options += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
-    log = (folder / "lab.log").open("w")
-    lab = [sys.executable, "-m", "jupyterlab", *options]
-    server = subprocess.Popen(lab, env=os.environ | own, cwd=folder, stdout=log, stderr=log)
+    log = (folder / "jupyter.log").open("w")
+    command = [sys.executable, "-m", "jupyterlab" if interface == "lab" else "notebook", *options]
+    server = subprocess.Popen(command, env=os.environ | own, cwd=folder, stdout=log, stderr=log)
     try:
         address = f"http://127.0.0.1:{port}"
-        _wait_for(f"{address}/api?token=secret", server, folder / "lab.log")
-        yield address
+        _wait_for(f"{address}/api?token=secret", server, folder / "jupyter.log")
+        yield f"{address}/{'lab/tree' if interface == 'lab' else 'notebooks'}"
     finally:
         server.terminate()  # ends its kernels too
         server.wait(30)
@@ -81,11 +86,14 @@ def _wait_for(url, server, log):
 
 
 @pytest.fixture
-def page(tiny_llama, byte_tokenizer, tmp_path):
+def page(request, tiny_llama, byte_tokenizer, tmp_path):
     """A page with the explorer of a tiny model, as one notebook cell shows it."""
-    plop.nfn_scores(
-        tiny_llama, [*TEXTS, *(f"{text}, again" for text in TEXTS)], byte_tokenizer, progress=False
-    ).to_pickle(tmp_path / "scores.pkl")
+    interface, theme = request.param
+    if interface == "notebook":
+        pytest.importorskip("notebook", reason="needs Notebook 7 (pip install notebook)")
+    texts = [*TEXTS, *(f"{text}, again" for text in TEXTS)]
+    scores = plop.nfn_scores(tiny_llama, texts, byte_tokenizer, progress=False)
+    scores.to_pickle(tmp_path / "scores.pkl")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata["kernelspec"] = {
         "name": "python3",
@@ -93,22 +101,30 @@ def page(tiny_llama, byte_tokenizer, tmp_path):
         "language": "python",
     }
     nbformat.write(notebook, tmp_path / "explorer.ipynb")
-    with jupyter_lab(tmp_path) as address, sync_api.sync_playwright() as playwright:
+    with jupyter(interface, tmp_path, theme) as address, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1250})
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True)
+        page = context.new_page()
         page.set_default_timeout(120_000)
-        page.goto(f"{address}/lab/tree/explorer.ipynb?token=secret")
+        page.goto(f"{address}/explorer.ipynb?token=secret")
         try:
-            page.get_by_text(
-                "| Idle"
-            ).wait_for()  # the kernel: what is run before it is there gets lost
+            # The kernel: what is run before it is there gets lost.
+            ready = "| Idle" if interface == "lab" else "Python 3"
+            page.get_by_text(ready).first.wait_for()
             page.locator(".jp-Notebook .jp-InputArea-editor").first.click()
-            page.keyboard.press("Shift+Enter")
+            for _ in range(20):
+                page.keyboard.press("Control+Enter")
+                if page.get_by_text("trainable parameters").count():
+                    break
+                page.wait_for_timeout(3_000)
             page.get_by_text("trainable parameters").wait_for()
             yield page
         finally:
             page.screenshot(path=tmp_path / "last.png")
             browser.close()
+
+
+LAB, NOTEBOOK = ("lab", "JupyterLab Light"), ("notebook", "JupyterLab Dark")
 
 
 def shown(page):
@@ -117,7 +133,7 @@ def shown(page):
     count, types = re.search(
         r"([\d,]+) trainable parameters in \d+ modules: (.*)", summary
     ).groups()
-    picture = page.locator(".widget-image").get_attribute("src")
+    picture = page.locator("svg[role=img]").inner_html()
     return (
         int(count.replace(",", "")),
         types,
@@ -135,6 +151,7 @@ def changed(page, before):
     raise AssertionError(f"still {before[:3]}")
 
 
+@pytest.mark.parametrize("page", [LAB], ids=["lab"], indirect=True)
 def test_explorer_in_jupyterlab_by_keyboard(page, tmp_path):
     first = shown(page)
     page.screenshot(path=tmp_path / "first.png")
@@ -146,7 +163,7 @@ def test_explorer_in_jupyterlab_by_keyboard(page, tmp_path):
     slider("k types").press("ArrowRight")
     third = changed(page, first)
     assert third[1].startswith(first[1]) and len(third[1].split(", ")) == 3
-    page.locator(f'.widget-image:not([src="{first[3]}"])').wait_for()
+    assert third[3] != first[3]
 
     slider("Rank").press("ArrowRight")
     doubled = changed(page, third)
@@ -167,3 +184,30 @@ def test_explorer_in_jupyterlab_by_keyboard(page, tmp_path):
     alert.wait_for(state="detached")
     within = changed(page, doubled)
     assert within[0] < doubled[0] and len(within[1].split(", ")) == 2
+
+
+@pytest.mark.parametrize("page", [LAB, NOTEBOOK], ids=["lab", "notebook"], indirect=True)
+def test_explorer_fits_one_screen_in_the_colours_of_the_page(page, tmp_path):
+    """At 1280 x 800: controls, picture and config; letters light on dark, no white slab."""
+    before = shown(page)
+    page.get_by_role("button", name="modules").tap()
+    after = changed(page, before)
+    assert after[3] != before[3]
+    assert page.get_by_role("button", name="cost of k types").is_visible()
+    box = page.locator(".widget-vbox", has=page.locator("svg[role=img]")).last
+    box.scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "fits.png")
+    size = box.bounding_box()
+    assert size["height"] <= 600 and size["width"] <= 1280
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    letter, ground = page.locator("svg[role=img] text").first.evaluate(
+        """text => {
+            let ground = text;
+            const clear = "rgba(0, 0, 0, 0)";
+            while (getComputedStyle(ground).backgroundColor === clear)
+                ground = ground.parentElement;
+            return [getComputedStyle(text).fill, getComputedStyle(ground).backgroundColor];
+        }"""
+    )
+    brightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (letter, ground)]
+    assert abs(brightness[0] - brightness[1]) > 300, (letter, ground)
