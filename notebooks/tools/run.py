@@ -2,6 +2,7 @@
 
     python notebooks/tools/run.py                  execute all, write the .ipynb beside the .py
     python notebooks/tools/run.py 00_quickstart --out build    execute one into another folder
+    python notebooks/tools/run.py --setup          rewrite the setup cells, execute nothing
 
 Prints the text output of the cells tagged "show"; saves the figure of the cell tagged "picture" for
 the README. The setup cell is the same in all notebooks; it is written here, with the repository's
@@ -10,14 +11,21 @@ address from pyproject.toml.
 
 import argparse
 import base64
+import json
 import os
+import re
+import sys
+import threading
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jupytext
 from nbclient import NotebookClient
+from tqdm.auto import tqdm
 
 NOTEBOOKS = Path(__file__).parents[1]
 SETUP = """\
@@ -36,6 +44,30 @@ import torch
 import plop_nb as plop
 """
 
+# The same while the repository has no public address: from a file that lies beside the notebook.
+SETUP_FROM_FILE = """\
+# Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
+from glob import glob
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("plop_nb") is None:
+    files = glob("plop_nb*.whl") + glob("plop_nb*.zip") + glob("/content/plop_nb*.whl")
+    if not files:
+        raise SystemExit("{missing}")
+    get_ipython().run_line_magic("pip", f'install -q "{files[0]}[tasks,finetune]"')
+import torch
+
+import plop_nb as plop
+"""
+MISSING = (
+    "plop_nb is not installed here. Put its wheel (plop_nb-*.whl, from `pip wheel --no-deps .` in "
+    "the repository) or a zip of the repository beside this notebook, on Colab into /content, and "
+    "run this cell again."
+)
+CELL_OF_SCRIPT = re.compile(r'(?<=# %% tags=\["setup"\]\n).*?(?=\n\n# %%)', re.DOTALL)
+
 # Progress bars and other packages' deprecations say nothing in a saved output.
 QUIET = {
     "TQDM_DISABLE": "1",
@@ -47,9 +79,26 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def setup_cell() -> str:
-    """The source of the setup cell, with the address of the repository."""
+    """The source of the setup cell, which installs from the repository once it is public."""
     project = tomllib.loads((NOTEBOOKS.parent / "pyproject.toml").read_text())["project"]
-    return SETUP.format(address=project["urls"]["Repository"]).strip()
+    address = project["urls"]["Repository"]
+    if ".invalid/" in address:
+        return SETUP_FROM_FILE.replace("{missing}", MISSING).strip()
+    return SETUP.format(address=address).strip()
+
+
+def rewrite_setup() -> None:
+    """Put the setup cell of today into every script and its notebook, and change nothing else."""
+    for script in scripts():
+        text = script.read_text(encoding="utf-8")
+        script.write_text(CELL_OF_SCRIPT.sub(lambda _: setup_cell(), text), encoding="utf-8")
+        path = script.with_suffix(".ipynb")
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if "setup" in cell["metadata"].get("tags", []):
+                cell["source"] = setup_cell().splitlines(keepends=True)
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def scripts() -> list[Path]:
@@ -64,7 +113,7 @@ def execute(script: Path, folder: Path) -> None:
         cell.source = setup_cell()
     if folder == NOTEBOOKS:
         jupytext.write(notebook, script, fmt="py:percent")
-    seconds = run(notebook)
+    seconds = run(notebook, script.stem)
     notebook.metadata = {"kernelspec": KERNEL, "plop_nb": {"seconds": seconds}}  # for the gallery
     tidy(notebook)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,13 +133,42 @@ def tagged(notebook: Any, tag: str) -> list[Any]:
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
-def run(notebook: Any) -> int:
+def run(notebook: Any, name: str) -> int:
     """Run all cells in place, in the folder of the notebooks; how many seconds it took."""
     os.environ.update(QUIET)
     start = time.time()
-    where = {"metadata": {"path": NOTEBOOKS}}
-    NotebookClient(notebook, timeout=1800, kernel_name=KERNEL["name"], resources=where).execute()
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    with moving_bar(name, cells) as bar:
+        NotebookClient(
+            notebook,
+            timeout=1800,
+            kernel_name=KERNEL["name"],
+            resources={"metadata": {"path": NOTEBOOKS}},
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else it warns about its sockets
+            on_cell_executed=lambda **_: bar.update(),
+        ).execute()
     return round(time.time() - start)
+
+
+@contextmanager
+def moving_bar(name: str, cells: int) -> Iterator[tqdm]:
+    """A bar over the cells of a notebook whose clock goes on while a cell runs."""
+    pause = 1 if sys.stderr.isatty() else 20  # a file gets a line each time
+    over = threading.Event()
+    form = "{desc} |{bar:30}| {n_fmt} of {total_fmt} cells, {elapsed}"  # cells differ: no forecast
+    with tqdm(desc=name, total=cells, bar_format=form, disable=False, mininterval=0) as bar:
+
+        def tick() -> None:
+            while not over.wait(pause):
+                bar.refresh()
+
+        clock = threading.Thread(target=tick, daemon=True)
+        clock.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            clock.join()
 
 
 def tidy(notebook: Any) -> None:
@@ -116,7 +194,12 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=NOTEBOOKS, help="folder for the executed notebooks"
     )
+    parser.add_argument(
+        "--setup", action="store_true", help="rewrite the setup cells of all, execute nothing"
+    )
     given = parser.parse_args()
+    if given.setup:
+        return rewrite_setup()
     known = {script.stem: script for script in scripts()}
     unknown = sorted(set(given.names) - set(known))
     if unknown:

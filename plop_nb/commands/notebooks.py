@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import plop_nb
+from plop_nb.checks import PACKAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,9 @@ def run(given: argparse.Namespace) -> int:
         shutil.copyfile(source / name, folder / name)
     shutil.copytree(source / "images", folder / "images", dirs_exist_ok=True)
     print(f"{len(names)} notebooks are in {folder}. To open the first one:")
-    print("    pip install jupyterlab")
+    print(f"    pip install jupyterlab ipywidgets {PACKAGES['finetune']}")
     print(f"    jupyter lab {folder / names[0]}")
+    print(f"Some need more texts and tasks: pip install {PACKAGES['tasks']}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Reinforcement learning with a placement: GRPO on answers that reasoning-gym checks.
 
 This is the paper's third experiment. It needs TRL and reasoning-gym
-(`pip install 'plop_nb[tasks,finetune]'`), but only once something is trained.
+(`pip install trl reasoning-gym`), but only once something is trained.
 
 The tasks are `load_task("digit_sums")` and `load_task("metamath_tagged")`, or one's own `Task`
 whose examples have `prompt` and the columns that the rewards take.

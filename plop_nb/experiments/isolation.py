@@ -1,11 +1,12 @@
 """What keeps a run apart from the caller's model and from the global random generators."""
 
 import copy
+import logging
 import random
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import set_seed
+
+# Whose warnings of a training are about what the package sets itself, such as a token for padding
+TALKATIVE = ("transformers", "trl")
 
 
 def check_trainable(model: nn.Module, *, generates: bool = True) -> None:
@@ -102,6 +106,8 @@ def seeded(seed: int | None = None) -> Iterator[None]:
 def isolated(seed: int) -> Iterator[str]:
     """Where a trainer runs: seeded, and with gradients and float32 whatever the caller has set.
 
+    Other packages are quiet meanwhile: see `quietly`.
+
     Everything is put back, and the folder that it gives, to write to, is removed.
     """
     before = torch.get_default_dtype()
@@ -112,12 +118,35 @@ def isolated(seed: int) -> Iterator[str]:
             seeded(seed),
             torch.inference_mode(False),
             torch.enable_grad(),
-            warnings.catch_warnings(),
+            quietly(),
         ):
-            warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
             yield folder
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No bars of data sets, and no warnings of other packages that a user cannot act on."""
+    with warnings.catch_warnings(), ExitStack() as back:
+        warnings.simplefilter("ignore", FutureWarning)  # transformers on a default of TRL's
+        for name in TALKATIVE:
+            logger = logging.getLogger(name)
+            back.callback(logger.setLevel, logger.level)
+            logger.setLevel(max(logger.level, logging.ERROR))
+        _hide_bars_of_data_sets(back)
+        yield
+
+
+def _hide_bars_of_data_sets(back: ExitStack) -> None:
+    """Switch them off where they are on; closing `back` switches them on again."""
+    try:
+        import datasets
+    except ImportError:  # then there are none
+        return
+    if not datasets.are_progress_bars_disabled():
+        datasets.disable_progress_bars()
+        back.callback(datasets.enable_progress_bars)
 
 
 @contextmanager

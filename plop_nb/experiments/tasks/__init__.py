@@ -74,6 +74,8 @@ def load_task(
         Cheap, with 7 to 55 tokens in a mean text: "short_sums" (two numbers below 100),
         "spelling" (words backward), "short_syllogisms" (yes or no), and "facts" (VitaminC: does a
         sentence of Wikipedia make a claim true, false, or neither; fetches 358 MB, once).
+        Of these the first 600 of seed 0 (but for "facts") come with plop_nb; all others of
+        reasoning-gym need that package.
         For GRPO, with answers between tags: "digit_sums" (two numbers of one digit; see
         `digit_sums` for others) and from the Hub "metamath_tagged" (MetaMathQA as messages).
     train, validation, test : int, optional

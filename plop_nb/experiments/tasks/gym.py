@@ -14,7 +14,7 @@ from plop_nb.experiments.tasks.answers import (
     solves,
 )
 from plop_nb.experiments.tasks.task import Drawn, Example, Sizes, Task, by_prompt, deal
-from plop_nb.texts import STRIDE, reasoning_gym
+from plop_nb.texts import STRIDE, reasoning_gym, shipped
 
 # Seeds between the texts of `load_texts` and the examples of a task: a score sees no test prompt.
 APART = 1000
@@ -54,18 +54,13 @@ def syllogisms(sizes: Sizes, seed: int) -> Task:
 
 def short_sums(sizes: Sizes, seed: int) -> Task:
     """Sums and differences of two numbers below 100, such as "15 - 43 =", in a few tokens."""
-    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    entries = _entries("chain_sum", seed, options)
-    candidates = (_asked(f"{entry['metadata']['expression']} =", entry) for entry in entries)
-    splits = deal(candidates, sizes, "short_sums")
+    splits = deal(short_candidates("short_sums", sizes, seed), sizes, "short_sums")
     return Task("short_sums", **splits, check=_first_line_is, new_tokens=8)
 
 
 def spelling(sizes: Sizes, seed: int) -> Task:
     """Words of three to six letters, to be spelled backward."""
-    entries = _entries("spell_backward", seed, {"min_word_len": 3, "max_word_len": 6})
-    candidates = (_asked(f"{entry['metadata']['word']} backward:", entry) for entry in entries)
-    splits = deal(candidates, sizes, "spelling")
+    splits = deal(short_candidates("spelling", sizes, seed), sizes, "spelling")
     return Task("spelling", **splits, check=first_word_is_exactly, new_tokens=8)
 
 
@@ -75,11 +70,42 @@ def short_syllogisms(sizes: Sizes, seed: int) -> Task:
     The answers are reasoning-gym's, where these are right (see `has_undistributed_middle`). About
     half of them are yes.
     """
-    entries = _entries("syllogism", seed + APART, {"invalid_ratio": SHARE_OF_NO})
-    right = (entry for entry in entries if not has_undistributed_middle(entry))
-    candidates = (_asked(_in_a_line(**entry["metadata"]), entry) for entry in right)
-    splits = deal(candidates, sizes, "short_syllogisms")
+    splits = deal(short_candidates("short_syllogisms", sizes, seed), sizes, "short_syllogisms")
     return Task("short_syllogisms", **splits, check=first_word_is, new_tokens=4)
+
+
+def short_candidates(name: str, sizes: Sizes, seed: int) -> Iterator[Drawn]:
+    """Examples of a cheap task, by reasoning-gym; where it is not installed, those that ship."""
+    try:
+        reasoning_gym()
+    except ImportError:
+        return map(by_prompt, shipped(name, sum(sizes.values()), seed))
+    return map(by_prompt, DRAWN[name](seed))
+
+
+def _drawn_sums(seed: int) -> Iterator[Example]:
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    for entry in _entries("chain_sum", seed, options):
+        yield _asked(f"{entry['metadata']['expression']} =", entry)
+
+
+def _drawn_words(seed: int) -> Iterator[Example]:
+    for entry in _entries("spell_backward", seed, {"min_word_len": 3, "max_word_len": 6}):
+        yield _asked(f"{entry['metadata']['word']} backward:", entry)
+
+
+def _drawn_syllogisms(seed: int) -> Iterator[Example]:
+    for entry in _entries("syllogism", seed + APART, {"invalid_ratio": SHARE_OF_NO}):
+        if not has_undistributed_middle(entry):
+            yield _asked(_in_a_line(**entry["metadata"]), entry)
+
+
+# What reasoning-gym gives for the cheap tasks, for a seed; some repeat.
+DRAWN: dict[str, Callable[[int], Iterator[Example]]] = {
+    "short_sums": _drawn_sums,
+    "spelling": _drawn_words,
+    "short_syllogisms": _drawn_syllogisms,
+}
 
 
 def has_undistributed_middle(entry: dict) -> bool:
@@ -184,8 +210,8 @@ def _in_a_line(premise1: str, premise2: str, conclusion: str, **_: Any) -> str:
     return f"{premise1}. {premise2}. So {conclusion.lower()}?"
 
 
-def _asked(prompt: str, entry: dict) -> Drawn:
-    return by_prompt({"prompt": prompt, "completion": f" {entry['answer']}"})
+def _asked(prompt: str, entry: dict) -> Example:
+    return {"prompt": prompt, "completion": f" {entry['answer']}"}
 
 
 def _entry(generator: str, draw: int, options: Mapping[str, Any]) -> dict:

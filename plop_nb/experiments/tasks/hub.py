@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from plop_nb.checks import missing_extra
 from plop_nb.experiments.tasks.answers import (
     INSTRUCTION,
     PLAIN_NUMBER,
@@ -137,11 +138,15 @@ def shuffled(source: str, seed: int, **options: Any) -> Iterator[Row]:
 
     Raises
     ------
+    ImportError
+        The package datasets is not installed.
     ValueError
         The data set could not be loaded.
     """
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_extra("this task", "datasets", "hub") from error
     try:
         rows = datasets.load_dataset(source, **options).shuffle(seed=seed)
     except Exception as error:  # many kinds: no network, no such split
