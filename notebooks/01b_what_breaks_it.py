@@ -19,12 +19,12 @@
 # **The question.** Notebook 01 showed that training raises the score NFN (Normalized Feature Norm) of a linear network on one
 # datapoint. What breaks this growth? And does it happen in a real language model, most of all in the maps with a low score?
 #
-# **The answer.** Growth of the squared displacement (how far features move, squared) with the square of the steps needs two
-# things: steps in the same direction, and steps of equal length. Shorter or changing steps slow growth, longer ones speed it up.
-# In SmolLM2-135M-Instruct, finetuned for 20 steps, NFN rises in 52 to 68 % of the maps, and the median change is 1.5 % or less.
-# We find no evidence that types with a low score gain more than others. There are two leads: among value maps, layers with a low
-# score tended to gain more; and after LoRA, maps with a low score gained more on their own task than on another. None of this is
-# about the loss.
+# **The answer.** The squared displacement (how far features move, squared) grows with the square of the steps if the steps share
+# a direction (exactly, or after many steps on average) and keep their length. Steps that get shorter or change direction lower
+# the exponent, steps that get longer raise it. In SmolLM2-135M-Instruct, finetuned for 20 steps, NFN rises in 52 to 68 % of the
+# maps, and the median change is 1.5 % or less. We find no evidence that types with a low score gain more than others. There are
+# two leads: among value maps, layers with a low score tended to gain more; and on texts of a task that was not trained, maps with
+# a *high* score tended to. None of this is about the loss.
 #
 # | | |
 # |---|---|
@@ -37,15 +37,16 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
-import importlib.util
+from glob import glob
+from importlib.util import find_spec
 
 from IPython import get_ipython
 
-if importlib.util.find_spec("plop_nb") is None:
-    get_ipython().run_line_magic(
-        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
-    )
-
+if find_spec("plop_nb") is None:
+    files = glob("plop_nb*.whl") + glob("plop_nb*.zip") + glob("/content/plop_nb*.whl")
+    if not files:
+        raise SystemExit("plop_nb is not installed here. Put its wheel (plop_nb-*.whl, from `pip wheel --no-deps .` in the repository) or a zip of the repository beside this notebook, on Colab into /content, and run this cell again.")
+    get_ipython().run_line_magic("pip", f'install -q "{files[0]}[tasks,finetune]"')
 import torch
 
 import plop_nb as plop
@@ -62,13 +63,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from plop_nb import network_plots as plots
+from plop_nb import gain_plots, network_plots
 from plop_nb.experiments import growth, mean_interval, power_fit
 
 # %% [markdown]
 # The record `growth.csv` holds eight short finetunings of SmolLM2-135M-Instruct. They train all weights (*full*) or adapters on
 # all maps (*LoRA*), on short sums (*sums*) or on spelling words backward (*spelling*), with two seeds each. The model has 210
-# maps: seven types in each of 30 layers. The *change* of a map is the rise of its NFN in percent.
+# maps: seven types in each of 30 layers. The *change* of a map, also called its *gain*, is the rise of its NFN in percent.
 
 # %%
 record = pd.read_csv(plop.data_file("results/growth.csv"), comment="#")
@@ -79,19 +80,18 @@ record["texts"] = np.where(record["trained"] == record["scored"], "own task", "o
 print(f"{record.groupby(['setting', 'seed']).ngroups} runs, {record.groupby(['type', 'layer']).ngroups} maps in each")
 
 # %%
-where = ["setting", "texts", "type", "layer"]
+where = ["setting", "texts", "scored", "type", "layer"]
 maps = record.groupby(where, sort=False, as_index=False)[["before", "change"]].mean()  # over two seeds
 own = maps[maps["texts"] == "own task"]
 settings = list(own["setting"].unique())
 
 # %% tags=["nbval-ignore-output", "picture"]
-title = "SmolLM2-135M-Instruct, 20 steps: no evidence that types with a low score gain more\n(dots: layers from the left; crosses: mean, 95 % interval; triangles: beyond 12 %)"
-plots.plot_gains(own, settings, column="setting", limit=12, title=title);
+title = "SmolLM2-135M-Instruct, 20 steps: no evidence that types with a low score gain more\n(dots: layers 0 to 29; cross: mean, 95 % t interval over them; triangles: beyond 15 %)"
+gain_plots.plot_gains(own, settings, column="setting", limit=15, title=title);
 
 # %% [markdown]
-# The types stand in the order of their score, the lowest on the left. Every dot is a mean over two seeds, on held-out texts of
-# the trained task. If low scores gained more, the crosses would fall from left to right. They do not fall clearly. Part 5 puts
-# numbers to it.
+# The types stand in the order of their score. Every dot is a mean over two seeds, on held-out texts of the trained task. If low
+# scores gained more, the crosses would fall from left to right. They do not fall clearly.
 #
 # | part | question | in the paper | minutes |
 # |---|---|---|---|
@@ -114,23 +114,24 @@ plots.plot_gains(own, settings, column="setting", limit=12, title=title);
 #
 # Under the assumptions of **Theorem 1** the input is fixed, and the derivation in notebook 01 gives the squared displacement
 # $(\eta c t)^2$. The *exponent* of this growth, the power of $t$, is 2. **NFN is not displacement**: it divides by the size of
-# the input. With a fixed input and a wide network it is $\sqrt{1 + (\eta c t)^2}$, since the weights hardly grow. Where inputs
-# move (*all layers* in part 1, the attention's output map in part 4), the two part.
+# the input. With a fixed input, a wide network, and steps unrelated to the first feature it is $\sqrt{1 + (\eta c t)^2}$, since
+# the weights hardly grow.  Where inputs move, NFN and displacement disagree.
 
 # %% [markdown]
 # ## 1. Which assumptions can be dropped?
 #
-# **Question.** Theorem 1 assumes a linear network, one trained map, one datapoint, SignSGD with the step $\eta / n$, and a
-# residual that keeps its sign. What happens without each of these?
+# **Question.** Theorem 1 assumes a linear network, one trained map, one datapoint, a residual that keeps its sign, and SignSGD
+# with the step $\eta / n$: SGD that uses only the sign of each entry of the gradient. What happens without each of these?
 #
 # **Intuition.** Walk straight ahead at a constant speed: after $t$ steps you are $t$ times as far away, and the square of the
-# distance grows with $t^2$. So an assumption matters if the direction or the speed changes without it.
+# distance grows with $t^2$. So an assumption matters if without it the direction or the speed changes.
 #
 # **Predict.** Which of these keep the exponent 2: 16 datapoints instead of one; minibatches of 4 out of 64; all layers trained;
 # Adam; plain SGD; a step that does not fall with the width; a target that is reached; labels that are noise?
 #
 # **What we do.** We train networks of 512 neurons, each time with one change. The function `growth(...)` trains some networks
-# (`seeds`) and returns one row for each network and step. The data are toys:
+# (`seeds`) and returns one row for each network and step, with `moved` (the root of the squared displacement), `nfn` and `loss`.
+# The data are toys:
 #
 # | what | how it is made |
 # |---|---|
@@ -157,10 +158,13 @@ runs = {}
 for name, knob in knobs.items():
     runs[name] = growth(WIDTH, STEPS, eta=ETA, **({"seeds": SEEDS} | knob))
 
+# %%
+runs["Theorem 1"][["seed", "step", "moved", "nfn", "loss"]].head(3).round(3)
+
 # %% [markdown]
 # We fit the exponent only while there is something left to learn. We call a target *met* when the mean loss has fallen below 2 %
-# of its start. After that step an exponent would mix growth with standstill. Besides, we look at the squared displacement after 5
-# steps, as a multiple of Theorem 1's, and at NFN after 40 steps.
+# of its start. After that step an exponent would mix growth with standstill. Besides, we look at the squared displacement of the
+# first step, as a multiple of Theorem 1's, and at NFN in the end.
 
 
 # %%
@@ -179,65 +183,48 @@ def exponent(run, first=1, last=STEPS):
 
 
 # %%
-rows, squares = {}, {}
-for name, run in runs.items():
-    met = target_met(run)
-    squares[name] = (run["moved"] ** 2).groupby(run["step"]).mean()
-    rows[name] = exponent(run, last=met)._asdict() | {"fitted up to step": met}
-    rows[name]["multiple, step 5"] = squares[name][5] / squares["Theorem 1"][5]
-    rows[name][f"NFN, step {STEPS}"] = run.loc[run["step"] == STEPS, "nfn"].mean()
-table = pd.DataFrame(rows).T
+def squares(run):
+    """The squared displacement by step, the mean over networks."""
+    return (run["moved"] ** 2).groupby(run["step"]).mean()
+
+
+# %%
+def summary(run):
+    """The exponent until the target is met, the first step, and NFN in the end."""
+    met, first = target_met(run), squares(run)[1] / squares(runs["Theorem 1"])[1]
+    found = exponent(run, last=met)._asdict() | {"fitted up to step": met, "multiple, step 1": first}
+    return found | {f"NFN, step {STEPS}": run.loc[run["step"] == STEPS, "nfn"].mean()}
+
+
+# %%
+table = pd.DataFrame({name: summary(run) for name, run in runs.items()}).T
 table.round(2)
 
 # %% tags=["nbval-ignore-output"]
 panels = {f"{name}: exponent {table.loc[name, 'exponent']:.2f}": runs[name] for name in list(knobs)[1:]}
 met = {panel: target_met(run) for panel, run in panels.items() if target_met(run) < STEPS}
 walk = {panel: 1 for panel in panels if panel.startswith("noise")}
-title = f"Features move quadratically only while steps keep direction and length\n(linear networks, {WIDTH} neurons; means over networks and 95 % t intervals; dashed: Theorem 1)"
-plots.plot_knobs(panels, runs["Theorem 1"], met=met, guides=walk, title=title);
+title = f"Features move quadratically where steps share a direction and keep their length\n(linear networks, {WIDTH} neurons; means over networks, 95 % t intervals; exponents fitted up to the dotted line)"
+network_plots.plot_knobs(panels, runs["Theorem 1"], met=met, met_name="loss below 2 %", guides=walk, title=title);
 
 # %% [markdown]
-# **What we saw.** The panels with an exponent near 2 have lines parallel to the dashed one, up to the step where the target is
-# met.
+# **What we saw.** The exponent stays near 2 with *16 datapoints*, and with *all layers*, a *constant step* and a *near target*
+# until the target is met. *Adam* comes close. *SGD*, *minibatches* and *noise labels* fall short.
 #
-# * *16 datapoints*: the exponent stays. The displacement is a fifth of the theorem's, since a step follows what the datapoints
-#   have in common, and each of them has only a part of it.
-# * *Minibatches*: the direction varies from step to step. The exponent 1.8 is a mean over these 40 steps (see below).
-# * *All layers trained*: the first layer moves the feature as well, so the squared displacement is four times the theorem's.
-#   Steps get a little longer (2.05), and the target is met early. With a fixed input, this displacement would make NFN about 1.6
-#   in the end. It is 1.42, since NFN divides by an input that has grown.
-# * *Constant step*: steps are eight times as long, the squared displacement 64 times as large, and the target is met at step 7.
-# * *Adam*, *SGD*: the steps get shorter. Part 2 says why. SGD at this rate starts with steps 2.5 times the theorem's. That
-#   multiple is a matter of the rate, and so is its high NFN.
-# * *Near target*: growth ends (part 2).
+# * *16 datapoints*: the squared displacement is a fifth of the theorem's (features move less than half as far), since a step
+#   follows what the datapoints have in common, and each of them has only a part of it.
+# * *Minibatches*: the direction varies from step to step. The exponent 1.8 is a mean over 40 steps: it rises (part 3).
+# * *All layers*: the first layer moves the feature as well, so the squared displacement is four times the theorem's. Steps get a
+#   little longer (2.05). NFN stays below the theorem's, since it divides by an input that has grown.
+# * *Constant step*: each step is eight times as long, its square 64 times as large. The exponent stays; the target is only met
+#   sooner, at step 7.
+# * *Adam*, *SGD*: the steps get shorter (part 2). The first step of SGD is 2.5 times the theorem's ($\sqrt{6.3}$). That is a
+#   matter of the rate, and so is its high NFN.
 # * *Noise labels*: a step goes forward or backward at random. After $t$ such steps one is about $\sqrt t$ steps away: a *random
 #   walk*. The squared displacement grows with $t$.
 #
-# NFN after 40 steps is 1.85 under the theorem's assumptions, and it stays near 1 with minibatches and with noise.
-#
-# Is the exponent of minibatches a law? We fit the first ten steps and the other thirty apart:
-
-# %%
-for name in ("Theorem 1", "minibatches", "noise labels"):
-    early, late = exponent(runs[name], last=10), exponent(runs[name], first=10)
-    print(f"{name}: exponent {early.exponent:.2f} in steps 1 to 10, {late.exponent:.2f} in steps 10 to {STEPS}")
-
-# %% [markdown]
-# It is no law: it rises from 1.6 to 1.95. At first chance dominates, later the direction that all minibatches share. Exercise 2
-# derives such a rise, from near 1 towards 2.
-#
-# | without this assumption | still quadratic? | why |
-# |---|---|---|
-# | one datapoint | yes, but slower | steps share a direction |
-# | full batches | not at first, later nearly | the direction varies around a common one |
-# | one trained map | a little more, until the target is met | the direction stays, steps get longer |
-# | step $\eta / n$ | until the target is met | steps are longer, in the same direction |
-# | SignSGD | Adam nearly, SGD no | the direction stays, but steps get shorter |
-# | a residual that keeps its sign | only until the target is met | then steps go back and forth |
-# | labels that stay | no | random directions |
-#
 # **Recap.** The number of datapoints, the rule for the step and the number of trained maps set how fast features move. The
-# exponent 2 needs a direction that stays and steps of equal length.
+# exponent 2 needs steps that share a direction and keep their length.
 #
 # ## 2. Growth ends with the residual
 #
@@ -265,8 +252,8 @@ print(f"expected at step {0.5 / speed:.1f} from an output of 0, at step {start /
 print(f"measured at step {turned.mean:.1f}, 95 % interval over networks {turned.low:.1f} to {turned.high:.1f}")
 
 # %% [markdown]
-# A step of *SGD* is proportional to the residual, so it shrinks with it. *Adam* divides the gradient by a running root mean
-# square of earlier gradients. While gradients keep their size that is SignSGD, but when they shrink, the steps shrink as well.
+# A step of *SGD* is proportional to the residual, so it shrinks with it. *Adam* divides a running mean of the gradients by their
+# running root mean square. While gradients keep their size that is SignSGD, but when they shrink, the steps shrink as well.
 #
 # If this is the reason, both should have the exponent 2 again where the residual hardly changes. So we put the target out of
 # Adam's reach ($|y| = 50$), and we make the steps of SGD fifty times smaller.
@@ -282,8 +269,7 @@ for name, run in {"Adam": far, "SGD": slow}.items():
 # the start: these 16 outputs happen to begin a little on the wrong side of 0. From there, step 16.4 is expected, which the
 # interval contains. With a residual that hardly changes, Adam and SGD have the exponent 2 again.
 #
-# **Recap.** The sign of the residual ends the growth. Before that, its size sets the steps of Adam and SGD. How far features grow
-# depends on how much is left to learn.
+# **Recap.** The sign of the residual ends the growth. Before that, its size sets the steps of Adam and SGD.
 #
 # ## 3. Must labels mean something?
 #
@@ -311,25 +297,63 @@ rows = {}
 for panel, of_panel in by_labels.items():
     for name, run in of_panel.items():
         rows[panel, name] = exponent(run)._asdict()
-        rows[panel, name]["steps 1 to 10"] = exponent(run, last=10).exponent
-        rows[panel, name][f"steps 10 to {STEPS}"] = exponent(run, first=10).exponent
 pd.DataFrame(rows).T.round(2)
 
 # %% tags=["nbval-ignore-output"]
-title = f"With all data in each step, shuffled labels move features almost as far as a rule's\n(linear networks, {WIDTH} neurons, 64 datapoints; means over 64 networks and 95 % t intervals)"
-plots.plot_displacements(by_labels, title=title);
+title = f"With all data in each step, shuffled labels move features almost as far as a rule's\n(linear networks, {WIDTH} neurons, 64 datapoints; means over 64 networks, 95 % t intervals)"
+network_plots.plot_displacements(by_labels, title=title);
 
 # %% [markdown]
-# **What we saw.** With all datapoints in each step, shuffled labels have nearly the exponent of the rule: 1.96 against 1.99. The
-# curve already bends a little, since a linear network soon has nothing left to learn from such labels. With minibatches the means
-# over 40 steps are 1.8 for the rule and 1.3 for shuffled labels, and both rise with the steps: what the minibatches have in
-# common is smaller for shuffled labels, so it shows later (the formula of exercise 2). Noise is a random walk with minibatches
-# (1.0). With all data it falls short even of that (0.8). A possible reason is that the best answer to noise is an output of 0:
-# whatever a step adds, later steps pull back. We fit all 40 steps, since no linear network of 8 inputs gives 64 datapoints
-# exactly the labels $+2$ and $-2$.
+# **What we saw.** With all datapoints in each step, shuffled labels have nearly the exponent of the rule: 1.96 against 1.99. With
+# minibatches it is 1.8 for the rule, 1.3 for shuffled labels, and 1.0 for noise, a random walk. No target is ever met here: a
+# linear network of 8 inputs cannot give 64 datapoints exactly the labels $+2$ and $-2$. So all 40 steps count.
 #
-# **Recap.** Features grow with the square of the steps when the gradient keeps asking for the same thing. Over 40 steps it need
-# not mean anything. With minibatches a rule helps, because other datapoints then ask for the same.
+# **One number: how much do steps agree?** Let $x$ be the mean cosine of the displacements of two steps, and let all steps be
+# equally long. The square of a sum has $t$ squares and $t (t - 1)$ products, so after $t$ steps the squared displacement is $t +
+# t (t - 1)\, x$ times that of the first step. It is $t^2$ if all steps agree ($x = 1$), and $t$ if none do ($x = 0$). In between
+# it begins more like $t$ and ends more like $t^2$.
+#
+# We compute $x$ from the last step alone, and then what the exponents should be in steps 1 to 10 and in steps 10 to 40.
+
+
+# %%
+def agreement(run):
+    """x, from the squared displacement after all steps and after one."""
+    multiple = squares(run)[STEPS] / squares(run)[1]
+    return (multiple - STEPS) / (STEPS * (STEPS - 1))
+
+
+# %%
+def expected(x):
+    """A run that follows the formula exactly."""
+    t = np.arange(1, STEPS + 1)
+    return pd.DataFrame({"seed": 0, "step": t, "moved": np.sqrt(t + t * (t - 1) * x)})
+
+
+# %%
+def early_late(run, what):
+    early, late = exponent(run, last=10), exponent(run, first=10)
+    return {f"1 to 10, {what}": early.exponent, f"10 to {STEPS}, {what}": late.exponent}
+
+
+# %%
+rows = {}
+for panel, of_panel in by_labels.items():
+    for name, run in of_panel.items():
+        x = agreement(run)
+        rows[panel, name] = {"x": x} | early_late(run, "measured") | early_late(expected(x), "computed")
+pd.DataFrame(rows).T.round(2)
+
+# %% [markdown]
+# **What we saw.** One number says how the curves of minibatches bend. The rule's $x$ is 0.33, and its exponent rises from 1.6 to
+# 1.9. That of shuffled labels is 0.05, and theirs rises from 1.2 to 1.5. The computed exponents differ by 0.07 at most. So an
+# exponent between 1 and 2 is no law, it is a passage. With all data, the formula misses the bend of shuffled labels: the network
+# soon has nothing left to learn from them. For noise $x$ is below 0 there: a step undoes a part of earlier ones, perhaps because
+# the best answer to noise is an output of 0.
+#
+# **Recap.** Features grow with the square of the steps when the gradient keeps asking for the same thing. With all data in each
+# step, labels need not mean anything over 40 steps. With minibatches a rule helps, because other datapoints then ask for the
+# same.
 #
 # ## 4. Networks that are not linear
 #
@@ -343,52 +367,11 @@ plots.plot_displacements(by_labels, title=title);
 #
 # **What we do.** We use one datapoint, SignSGD, and three more networks of 256 neurons. The attention has one head and four input
 # tokens, and we watch its four maps: query, key, value and output. The target is 6, so far away that all 40 steps count.
-
-# %% tags=["nbval-ignore-output"]
-networks = {}
-for kind in ("linear", "relu", "gelu", "attention"):
-    run = growth(WIDTH // 2, STEPS, eta=ETA, network=kind, seeds=SEEDS, target=6)
-    for module, of_map in run.groupby("module", sort=False):
-        networks[kind if kind != "attention" else f"attention {module}"] = of_map
-
-# %% [markdown]
-# We divide each squared displacement by that of Theorem 1 in an infinitely wide network, $\frac{2}{\pi} (\eta t)^2$. In this
-# picture a flat line is quadratic growth of the displacement, not of NFN.
-
-# %% tags=["nbval-ignore-output"]
-unit = ETA * math.sqrt(2 / math.pi)  # the theorem's displacement in one step
-title = "ReLU and GeLU fall behind the theorem, the attention's output map runs ahead\n(256 neurons, one datapoint, SignSGD; means over 16 networks, 95 % t intervals)"
-plots.plot_multiples(networks, unit, title=title);
-
-
-# %%
-def fitted(run, first, last):
-    fit = exponent(run, first, last)
-    return f"{fit.exponent:.2f} ({fit.low:.2f} to {fit.high:.2f})"
-
-
-# %%
-rows = {}
-for name, run in networks.items():
-    rows[name] = {"steps 1 to 5": fitted(run, 1, 5), f"steps 20 to {STEPS}": fitted(run, 20, STEPS)}
-    means = run.groupby("step")[["nfn", "loss"]].mean()
-    rows[name] |= {"NFN before": f"{means['nfn'][0]:.2f}", "NFN after": f"{means['nfn'][STEPS]:.2f}"}
-    rows[name]["loss left"] = f"{means['loss'][STEPS] / means['loss'][0]:.0%}"
-pd.DataFrame(rows).T
-
-# %% [markdown]
-# **What we saw.** In the first five steps the exponents lie between 1.85 and 2.0. Between steps 20 and 40 they are 1.7 and 1.8
-# for ReLU and GeLU, and 3.3 for the attention's output map. Its displacement runs ahead because its input grows too, and two
-# growing factors meet. NFN divides by the input: with a fixed one, this displacement would make it 3.6, and it is 2.32. That is
-# still more than the 1.85 of the linear network. The last column shows that no network has met its target. Key and value are near
-# 2, query a little below. (Intervals: 95 %, networks are resampled.)
 #
-# *Where the lines start.* A step of SignSGD has its full length however small a gradient is, so GeLU starts at 1. Half of the
-# ReLU neurons have no gradient at all, so it starts at 1/2. Query, key and value start near 1/3, since each of the four tokens
-# has only a part of the common direction, as with 16 datapoints. The output map starts above 1, since its input moves as well.
+# <details><summary>The answer for ReLU, derived</summary>
 #
-# **Why ReLU bends.** Let $h$ be the absolute value of a neuron at the start, a half-normal number, and $a = \eta c t$ how far a
-# neuron is pushed in $t$ steps. There are three groups of neurons:
+# Let $h$ be the absolute value of a neuron's input to the ReLU at the start, a half-normal number. (Our feature $W z$ is taken
+# before the ReLU.) Let $a = \eta c t$ be how far a neuron is pushed in $t$ steps. There are three groups of neurons:
 #
 # | share | what happens | displacement |
 # |---|---|---|
@@ -397,47 +380,99 @@ pd.DataFrame(rows).T
 # | a quarter | pushed down, until it switches off at 0 | the smaller of $a$ and $h$ |
 #
 # So the squared displacement is $\frac14 a^2 + \frac14\, E \min(a, h)^2$. As a multiple of $a^2$ it starts at $\frac12$ and falls
-# towards $\frac14$. Then it is flat again: the bend is a passage between two quadratic laws. We compare:
+# towards $\frac14$: the bend is a passage between two quadratic laws.
+# </details>
 
-# %%
-h = stats.halfnorm.ppf((np.arange(2000) + 0.5) / 2000)  # 2000 quantiles stand for all neurons
-relu = (networks["relu"]["moved"] ** 2).groupby(networks["relu"]["step"]).mean()
-for step in (1, 10, 20, STEPS):
-    a = unit * step
-    formula = (a**2 + (np.minimum(a, h) ** 2).mean()) / 4 / a**2
-    print(f"step {step}: multiple measured {relu[step] / a**2:.3f}, formula {formula:.3f}")
+# %% tags=["nbval-ignore-output"]
+panels = {"neurons": {}, "attention": {}}
+for name, kind in {"linear": "linear", "ReLU": "relu", "GeLU": "gelu"}.items():
+    panels["neurons"][name] = growth(WIDTH // 2, STEPS, eta=ETA, network=kind, seeds=SEEDS, target=6)
+attention = growth(WIDTH // 2, STEPS, eta=ETA, network="attention", seeds=SEEDS, target=6)
+panels["attention"] = dict(list(attention.groupby("module", sort=False)))
 
 # %% [markdown]
-# **Recap.** The exponents start near 2. ReLU neurons that switch off bend growth down for a while: the multiple falls from 1/2 to
-# 1/4. Growing inputs bend displacement up. We did not test why GeLU bends.
+# We divide each squared displacement by that of Theorem 1 in an infinitely wide network, $\frac{2}{\pi} (\eta t)^2$. In the
+# picture a flat line is quadratic growth of the displacement, not of NFN. The formula for ReLU:
+
+# %%
+unit = ETA * math.sqrt(2 / math.pi)  # the theorem's displacement in one step
+h = stats.halfnorm.ppf((np.arange(2000) + 0.5) / 2000)  # 2000 quantiles stand for all neurons
+pushed = {step: unit * step for step in range(1, STEPS + 1)}
+formula = pd.Series({step: (1 + (np.minimum(1, h / a) ** 2).mean()) / 4 for step, a in pushed.items()})
+formula[[1, 10, 20, STEPS]].round(2)
+
+# %% tags=["nbval-ignore-output"]
+title = "ReLU and GeLU fall behind the theorem, the attention's output map runs ahead\n(256 neurons, one datapoint, SignSGD; means over 16 networks, 95 % t intervals)"
+network_plots.plot_multiples(panels, unit, formulas={"ReLU": formula}, title=title);
+
+
+# %%
+def nfn_and_loss(run):
+    """NFN at the end, what displacement suggests, and the share of the loss that is left."""
+    means = run.groupby("step")[["nfn", "loss"]].mean()
+    found = {"NFN": means["nfn"][STEPS], "sqrt(1 + D)": math.sqrt(1 + squares(run)[STEPS])}
+    return found | {"loss left": means["loss"][STEPS] / means["loss"][0]}
+
+
+# %%
+rows = {}
+for name, run in (panels["neurons"] | panels["attention"]).items():
+    early, late = exponent(run, last=5), exponent(run, first=20)
+    rows[name] = {"exponent, 1 to 5": early.exponent, f"20 to {STEPS}": late.exponent, "low": late.low, "high": late.high}
+    rows[name] |= nfn_and_loss(run)
+pd.DataFrame(rows).T.round(2)
+
+# %% [markdown]
+# **What we saw.** In the first five steps the exponents lie between 1.85 and 2.0. Between steps 20 and 40 they are 1.7 and 1.8
+# for ReLU and GeLU, and 3.3 for the attention's output map. (`low` and `high`: 95 %, networks are resampled.) Key and value are
+# near 2, query a little below. The last column shows that no network has met its target. ReLU follows its formula.
+#
+# *NFN.* Let $D$ be the squared displacement after 40 steps. With a fixed input and steps unrelated to the first feature, NFN
+# would be $\sqrt{1 + D}$. The output map's input grows, so it has 2.32 instead of 3.56. In ReLU, GeLU, query, key and value NFN
+# is a little higher than that: their inputs are fixed, so their steps must be related to the feature that was there.
+#
+# *Where the lines start.* A step of SignSGD has its full length however small a gradient is, so GeLU starts at 1. Half of the
+# ReLU neurons have no gradient at all, so it starts at 1/2. Query, key and value start near 1/3, since each of the four tokens
+# has only a part of the common direction, as with 16 datapoints. The output map starts above 1, since its input moves as well.
+#
+# **Recap.** The exponents start near 2. ReLU neurons that switch off bend growth down for a while. Growing inputs bend
+# displacement up. We did not test why GeLU bends.
 
 # %% [markdown]
 # ## 5. A real model: do low scores gain most?
 #
 # **Question.** Does the score *before* training tell which maps *gain* score in finetuning?
 #
-# **Intuition.** PLoP reads a low score as a large gap to close. (Below 1 a map damps its input more than it damps noise.) If so,
-# low scores go with large changes. (A low score could also mean that a map resists. Then it would gain least.) We measure it by a
-# *rank correlation*, Spearman's: -1 if the lowest score gains most and so on down the list, 1 for the opposite, about 0 if the
-# two orders have nothing to do with each other.
+# **Intuition.** PLoP reads a low score as a large gap to close. If so, low scores go with large changes. (A low score could also
+# mean that a map resists. Then it would gain least.) We measure it by a *rank correlation*, Spearman's: -1 if the lowest score
+# gains most and so on, 1 for the opposite, about 0 if the two orders are unrelated.
 #
 # **What we do.** The record has SmolLM2-135M-Instruct after 20 steps of Adam with batches of 4, with rate 5e-5 for all weights
-# and 1e-3 for adapters of rank 16. A sum is "97 + 97 =". Seeds differ in the examples and in the start of the adapters. NFN is
-# the mean over 32 held-out examples with their answers. Every trained model was scored on texts of its *own task* and, as a
-# control, on texts of the *other task*.
+# and 1e-3 for adapters of rank 16 (alpha 32). A sum is "98 + 93 = 191", a spelling "thong backward: gnoht". Seeds differ in the
+# training examples and in the start of the adapters; the 32 held-out texts of a task are the same for both. (With seed 1, five of
+# the 32 sums were among the training examples, too.) NFN is the mean over these texts, with their answers. Every trained model
+# was scored on texts of its *own task* and, as a control, of the *other task*.
 #
-# **Has it learned anything?** The mean loss over two seeds (nats per token of the answer, held-out examples):
+# **Has it learned anything?** The mean loss over two seeds, per token of the answer, on held-out texts (in *nats*: natural
+# logarithms):
 
 # %%
 record.groupby(["setting", "texts"], sort=False)[["loss_before", "loss_after"]].mean().round(1)
 
 # %% [markdown]
-# Mostly the form of an answer. On spelling the loss starts above that of a uniform guess ($\ln 49152 = 10.8$) and ends above 4
-# nats a token: the model still cannot spell backward. The loss falls on the other task as well, perhaps because both tasks want a
-# short answer and then the end. So the control is not a task that training left alone. It is one that training was not about.
+# The loss falls, but we recorded no accuracy, so we cannot tell the form of an answer from its content. The loss falls on the
+# other task as well, perhaps because both tasks want a short answer and then the end. So the control is a task that training was
+# not about, but did not leave alone.
 #
-# **Does NFN rise?** In part 1 it rose by 85 % in 40 steps, under the theorem's assumptions. Guess first: in how many of the 210
-# maps does it rise here?
+# **Does NFN rise?** In part 1 it rose by 85 % in 40 steps. Here there are half as many steps, each shorter: for full finetuning
+# of a map with 576 inputs, the theorem's formula gives the following rise (if weights and inputs are scaled as in the theorem).
+
+# %%
+eta = 5e-5 * 576  # a step of Adam changes a weight by about 5e-5; the theorem's step is eta / n
+print(f"expected rise: {math.sqrt(1 + (eta * math.sqrt(2 / math.pi) * 20) ** 2) - 1:.0%}")
+
+# %% [markdown]
+# Guess first: in how many of the 210 maps does it rise here, and by how much?
 
 # %%
 runs_own = record[record["texts"] == "own task"].groupby(["setting", "seed"], sort=False)["change"]
@@ -445,28 +480,31 @@ rises = runs_own.agg(lambda change: 100 * (change > 0).mean()).round(0).astype(i
 pd.DataFrame({"NFN rises, % of maps": rises, "median change, %": runs_own.median().round(1)})
 
 # %% [markdown]
-# NFN rises in 52 to 68 % of the maps. The lowest share cannot be told from half. The median change is small. In a whole network
-# all maps are trained at once, their inputs change, the minibatches vary, and nothing says that the residual keeps its sign.
-# Parts 1 to 4 have shown what each of these can do.
+# NFN rises in 52 to 68 % of the maps. The lowest share cannot be told from half; for the others we give no test, since maps of
+# one network are not independent. The median change is 1.5 % or less. A part of the difference to part 1 is thus the length of
+# training. Besides, all maps are trained at once here, their inputs change, the minibatches vary, and nothing says that the
+# residual keeps its sign.
 #
-# **Do the changes repeat?** If the changes were chance, no score could predict them. We rank the 210 changes of one seed and
-# those of the other, and correlate:
+# **Do the changes repeat?** If they were chance, no score could predict them. We correlate the ranks of the 210 changes of both
+# seeds:
 
 # %%
-seeds = record[record["texts"] == "own task"].pivot(index=["setting", "type", "layer"], columns="seed", values="change")
-agree = {setting: stats.spearmanr(seeds.loc[setting]).statistic for setting in settings}
+by_seed = record[record["texts"] == "own task"].pivot(index=["setting", "type", "layer"], columns="seed", values="change")
+agree = {setting: stats.spearmanr(by_seed.loc[setting]).statistic for setting in settings}
 pd.Series(agree).round(2).to_frame("rank correlation of two seeds")
 
 # %% [markdown]
-# They repeat, in three of four settings closely. After full finetuning on sums much is left to chance (0.4).
+# They repeat, in three of four settings closely (on the same held-out texts). After full finetuning on sums much is left to
+# chance (0.4). Chance in the changes pulls correlations with the score towards 0, so in this setting a real one would look
+# weaker.
 #
 # **Predict.** Look at the first picture again. What are the rank correlations of score and change over the seven types?
 #
 # **Two answers.** Over *types* we average the layers first and correlate seven numbers. There are 5,040 orders of seven types, so
 # the p-value can be exact: the share of orders that correlate at least as strongly. Over *layers* we correlate the seven maps of
 # each layer, and take the mean of these 30 correlations with its interval (95 %, Student's t). In a layer, q, k and v read one
-# input and gate and up another, so its maps are not independent: a layer is our unit, not a map. Neighbouring layers are alike,
-# so the true interval is somewhat wider.
+# input and gate and up another, so a layer is our unit, not a map. Neighbouring layers are alike, so the true interval is
+# somewhat wider. It covers layers, not seeds or texts.
 
 
 # %%
@@ -478,41 +516,38 @@ def rank_correlation(rows):
 def over_types(run):
     """Rank correlation of score and change over types, and its exact p-value."""
     ranks = run.groupby("type")[["before", "change"]].mean().rank()
-    pair = (ranks["before"], ranks["change"])
-    exact = stats.PermutationMethod()  # all 5,040 orders
-    test = stats.pearsonr(*pair, method=exact)  # of ranks: Spearman's
+    test = stats.pearsonr(ranks["before"], ranks["change"], method=stats.PermutationMethod())
     return {"over types": test.statistic, "p": test.pvalue}
 
 
 # %%
 found = {}
-for (texts, setting), run in maps.groupby(["texts", "setting"], sort=False):
+for (texts, setting, scored), run in maps.groupby(["texts", "setting", "scored"], sort=False):
     by_layer = run.groupby("layer")[["before", "change"]].apply(rank_correlation)
-    found[texts, setting] = over_types(run) | mean_interval(by_layer.to_numpy())._asdict()
+    found[texts, f"{setting}, scored on {scored}"] = over_types(run) | mean_interval(by_layer.to_numpy())._asdict()
 
 # %%
 found = pd.DataFrame(found).T.loc[["own task", "other task"]]
 found.rename(columns={"mean": "within layers"}).round(2)
 
 # %% tags=["nbval-ignore-output"]
-colors = [plots.MEASURED] * 4 + ["0.55"] * 4
-rows = found.set_index(pd.Index([f"{setting}: {texts}" for texts, setting in found.index])).assign(color=colors)
+rows = found.droplevel(0).assign(color=[gain_plots.MEASURED] * 4 + ["0.55"] * 4)
 title = "Score and gain of NFN: no clear correlation on the trained task\n(SmolLM2-135M-Instruct; 95 % t intervals over 30 layers; grey: on the other task)"
-plots.plot_intervals(rows, what="rank correlation of score and change within a layer", title=title);
+sides = ["low scores gain more", "high scores gain more"]
+what = "rank correlation of score and change within a layer"
+gain_plots.plot_intervals(rows, what=what, sides=sides, title=title);
 
 # %% [markdown]
-# **What we saw.** On the own task the correlations over types are -0.5 to -0.2. That is the sign that our reading of PLoP
-# supposes, but it cannot be told from chance (p is 0.3 and more). With seven types, only 0.79 or beyond, up or down, would have
-# had p below 0.05. Within layers the correlations are 0.03 to 0.07. Every interval contains zero and excludes correlations below
-# -0.2 (95 % each).
+# **What we saw.** On the own task the correlations over types are -0.5 to -0.2. Our reading of PLoP supposes this sign, but it
+# cannot be told from chance (p is 0.3 and more). Seven types show little: even 0.75 has a p of 0.07 (last row). Within layers the
+# correlations are 0.03 to 0.07. Every interval contains zero; none reaches below -0.17, though the true ones are wider.
 #
-# On the *other* task all four correlations within layers are above zero, three of them also after correction for being four:
-# there, maps with a *high* score rose more. And what the own task adds to the other? After LoRA this difference goes with a low
-# score: -0.24 and -0.20, and both intervals stay below zero after correction. Exercise 3 derives it, and says why it is a
-# hypothesis only.
+# On the *other* task all four correlations within layers are above zero: there, maps with a *high* score rose more (see exercise
+# 3).
 #
-# **Layers of a type.** So far we have compared types. Does the score tell which *layers* of one type gain? We correlate score and
-# change over the 30 layers of each type, on the own task.
+# **Layers of a type.** Does the score tell which *layers* of one type gain? We correlate score and change over the 30 layers of
+# each type, on the own task. For these 28 tests *Bonferroni*'s correction asks for p below 0.05 / 28, as if layers were
+# independent.
 
 # %%
 tests = {}
@@ -524,45 +559,49 @@ pd.Series({key: test.statistic for key, test in tests.items()}).unstack()[settin
 
 # %%
 for (name, setting), test in tests.items():
-    if test.pvalue < 0.05 / len(tests):  # Bonferroni: 28 tests, as if layers were independent
+    if test.pvalue < 0.05 / len(tests):
         print(f"below zero: {name}, {setting} ({test.statistic:.2f})")
 
 # %% tags=["nbval-ignore-output"]
 values = own[own["type"] == "v_proj"]
-title = "Value maps: layers with a low score tended to gain more, most clearly on spelling\n(SmolLM2-135M-Instruct, 20 steps; one dot a layer, the largest change is named)"
-plots.plot_layers(values, settings, column="setting", named=1, title=title);
+title = "Value maps: low-scoring layers tended to gain more, but the lowest did not gain most\n(SmolLM2-135M-Instruct, 20 steps; one dot a layer, the largest change is named)"
+gain_plots.plot_layer_gains(values, settings, column="setting", named=1, limit=0.9, title=title);
 
 # %% [markdown]
 # **What we saw.** Among value maps, layers with a low score tended to gain more, in three of four settings clearly enough for 28
-# tests (if layers were independent). They did not gain *most*: on sums, the three lowest layers gained 0.4 to 5.5 %, and the
-# largest gains belong to layers near 0.5. After full finetuning on spelling, output and up maps show such a correlation as well.
+# tests. They did not gain *most*: in every panel the largest change belongs to a layer near 0.5. After full finetuning on
+# spelling, output and up maps show such a correlation as well.
 #
-# Two things could make this correlation where there is none. *The measure*: the score before training is also a part of the
-# change in percent. If it is low by chance, the change looks large. *Neighbours*: on spelling, layers 12 to 17 have scores of
-# 0.40 to 0.52, and all of them gain 5 % or more. Such neighbours are not six independent observations. So we correlate the
-# *amount* of change with the score on the *other texts*, and changes *layer to layer*: does the change rise where the score
-# falls?
+# Two things could make such a correlation. *The measure*: the score before training is a part of the change in percent, so if it
+# is low by chance, the change looks large. *Neighbours*: layers beside each other have like scores and like changes, so they are
+# not 30 independent observations. So we correlate the *amount* of change with the score on the *other texts*, and the
+# *differences* between neighbours: does the change rise where the score falls?
+
 
 # %%
-others = maps[(maps["type"] == "v_proj") & (maps["texts"] == "other task")]
-checks = {}
-for setting, run in values.groupby("setting", sort=False):
-    run = run.set_index("layer").sort_index()
-    other = others[others["setting"] == setting].set_index("layer")["before"]
+def checks_of(run, other):
+    """The correlation over layers in three ways; `other` is the same maps on the other texts."""
     amount = run["before"] * run["change"]
-    steps = run[["before", "change"]].diff().dropna()
-    test = stats.spearmanr(steps["before"], steps["change"])
-    checks[setting] = {"as above": rank_correlation(run), "amount, other texts": stats.spearmanr(other[run.index], amount).statistic}
-    checks[setting] |= {"layer to layer": test.statistic, "p, layer to layer": test.pvalue}
-pd.DataFrame(checks).T.round(4)
+    differences = run[["before", "change"]].diff().dropna()
+    found = {"as above": rank_correlation(run), "neighbours": rank_correlation(differences)}
+    return found | {"amount, other texts": stats.spearmanr(other["before"], amount).statistic}
+
+
+# %%
+checks, by_layer = {}, maps[maps["type"] == "v_proj"].set_index("layer").sort_index()
+for setting, run in by_layer.groupby("setting"):
+    parts = dict(list(run.groupby("texts")))
+    checks[setting] = checks_of(parts["own task"], parts["other task"])
+pd.DataFrame(checks).T.loc[settings].round(2)
 
 # %% [markdown]
-# The measure is not the reason: with the amount and scores from other texts, the correlations are -0.6 to -0.5. Neighbours are a
-# part of it: from layer to layer, the correlation is clear on spelling and not clear on sums. So take it as a lead, from one
-# model and two toy tasks.
+# The measure is not the whole reason: correlations of -0.6 to -0.5 remain, though on spelling they shrink from -0.7, and only
+# that of full, sums would still pass the limit for 28 tests (about 0.55). From neighbour to neighbour, the correlation holds on
+# spelling (-0.7, -0.6); on sums (-0.3, -0.2) it is not clear. (No p-value: two such differences share a layer.) It is a lead,
+# from one model and two toy tasks.
 #
-# **Recap.** NFN rises in 52 to 68 % of the maps. The score before training does not tell which types gain, as far as seven types
-# can show. Among value maps it may tell which layers gain, and after LoRA which maps gain on their own task more than on another.
+# **Recap.** The score does not tell which types gain NFN, as far as seven types can show. Among value maps it may tell which
+# layers gain.
 
 # %% [markdown]
 # ## Exercises
@@ -587,7 +626,7 @@ def check_last_step(number):
 check_last_step(last_step)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution.
+# Solution. The outputs do not start at exactly 0 (part 2), so the measured step is a little later.
 check_last_step(1 * math.pi / (2 * 0.04))
 
 # %% [markdown]
@@ -617,7 +656,7 @@ check_displacement(squared_displacement)
 
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution: variance plus squared mean. It is t^2 at p = 0 and t at p = 1/2.
+# Solution: variance plus squared mean. It is the formula of part 3, with x = (1 - 2p)^2.
 def displacement_of_signs(p, t):
     return t * (1 - (1 - 2 * p) ** 2) + (t * (1 - 2 * p)) ** 2
 
@@ -627,10 +666,10 @@ check_displacement(displacement_of_signs)
 # %% [markdown]
 # ### 3. Own task against other task (15 minutes)
 #
-# On the other task, maps with a high score rose more. So look at what the own task adds: for each map, its change on texts of the
-# own task *minus* its change on texts of the other. Write a function of a setting, such as `"LoRA, sums"`, that correlates this
-# difference with the score before training (on the own task) within each layer, and returns the 30 correlations. *Hint:*
-# `maps.pivot(...)` puts the two changes side by side, and `rank_correlation` wants columns `before` and `change`.
+# Look at what the own task adds: for each map, its change on texts of the own task *minus* its change on texts of the other.
+# Write a function of a setting, such as `"LoRA, sums"`, that correlates this difference with the score before training (on the
+# own task) within each layer, and returns the 30 correlations. *Hint:* `maps.pivot(...)` puts the two changes side by side, and
+# `rank_correlation` wants columns `before` and `change`.
 
 # %%
 own_minus_other = None  # your turn: a function of a setting that returns 30 numbers
@@ -670,9 +709,10 @@ pd.DataFrame(four).T.round(2)
 # %% [markdown]
 # <details><summary>What to make of it</summary>
 #
-# After LoRA both intervals lie below zero: the lower a map's score, the larger its change on the own task minus that on the
-# other. After full finetuning both contain zero. This comparison was chosen after the table was seen, on two tasks, with a
-# control that training changed too. It is a hypothesis for another model, not a finding.
+# After LoRA both intervals lie below zero: the difference of the two changes falls with the score. The change on the own task
+# alone does not (part 5): the difference falls mostly because maps with a high score gained on the other task. After full
+# finetuning both intervals contain zero. We chose this comparison after we had seen the table, so it is a hypothesis for another
+# model, not a finding.
 # </details>
 
 # %% [markdown]
@@ -686,16 +726,17 @@ pd.DataFrame(four).T.round(2)
 #
 # ## Three things to remember
 #
-# 1. **Quadratic growth needs a direction that stays and steps of equal length.** It ends with the residual, and on noise it
-#    becomes a random walk. Over 40 steps labels need not mean anything, as long as they keep asking for the same.
+# 1. **Quadratic growth needs steps that share a direction and keep their length.** It ends with the residual, and on noise it
+#    becomes a random walk. With all data in each step, labels need not mean anything over 40 steps.
 # 2. **Networks that are not linear start with an exponent near 2.** ReLU neurons that switch off bend growth down for a while,
-#    growing inputs bend displacement up. NFN divides by the size of the input, so it rises less than displacement suggests.
+#    growing inputs bend displacement up. NFN divides by the size of the input: where that grows, NFN rises less than displacement
+#    suggests.
 # 3. **In SmolLM2-135M-Instruct, NFN rose in 52 to 68 % of the maps in 20 steps, and we found no evidence that types with a low
 #    score gained more.** Among value maps, layers with a low score tended to, most clearly on spelling.
 #
-# **Not established.** One small model, two toy tasks, 20 steps, one rate for each method, two seeds, and on spelling little more
-# than the form of an answer was learned. NFN, and with it the order of types, changes when the gains of norms are folded into the
-# maps (notebook 04). Only scores before and after were recorded, so we do not know the exponent in the real model. Whether a rise
-# of NFN is good for anything was not asked. Notebook 05 measures what counts, the loss.
+# **Not established.** One small model, two toy tasks, 20 steps, one rate for each method, two seeds, and no accuracy was
+# recorded; on spelling the loss stayed above 4 nats a token. NFN, and with it the order of types, changes when the scale factors
+# of the norms are folded into the maps (notebook 04). Only scores before and after were recorded, so we do not know the exponent
+# in the real model. Whether a rise of NFN is good for anything was not asked. Notebook 05 measures what counts, the loss.
 #
 # **Where next.** Notebook 02 asks how many texts a score needs, notebook 04 what the score measures.

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from plop_nb.palette import DARK, spread_out, styled, type_color
-from plop_nb.panels import FONT, by_task, draw_intervals, make_room, panels_of
+from plop_nb.panels import FONT, by_task, draw_intervals, label_dots, make_room, panels_of
 from plop_nb.plots import axes_for
 from plop_nb.stats import mean_interval
 
@@ -23,6 +23,7 @@ GROUPS = {"single": "single types", "triple": "sets of three", "fixed": "usual s
 GROUPS |= {"rival": "rivals", "full": "full finetuning"}
 MAIN = {"all": "all", "attention": "attention", "down+gate+up": "MLP"}  # dark, by these names
 _short = partial(np.format_float_scientific, trim="-", exp_digits=1)  # such as "5e-4"
+TITLE = 56  # letters in a line of the title of `plot_trainings`
 FENCE = 3  # quartile ranges above the upper quartile: what is higher does not stretch an axis
 
 
@@ -48,7 +49,8 @@ def plot_agreement(
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure, with the same span of losses on all axes.
+        One per task, of a new figure, all with the same span of a seed's losses. On the line both
+        seeds have the same loss.
 
     Raises
     ------
@@ -57,27 +59,30 @@ def plot_agreement(
     """
     first, second = seeds
     tasks = by_task("losses", losses, ["placement"], [first, second])
-    low, high = losses[[first, second]].min(axis=None), losses[[first, second]].max(axis=None)
-    room = 0.05 * (high - low)
+    room = 0.07 * (losses[[first, second]].max() - losses[[first, second]].min()).max()
+    spans = {seed: (losses[seed].min() - room, losses[seed].max() + room) for seed in seeds}
 
     def draw(ax, own):
-        ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room))
-        ax.axline((low, low), slope=1, color=GREY, lw=0.8, zorder=0)
+        ax.set(xlim=spans[first], ylim=spans[second])
+        ax.axline((own[first].min(),) * 2, slope=1, color=GREY, lw=0.8, zorder=0)
         ax.locator_params(nbins=5)
-        is_named = own["placement"].isin(list(named))
-        ax.scatter(own[first], own[second], s=34, c=np.where(is_named, DARK, GREY))
-        for name, side in zip(named, ["right", "left"] * len(named), strict=False):
-            style = {"textcoords": "offset points", "fontsize": FONT, "va": "center", "ha": side}
-            for at in own.loc[own["placement"] == name, [first, second]].to_numpy():
-                ax.annotate(named[name], at, (8 if side == "left" else -8, 0), **style)
+        for part, color, size in [(~is_named(own), GREY, 30), (is_named(own), DARK, 60)]:
+            ax.scatter(own.loc[part, first], own.loc[part, second], size, color=color)
         return f"rank correlation {own[first].corr(own[second], method='spearman'):.2f}"
+
+    def is_named(own):
+        return own["placement"].isin(list(named))
+
+    def fit(ax, own):
+        rows = own[["placement", first, second]].to_numpy()
+        label_dots(ax, [(named.get(name, ""), tuple(at), DARK) for name, *at in rows], [])
 
     labels = (
         f"loss with seed {first} (nats per token)",
         f"loss with seed {second}",
-        "grey: the other sets",
+        "grey: the other sets; on the line both seeds have the same loss",
     )
-    return panels_of(tasks, 4.6, labels, draw, finding)
+    return panels_of(tasks, 4.6, labels, draw, finding, fit=fit)
 
 
 def plot_rates(
@@ -114,14 +119,17 @@ def plot_rates(
     if (losses["lr"] <= 0).any():
         raise ValueError(f"losses holds lr={losses['lr'].min()}: pass rates above 0")
     tables = {task: own.groupby(keys)["loss"].mean().reset_index() for task, own in tasks.items()}
-    labels = "learning rate", "loss (nats per token)", "grey: the other placements"
-    draw = partial(_draw_rates, named=MAIN if named is None else named)
+    named = MAIN if named is None else named
+    others = set(losses.loc[losses["group"] != "single", "placement"]) - set(named)
+    below = f"grey: the {len(others)} other placements" if others else ""
+    labels = "learning rate", "loss (nats per token)", below
+    draw = partial(_draw_rates, named=named)
     return panels_of(tables, 4.8, labels, draw, finding, fit=_nudge)
 
 
 @styled()
-def plot_pairs(
-    differences: Sequence[float],
+def plot_trainings(
+    differences: Mapping[str, Sequence[float]],
     label: str,
     *,
     title: str | None = None,
@@ -129,12 +137,17 @@ def plot_pairs(
     level: float = 0.95,
     ax: Axes | None = None,
 ) -> Axes:
-    """Paired differences, sorted, one dot each, and their mean with an interval below them.
+    """Paired differences of several trainings: the mean of each, and below them that of all.
+
+    The interval of a training is over its problems. That of the last row is over trainings: it is
+    the one for a statement about trainings in general. Intervals that include 0 are grey, those
+    above it orange, those below it blue.
 
     Parameters
     ----------
-    differences : sequence of floats
-        One for each problem, such as its loss with one placement minus that with another.
+    differences : dict
+        {name of a training: one difference for each problem}, such as the loss with one placement
+        minus that with another; two trainings or more.
     label : str
         What a difference is, on the x axis.
     title : str, optional
@@ -142,7 +155,7 @@ def plot_pairs(
     unit : str
         What there is a difference for, such that an "s" makes more of it.
     level : float
-        Coverage of the interval (`mean_interval`), between 0 and 1.
+        Coverage of the intervals (`mean_interval`), between 0 and 1.
     ax : matplotlib Axes, optional
         Where to draw: by default the current axes, or new ones where no figure is open.
 
@@ -153,26 +166,39 @@ def plot_pairs(
     Raises
     ------
     ValueError
-        Fewer than two differences, or one that is not finite.
+        Fewer than two trainings, or one with fewer than two differences, or with one that is not
+        finite.
     """
-    mean, low, high = mean_interval(differences, level=level)
-    ax = axes_for(ax, width=7.5, height=3.4)
+    found = [mean_interval(own, level=level) for own in differences.values()]
+    found.append(mean_interval([own.mean for own in found], level=level))
+    count = len(differences)
+    ax = axes_for(ax, width=8, height=0.55 * count + 2.4)
     ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
-    heights = range(1, len(differences) + 1)
-    ax.scatter(np.sort(differences), heights, s=50, color=GREY)
-    ax.hlines(0, low, high, color=BLUE, lw=2)
-    ax.scatter(mean, 0, s=70, marker="D", color=BLUE)
-    rows = [f"mean, {level:.0%}\ninterval", f"{len(differences)} {unit}s,\nsorted"]
-    ax.set_yticks([0, (len(differences) + 1) / 2], rows)
-    ax.set(ylim=(-0.8, len(differences) + 0.8), xlabel=label)
-    ax.locator_params(axis="x", nbins=6)
+    places = [*range(count), count + 0.3]
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+    style |= {"size": 11, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
+    for place, (mean, low, high) in zip(places, found, strict=True):
+        verdict = "worse" if low > 0 else "better" if high < 0 else "undecided"
+        color, is_last = VERDICTS[verdict], place == places[-1]
+        ax.plot([low, high], [place, place], color=color, lw=2.5, solid_capstyle="butt")
+        ax.plot(mean, place, color=color, marker="D" if is_last else "o", ms=9)
+        said = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        ax.annotate(said, (mean, place), (0, 7), color=color, **style)
+    ax.axhline(count - 0.4, color="0.8", lw=1)
+    ax.set_yticks(places, [*differences, f"mean of {count}\ntrainings"])
+    ax.set_ylim(count + 0.8, -0.8)
+    problems = {len(own) for own in differences.values()}
+    over = f"{problems.pop()} {unit}s" if len(problems) == 1 else f"{unit}s"
+    bars = f"bars: {level:.0%} intervals, over {over}; in the last row over trainings"
+    ax.set_xlabel(f"{label}\n{bars}")
+    ax.locator_params(axis="x", nbins=7)
     if title:
-        ax.set_title(textwrap.fill(title, 54), loc="left")
+        ax.set_title(textwrap.fill(title, TITLE), loc="left")
     return ax
 
 
 def plot_differences(
-    differences: pd.DataFrame, reference: str, finding: Mapping | None = None
+    differences: pd.DataFrame, reference: str, finding: Mapping | None = None, note: str = ""
 ) -> np.ndarray:
     """By how much each placement differs from a reference, with intervals.
 
@@ -185,11 +211,14 @@ def plot_differences(
         What the others were compared with: the name of the line at zero.
     finding : dict, optional
         {task: what its title says}. By default, how many are worse or better.
+    note : str
+        What the intervals hold for, and of which model and seeds: a line below.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure; placements from the top by their mean difference over tasks.
+        One per task, of a new figure, on one x axis; placements from the top by their mean
+        difference over tasks.
 
     Raises
     ------
@@ -204,17 +233,21 @@ def plot_differences(
     def draw(ax, own):
         places = [names.index(name) for name in own["placement"]]
         draw_intervals(ax, places, own[numbers], own["verdict"].map(VERDICTS), 0, reference)
-        ax.locator_params(axis="x", nbins=8 if len(tasks) < 3 else 4)  # as many as have room
-        worse, better = sum(own["verdict"] == "worse"), sum(own["verdict"] == "better")
-        rest = f", {better} better" if better else ""
-        return f"{worse} of {len(own)} worse than {reference}{rest}"
+        ax.locator_params(axis="x", nbins=6 if len(tasks) < 3 else 4)  # as many as have room
+        style = {"fontsize": FONT, "color": "0.45", "ha": "center", "va": "center"}
+        for place in set(range(len(names))) - set(places):
+            ax.text(0.6, place, "not compared", transform=ax.get_yaxis_transform(), **style)
+        counts = own["verdict"].value_counts()
+        said = [f"{counts[word]} {word}" for word in ("worse", "better") if word in counts]
+        return f"{' and '.join(said)} of {len(own)}" if said else f"all {len(own)} undecided"
 
     colors = ", ".join(
         f"{COLORS[verdict]}: {verdict}" for verdict in sorted({*differences["verdict"]})
     )
-    labels = "", "", f"loss minus that of {reference} (nats per token)\n{colors}"
-    options = {"fit": make_room, "rows": names, "columns": len(tasks)}
-    return panels_of(tasks, 0.2 * len(names) + 1.8, labels, draw, finding, **options)
+    below = [f"loss minus that of {reference} (nats per token)", colors, *([note] if note else [])]
+    options = {"fit": make_room, "rows": names, "columns": len(tasks), "share": True}
+    height = 0.2 * len(names) + 1.4 + 0.2 * len(below)
+    return panels_of(tasks, height, ("", "", "\n".join(below)), draw, finding, **options)
 
 
 def _fence(losses: pd.Series) -> float:
@@ -232,20 +265,25 @@ def _draw_rates(ax: Axes, table: pd.DataFrame, named: Mapping[str, str]) -> str:
     ax.set(xscale="log", ylim=(low - room, top + room), xlim=(rates[0] / 1.1, rates[-1] * 1.1))
     ax.set_xticks(rates, [_short(rate) for rate in rates])
     ax.minorticks_off()
-    dashes = dict(zip(named, ["-", "--", ":", "-."] * len(named), strict=False))
+    styles = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")] * len(named)
+    looks = dict(zip(named, styles, strict=False))
     for (name, group), own in table.groupby(["placement", "group"]):
         is_named = group == "single" or name in named
         color = DARK if name in named else type_color(name) if group == "single" else GREY
-        style = {"color": color, "lw": 1.8 if is_named else 0.8, "ls": dashes.get(name, "-")}
-        ax.plot(own["lr"], own["loss"], marker=".", zorder=2 + is_named, label=name, **style)
+        dashes, marker = looks.get(name, ("-", "."))
+        style = {"color": color, "lw": 1.8 if is_named else 0.8, "ls": dashes, "marker": marker}
+        ax.plot(own["lr"], own["loss"], zorder=2 + is_named, label=name, **style)
         if is_named:
             end = own.loc[own["loss"] <= top, ["lr", "loss"]].iloc[-1]
-            leader = {"arrowstyle": "-", "ls": ":", "color": color, "shrinkB": 0}
+            leader = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkB": 0}
             style = {"fontsize": FONT, "va": "center", "color": color, "arrowprops": leader}
             style["textcoords"] = ax.get_yaxis_transform()
             ax.annotate(named.get(name, name), end, (1.03, end["loss"]), **style)
-    if above := sum(table["loss"] > top):
-        ax.set_xlabel(f"learning rate ({above} of {len(table)} losses are higher than the axis)")
+    above = table[table["loss"] > top]
+    if len(above):
+        told = f"learning rate ({len(above)} of {len(table)} losses are higher than the axis)"
+        which = [f"{name} at {_short(lr)}" for name, lr in above[["placement", "lr"]].to_numpy()]
+        ax.set_xlabel(told if len(which) > 3 else f"{told}\nhigher: {', '.join(which)}")
     best, said = table.loc[table.groupby(["placement", "group"])["loss"].idxmin()], []
     for group in best["group"].value_counts().index[:2]:
         found = best.loc[best["group"] == group, "lr"]

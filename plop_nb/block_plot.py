@@ -110,7 +110,7 @@ def plot_block(
             _draw_map(ax, corner, name, means[name], CMAP(norm(means[name])), name in chosen)
     note = f"thick outline: adapters go here; norms and biases are not drawn\n{_sure(types)}"
     ax.text(right, STREAM - 0.35, note.rstrip(), ha="right", va="top", size=12)
-    _add_scale(ax, norm, mean_in_words(types))
+    _add_scale(ax, norm, f"{mean_in_words(types)}, log scale".replace(" (", "\n("))
     ax.set_title(fill(title or adapters_in_words(chosen), TITLE), loc="left")
     return ax
 
@@ -125,7 +125,7 @@ def color_norm(means: pd.Series) -> LogNorm:
 def _add_scale(ax: Axes, norm: LogNorm, label: str) -> None:
     """The scale of colours beside the drawing."""
     options = {"shrink": 0.75, "aspect": 16, "pad": 0.01}
-    bar = ax.figure.colorbar(ScalarMappable(norm, CMAP), ax=ax, label=fill(label, 24), **options)
+    bar = ax.figure.colorbar(ScalarMappable(norm, CMAP), ax=ax, label=label, **options)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.minorticks_off()
     shown = [mark for mark in MARKS if norm.vmin <= mark <= norm.vmax]

@@ -20,17 +20,17 @@ SHADES = (DARK, "0.55", MEASURED)  # their colours
 
 
 @styled()
-def plot_growth(
-    runs: pd.DataFrame, theory: pd.Series, *, title: str = "", ax: Axes | None = None
+def plot_ratio(
+    runs: pd.DataFrame, *, limit: float = 1.5, title: str = "", ax: Axes | None = None
 ) -> Axes:
-    """The growth of 95 % of the networks, darker the wider, with the theorem's curve dashed.
+    """Growth over its quadratic part: the middle 95 % of the networks, darker the wider they are.
 
     Parameters
     ----------
     runs : pandas.DataFrame
-        Columns `width`, `seed`, `step` and `growth`: one band for each width.
-    theory : pandas.Series
-        The growth of an infinitely wide network, with the steps as its index.
+        Columns `width`, `seed`, `step` and `ratio`: one band for each width.
+    limit : float
+        How far from 1 the axis reaches; bands are cut off there.
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -43,15 +43,19 @@ def plot_growth(
     ValueError
         `runs` lacks a column, or is empty.
     """
-    check_table(runs, ["width", "seed", "step", "growth"])
-    ax = _axes(ax, (7, 4.4), title)
+    check_table(runs, ["width", "seed", "step", "ratio"])
     widths = sorted(runs["width"].unique())
-    ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
+    ax = _axes(ax, (7.5, 4.4), title)
+    ends = {"exactly quadratic": (runs["step"].max(), 1, THEORY["color"])}
     for width, grey in zip(widths, np.linspace(LIGHT, DEEP, len(widths)), strict=True):
-        _, high = _band(ax, runs[runs["width"] == width].groupby("step")["growth"], str(grey))
-        ends[f"{width} neurons"] = (high.index[-1], high.iloc[-1], str(min(grey, 0.5)))
-    ax.plot(theory.index, theory, **THEORY)
-    ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, theory.index[-1]))
+        ratios = runs[runs["width"] == width].groupby("step")["ratio"]
+        low, high = ratios.quantile(0.025), ratios.quantile(0.975)
+        ax.fill_between(low.index, low, high, color=str(grey), lw=0)
+        ends[f"{width} neurons"] = (high.index[-1], high.iloc[-1], str(0.65 * grey))
+    ax.axhline(1, **THEORY)
+    what = "growth / its quadratic part\n" + r"growth / $(\eta c t)^2$ (no unit)"
+    ax.set(xlabel=STEP, ylabel=what, ylim=(1 - limit, 1 + limit))
+    ax.set_xlim(runs["step"].min(), runs["step"].max())
     label_lines(ax, ends)
     return ax
 
@@ -85,15 +89,62 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
     middle = run.iloc[len(run) // 2][["step", "growth"]]
     style = {"textcoords": "offset points", "color": MEASURED}
-    ax.annotate("measured in the loop", tuple(middle), (12, -12), **style)
+    ax.annotate("●  measured in the loop", tuple(middle), (12, -14), **style)
     named = {"closed form": ("closed", DARK), "its quadratic part": ("pure", THEORY["color"])}
     label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
     return ax
 
 
 @styled()
+def plot_cross_share(
+    run: pd.DataFrame, *, limit: float = 100, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """One network: its cross term in percent of its quadratic term, step by step.
+
+    Parameters
+    ----------
+    run : pandas.DataFrame
+        Columns `step`, `growth` (measured, as dots), `closed` (the line) and `pure` (the quadratic
+        alone). Rows in which `pure` is zero are left out.
+    limit : float
+        How far from zero the axis reaches, in percent; steps beyond are not shown.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `run` lacks a column, or is empty.
+    """
+    check_table(run, ["step", "growth", "closed", "pure"])
+    ax = _axes(ax, (6, 4.2), title)
+    run = run[run["pure"] != 0].set_index("step")
+    line, dots = (100 * (run[of] / run["pure"] - 1) for of in ("closed", "growth"))
+    ax.axhline(0, color="0.6", lw=1)
+    ax.plot(line.index, line, color=DARK, lw=1.6)
+    ax.plot(dots.index, dots, "o", ms=5, color=MEASURED)
+    up = -1 if line.iloc[-1] < 0 else 1
+    for step, ha in ((dots.index[(len(dots) - 1) // 2], "center"), (dots.index[-1], "right")):
+        style = {"textcoords": "offset points", "ha": ha, "va": "center", "color": MEASURED}
+        words = f"step {step}:\n{dots[step]:.0f} %".replace("-", "\N{MINUS SIGN}")
+        ax.annotate(words, (step, dots[step]), (6 if ha == "right" else 0, 28 * up), **style)
+    low, high = (-limit, limit / 5) if up < 0 else (-limit / 5, limit)
+    ax.set(xlabel=STEP, ylabel="cross term / quadratic term (%)", xlim=(0, None), ylim=(low, high))
+    return ax
+
+
+@styled()
 def plot_by_width(
-    table: pd.DataFrame, *, what: str, title: str = "", ax: Axes | None = None
+    table: pd.DataFrame,
+    *,
+    what: str,
+    measured: str = "mean and its interval",
+    title: str = "",
+    ax: Axes | None = None,
 ) -> Axes:
     """A quantity against width, both logarithmic: one line each, or dots with intervals and a line.
 
@@ -103,6 +154,8 @@ def plot_by_width(
         Widths as its index. Columns `mean`, `low`, `high`, `predicted` (dashed), or one per line.
     what : str
         Label of the vertical axis, with its unit.
+    measured : str
+        What the dots and bars of `mean`, `low` and `high` are, written beside the last one.
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -121,7 +174,7 @@ def plot_by_width(
         arms = [table["mean"] - table["low"], table["high"] - table["mean"]]
         ax.errorbar(table.index, table["mean"], yerr=arms, fmt="o", color=MEASURED, capsize=3)
         ax.plot(table.index, table["predicted"], **THEORY)
-        ends = {"mean and its interval": (table.index[-1], table["mean"].iloc[-1], MEASURED)}
+        ends = {measured: (table.index[-1], table["mean"].iloc[-1], MEASURED)}
         _name_theory(ax, table["predicted"])
     else:
         ends = {}
@@ -148,13 +201,6 @@ def _name_theory(ax: Axes, predicted: pd.Series) -> None:
     x, y = np.exp(np.log(near.index).to_numpy().mean()), np.exp(np.log(near).mean())
     style = {"textcoords": "offset points", "color": THEORY["color"], "size": 11}
     ax.annotate("theory", (x, y), (4, 12), **style)
-
-
-def _band(ax: Axes, values, color: str, alpha: float = 1.0):
-    """A band over 95 % of the networks; their mean and its upper edge by step."""
-    low, high = values.quantile(0.025), values.quantile(0.975)
-    ax.fill_between(low.index, low, high, color=color, alpha=alpha, lw=0)
-    return values.mean(), high
 
 
 def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:

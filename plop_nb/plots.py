@@ -1,7 +1,6 @@
 """One long frame in, Axes out. Heat maps: blue below 1, red above, white at 1."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from textwrap import fill
 from typing import Any
 
@@ -27,25 +26,7 @@ TICKS = {"1/3": 1 / 3, "1/2": 1 / 2, "1": 1, "2": 2, "3": 3}
 CHOSEN, OTHER = sns.color_palette("colorblind")[0], "0.65"
 NFN = "NFN (1 = random input)"
 TITLE = 46  # letters in a line of a title
-COST = ["run", "work", "seconds"]
 MIDDLE = "0.45"  # grey, where no type is meant
-
-
-@dataclass(frozen=True)
-class Marker:
-    """How a kind of texts is drawn in `plot_kinds`."""
-
-    shape: str
-    is_full: bool
-    offset: float  # in the row of a type
-
-
-MARKERS = (
-    Marker("o", True, -0.25),
-    Marker("D", False, 0.25),
-    Marker("s", True, 0.75),
-    Marker("^", False, -0.75),
-)
 
 
 @styled()
@@ -115,69 +96,6 @@ def plot_types(
 
 
 @styled()
-def plot_kinds(
-    kinds: Mapping[str, pd.DataFrame],
-    *,
-    level: float = 0.95,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Mean NFN per module type on several kinds of texts: a row for each type, a dot for each kind.
-
-    Types run from the lowest score on the first kind (top) to the highest.
-
-    Parameters
-    ----------
-    kinds : dict
-        {kind: scores}, with scores of the same model from `nfn_scores`; at most four.
-    level : float
-        Coverage of the intervals over texts, between 0 and 1.
-    title : str, optional
-        None by default.
-    ax : matplotlib Axes, optional
-        Where to draw: by default the current axes, or a new figure of fitting size where no figure
-        is open.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    ValueError
-        There are no kinds or more than four, or one lacks a type that the first has.
-    """
-    if not 0 < len(kinds) <= len(MARKERS):
-        raise ValueError(f"kinds has {len(kinds)} entries, expected 1 to {len(MARKERS)}")
-    means = {kind: by_type(scores, level=level).set_index("type") for kind, scores in kinds.items()}
-    first = next(iter(means.values()))
-    names = first.index.tolist()
-    ax = axes_for(ax, width=7, height=0.42 * len(names) + 1.6)
-    height = 0.5 / len(means)  # of a kind in the row of a type
-    for (kind, table), marker in zip(means.items(), MARKERS, strict=False):
-        if missing := set(names) - set(table.index):
-            raise ValueError(
-                f"scores on {kind!r} lack the types {sorted(missing)}: score one model"
-            )
-        for place, row in enumerate(table.loc[names].itertuples()):
-            color, height_here = type_color(row.Index), place + marker.offset * height
-            face = color if marker.is_full else "white"
-            style = {"marker": marker.shape, "ms": 8, "mfc": face, "color": color, "capsize": 3}
-            arms = [[max(0, row.nfn - row.low)], [max(0, row.high - row.nfn)]]
-            ax.errorbar(row.nfn, height_here, xerr=arms, lw=1.5, **style)
-        face = MIDDLE if marker.is_full else "white"
-        ax.plot([], [], marker.shape, ms=8, mfc=face, color=MIDDLE, label=kind)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)  # the lowest score on top
-    ax.axvline(1, color=DARK, lw=1, ls="--", zorder=0)
-    ax.set(xlabel=f"{mean_in_words(first)}\nwhiskers: {interval_in_words(first, level)}", ylabel="")
-    ax.legend(loc="upper right", frameon=False, title="texts about")
-    if title:
-        ax.set_title(fill(title, TITLE), loc="left")
-    return ax
-
-
-@styled()
 def plot_heatmap(
     scores: pd.DataFrame,
     *,
@@ -195,7 +113,7 @@ def plot_heatmap(
     scores : pandas.DataFrame
         From `nfn_scores`.
     placement : Placement, optional
-        Outline its modules; all others are dimmed.
+        Outline its modules. Colours say the score alone, with adapters or without.
     chosen : iterable of str, optional
         The same for modules by their names, instead of a placement.
     ax : matplotlib Axes, optional
@@ -225,63 +143,15 @@ def plot_heatmap(
     grid = _by_layer_and_type(layered, "nfn", types)
     layers = len(grid)
     names = 0.09 * types.str.len().max()  # inches, if they have to stand upright
-    ax = axes_for(ax, width=0.8 * len(types) + 2, height=max(0.17 * layers, 2) + 1 + names)
+    height = min(max(0.17 * layers, 2) + 1 + names, 6)
+    ax = axes_for(ax, width=0.9 * len(types) + 2, height=height)
     sns.heatmap(grid, cmap=CMAP, norm=NORM, ax=ax, cbar=False)
     add_colorbar(ax, ax.collections[-1])
     ax.set(xlabel="", ylabel="layer")
     ax.tick_params(axis="y", rotation=0)
     if modules is not None:
-        lit = layered.assign(lit=layered["module"].isin(modules))
-        _light_up(ax, _by_layer_and_type(lit, "lit", types) > 0)
-    return ax
-
-
-@styled()
-def plot_cost(
-    measured: pd.DataFrame, estimated: Mapping[str, float], ax: Axes | None = None
-) -> Axes:
-    """Seconds of scoring against the work, and what they let one expect of other work.
-
-    The grey band holds all measured rates (seconds per work); an estimate is a line across it.
-
-    Parameters
-    ----------
-    measured : pandas.DataFrame
-        Columns `run` (a name), `seconds`, `work` (billions of weights times thousands of tokens).
-    estimated : dict
-        {name: work} of what was not run.
-    ax : matplotlib Axes, optional
-        Where to draw, as in `plot_types`.
-
-    Raises
-    ------
-    ValueError
-        `measured` is empty, or some work or seconds are not above 0.
-    """
-    works = [*measured["work"], *estimated.values()]
-    if measured.empty or not all(number > 0 for number in [*works, *measured["seconds"]]):
-        raise ValueError("measured and estimated need rows whose work and seconds are above 0")
-    rates = measured["seconds"] / measured["work"]
-    low, middle, high = rates.min(), rates.median(), rates.max()
-    ax = axes_for(ax, width=9, height=5)
-    ends = np.array([min(works) / 1.3, max(works) * 1.3])
-    ax.fill_between(ends, low * ends, high * ends, color="0.92", lw=0, zorder=0)
-    ax.plot(measured["work"], measured["seconds"], "o", ms=8, color=DARK, mec="white")
-    # Runs go from the lower left to the upper right: there is room in the other two corners.
-    below, above = {"xytext": (10, -6), "ha": "left"}, {"xytext": (-10, 6), "ha": "right"}
-    style = {"textcoords": "offset points", "va": "center", "size": 11}
-    for (name, work, seconds), rate in zip(measured[COST].to_numpy(), rates, strict=True):
-        side = below if rate < middle else above
-        ax.annotate(f"{name}: {seconds:.0f} s", (work, seconds), **style, **side)
-    for name, work in estimated.items():
-        ax.plot([work] * 2, [low * work, high * work], lw=3, color=CHOSEN, solid_capstyle="butt")
-        told = f"{name} (estimate):\n{low * work:.0f} to {high * work:.0f} s"
-        ax.annotate(told, (work, low * work), color=CHOSEN, **style, **below)
-    ax.set(xscale="log", yscale="log", xlim=ends * [1 / 5, 3], ylabel="seconds of scoring")
-    ax.set_xlabel("billions of weights × thousands of tokens\ngrey: the range of measured rates")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter("{x:g}")
-    ax.set_title(f"Scoring takes {low:.0f} to {high:.0f} s per billion weights and thousand tokens")
+        marked = layered.assign(marked=layered["module"].isin(modules))
+        _outline(ax, _by_layer_and_type(marked, "marked", types) > 0)
     return ax
 
 
@@ -390,9 +260,8 @@ def _by_layer_and_type(scores: pd.DataFrame, column: str, types: pd.Series) -> p
     return scores.pivot_table(index="layer", columns="type", values=column, observed=True)[types]
 
 
-def _light_up(ax: Axes, lit: pd.DataFrame) -> None:
-    """Outline the cells of a heat map where `lit` (rows, columns) is true, and dim the others."""
-    ax.collections[-1].set_alpha(np.where(lit, 1.0, 0.3))
-    cells = [Rectangle((column, row), 1, 1) for row, column in np.argwhere(lit.to_numpy())]
-    style = {"facecolor": "none", "edgecolor": "0.15", "linewidth": 0.7, "clip_on": False}
+def _outline(ax: Axes, marked: pd.DataFrame) -> None:
+    """Draw an edge around the cells of a heat map where `marked` (rows, columns) is true."""
+    cells = [Rectangle((column, row), 1, 1) for row, column in np.argwhere(marked.to_numpy())]
+    style = {"facecolor": "none", "edgecolor": DARK, "linewidth": 0.9, "clip_on": False}
     ax.add_collection(PatchCollection(cells, **style))

@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
+from plop_nb.checks import positive_integer
 from plop_nb.palette import DARK, styled, tint
 
 PALE, MIDDLE = "0.93", "0.45"  # grounds, and what is not in focus
@@ -33,7 +34,7 @@ def draw_method(ax: Axes | None = None) -> Axes:
     ax = _blank(ax, (12.5, 3.5), (-0.1, 14.5), (-1.1, 2.4))
     steps = {
         "texts": ("run a few texts\nthrough the model", _draw_text),
-        "inputs": ("keep the input z\nof every linear map W", _draw_hooks),
+        "inputs": ("record the input z\nof every linear map W", _draw_inputs),
         "score": ("compare with noise z̃\nof the same norm", _draw_ratio),
         "types": ("mean of each type over\ntokens, texts and layers", _draw_types),
         "adapters": ("train B and A on the\nlowest-scoring types", _draw_adapters),
@@ -55,23 +56,29 @@ def draw_method(ax: Axes | None = None) -> Axes:
 
 
 @styled()
-def draw_adapter(ax: Axes | None = None) -> Axes:
+def draw_adapter(ax: Axes | None = None, *, width: int = 576, rank: int = 8) -> Axes:
     """A LoRA adapter: the frozen weight W, and the two thin matrices B and A that are trained.
 
-    The numbers are those of a square map with 576 inputs and outputs and an adapter of rank 8; the
-    thin matrices are drawn thicker than they are, and the picture says so.
+    The thin matrices are drawn thicker than they are, and the picture says so.
 
     Parameters
     ----------
     ax : matplotlib Axes, optional
         Where to draw: by default the axes of a new figure.
+    width, rank : int
+        Inputs and outputs of the square map W (by default SmolLM2-135M's), and the adapter's rank.
 
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `width` or `rank` is no positive integer.
     """
+    width, rank = positive_integer("width", width), positive_integer("rank", rank)
     ax = _blank(ax, (10, 4.2), (-0.8, 11.1), (-1.6, 3.7))
-    width, rank = 576, 8
     _matrix(ax, (0, 0), (3, 3), "W", FROZEN)
     _matrix(ax, (5.2, 0), (0.5, 3), "B", TRAINED)
     _matrix(ax, (6.9, 2.5), (3, 0.5), "A", TRAINED)
@@ -87,9 +94,7 @@ def draw_adapter(ax: Axes | None = None) -> Axes:
     trained = 2 * width * rank
     style = {"ha": "center", "size": 13, "color": TRAINED, "weight": "bold"}
     ax.text(7.55, -0.5, f"trained: {trained:,} numbers", **style)
-    note = (
-        "B starts at zero, so\nnothing changes at first.\nNot to scale: B and A\nare much thinner."
-    )
+    note = "Not to scale: B and A\nare much thinner."
     ax.text(8.4, 1.25, note, ha="center", va="center", size=11)
     ax.text(5.2, -1.35, "output = W z + B A z", ha="center", size=16)
     share = 100 * trained / width**2
@@ -164,12 +169,14 @@ def draw_alignment(
             tip = (start, 0.05) + vector * (1 + 0.1 / np.linalg.norm(vector))
             ax.text(*tip, name, va="bottom", ha="center", **style(DARK))
     x, y = baseline * np.array([np.cos(np.pi / 4), -np.sin(np.pi / 4)])
-    said = f"baseline {baseline:.2f}, the outputs'\nroot mean square length"
-    ax.text(middle + x + 0.1, y - 0.05, said, va="top", size=11)
-    ax.text(middle, -high - 0.1, "outputs W z", ha="center", va="top")
+    on_ring = {"ha": "center", "va": "center", "size": 11, "weight": "bold"}
+    ground = {"fc": "white", "ec": "none", "pad": 2}
+    ax.text(middle + x, y, f"baseline {baseline:.2f}", bbox=ground, **on_ring)
+    ax.text(middle, -high - 0.1, "outputs W z, to the same scale", ha="center", va="top")
     ax.text(0, -high - 0.1, "inputs z of length 1", ha="center", va="top")
     ax.set_title(
-        "An input that W sends to the long axis has NFN above 1, to the short axis below 1"
+        "Inputs that W sends to the long axis have NFN above 1,\n"
+        "those sent to the short axis below 1"
     )
     return ax
 
@@ -212,7 +219,7 @@ def _draw_text(ax: Axes, left: float) -> None:
         ax.add_patch(Rectangle((left + 0.3, 1.65 - 0.33 * row), width, 0.13, color=MIDDLE, lw=0))
 
 
-def _draw_hooks(ax: Axes, left: float) -> None:
+def _draw_inputs(ax: Axes, left: float) -> None:
     """Two maps with a wire through each, and a probe on the wire."""
     for height in (1.35, 0.4):
         ax.plot([left + 0.2, left + 2.2], [height, height], color=MIDDLE, lw=2)
@@ -224,7 +231,6 @@ def _draw_hooks(ax: Axes, left: float) -> None:
         ax.plot(left + 0.65, height + 0.35, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
         ax.plot(left + 0.65, height, marker="o", ms=5, color=DARK)
         ax.text(left + 0.38, height + 0.22, "z", ha="center", va="center", size=13)
-    ax.text(left + 0.65, 1.92, "hook", ha="center", va="center", size=10)
 
 
 def _draw_ratio(ax: Axes, left: float) -> None:
@@ -234,7 +240,8 @@ def _draw_ratio(ax: Axes, left: float) -> None:
     _arrow(ax, (left + 0.35, 0.8), (left + 1.3, 0.8), MIDDLE)
     style = {"ha": "center", "va": "center"}
     ax.text(left + 0.82, 1.75, "‖W z‖", size=13, **style)
-    ax.text(left + 0.82, 0.42, "‖W z̃‖", size=13, color=MIDDLE, **style)
+    ax.text(left + 0.82, 0.48, "‖W z̃‖", size=13, color=MIDDLE, **style)
+    ax.text(left + 0.82, 0.2, "noise", size=10, color=MIDDLE, **style)
     ax.text(left + 1.87, 1.1, "= score", size=12, weight="bold", **style)
 
 
@@ -255,10 +262,11 @@ def _draw_adapters(ax: Axes, left: float) -> None:
     """The lowest types, each with its pair of thin matrices."""
     for row in range(LOWEST):
         low = 1.38 - 0.62 * row
-        ax.add_patch(Rectangle((left + 0.3, low), 0.5, 0.5, fc=FROZEN, ec=DARK))
+        ax.add_patch(Rectangle((left + 0.4, low), 0.5, 0.5, fc=FROZEN, ec=DARK))
         style = {"ha": "center", "va": "center"}
-        ax.text(left + 0.55, low + 0.24, "W", color="white", weight="bold", size=12, **style)
-        ax.text(left + 1.02, low + 0.23, "+", size=15, **style)
+        ax.text(left + 0.28, low + 0.25, f"type {row + 1}", rotation=90, size=8.5, **style)
+        ax.text(left + 0.65, low + 0.24, "W", color="white", weight="bold", size=12, **style)
+        ax.text(left + 1.1, low + 0.23, "+", size=15, **style)
         for corner, size in (((1.3, low), (0.13, 0.5)), ((1.52, low + 0.37), (0.5, 0.13))):
             ax.add_patch(Rectangle((left + corner[0], corner[1]), *size, fc=TRAINED, ec=DARK))
         if row == 0:

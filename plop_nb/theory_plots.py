@@ -21,7 +21,7 @@ def plot_alignment(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """NFN and the baseline of networks of one width by step: means, and bands over 95 % of them.
+    """NFN and the baseline of networks of one width by step: means, and bands over the middle 95 %.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def plot_alignment(
     theory : pandas.Series
         The NFN of an infinitely wide network, with the steps as its index; dashed.
     marks : dict, optional
-        {words: step}: a dot on the mean NFN at this step, with these words and the NFN beside it.
+        {words: step}: a dot on the mean NFN at this step; these words and the mean left of it.
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -47,19 +47,20 @@ def plot_alignment(
     _check(runs, marks)
     ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")[1] if ax is None else ax
     ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
-    names = {"nfn": ("NFN", MEASURED), "baseline": (r"baseline $\|W\|_F\,/\,\sqrt{n}$", "0.4")}
-    for column, (name, color) in names.items():
+    baseline = r"baseline $\|W\|_F\,/\,\sqrt{n}$"
+    names = {"nfn": ("NFN", MEASURED, 5), "baseline": (baseline, "0.4", 2)}
+    for column, (name, color, thick) in names.items():
         values = runs.groupby("step")[column]
         mean, low, high = values.mean(), values.quantile(0.025), values.quantile(0.975)
         ax.fill_between(mean.index, low, high, color=color, alpha=0.25, lw=0)
-        ax.plot(mean.index, mean, color=color, lw=2)
+        ax.plot(mean.index, mean, color=color, lw=thick)
         ends[name] = (mean.index[-1], mean.iloc[-1], color)
     ax.plot(theory.index, theory, **THEORY)
     nfn = runs.groupby("step")["nfn"].mean()
     for words, step in marks.items():
         ax.plot(step, nfn[step], "o", ms=8, color=DARK, zorder=6)
-        style = {"textcoords": "offset points", "va": "top", "color": DARK, "size": 11}
-        ax.annotate(f"{words}: {nfn[step]:.2f}", (step, nfn[step]), (8, -13), **style)
+        style = {"textcoords": "offset points", "ha": "right", "color": DARK, "size": 11}
+        ax.annotate(f"{words}:\nmean NFN {nfn[step]:.2f}", (step, nfn[step]), (-12, 6), **style)
     ax.set_title(title, pad=10)
     ax.set(xlabel=STEP, ylabel="NFN; baseline (no unit)", xlim=(0, nfn.index[-1]))
     label_lines(ax, ends)

@@ -9,7 +9,14 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
-from plop_nb.benchmark_plots import plot_agreement, plot_differences, plot_pairs, plot_rates
+from plop_nb.benchmark_plots import (
+    BLUE,
+    VERDICTS,
+    plot_agreement,
+    plot_differences,
+    plot_rates,
+    plot_trainings,
+)
 from plop_nb.palette import type_color
 from plop_nb.rule_plots import plot_alone, plot_forgetting, plot_rules
 from plop_nb.stats import mean_interval
@@ -140,11 +147,20 @@ def test_texts_lie_inside_the_figure_and_apart(name, tasks):
         assert overlap is None or min(overlap.width, overlap.height) < 1.5, (one, other)
 
 
-def test_agreement_shows_both_seeds_on_one_scale():
+def test_agreement_shows_both_seeds_and_the_named_sets_on_top():
+    table = agreement(2)
+    ax, other = plot_agreement(table, (1, 2), LABELS)
+    own = table[table["task"] == TASKS[0]]
+    is_named = own["placement"].isin(list(LABELS))
+    grey, dark = ax.collections
+    assert np.asarray(grey.get_offsets()) == pytest.approx(own.loc[~is_named, [1, 2]].to_numpy())
+    assert np.asarray(dark.get_offsets()) == pytest.approx(own.loc[is_named, [1, 2]].to_numpy())
+    assert dark.get_sizes()[0] > grey.get_sizes()[0]  # and drawn last, so that none hides them
+    assert (ax.get_xlim(), ax.get_ylim()) == (other.get_xlim(), other.get_ylim())
+    assert {text.get_text() for text in ax.texts} == {*LABELS.values()}
+    line = ax.lines[0]
+    assert line.get_slope() == 1 and line.get_xy1()[0] == line.get_xy1()[1]
     (ax,) = plot_agreement(agreement(), (1, 2), LABELS)
-    assert dots(ax) == pytest.approx(agreement()[[1, 2]].to_numpy())
-    assert ax.get_xlim() == ax.get_ylim()
-    assert [text.get_text() for text in ax.texts] == ["MLP", "PLoP's choice"]
     assert ax.get_xlabel() == "loss with seed 1 (nats per token)"
     same = agreement()
     same[2] = 2 * same[1]
@@ -177,6 +193,9 @@ def test_rates_draws_every_line_and_names_those_that_matter():
         assert to_rgba(lines[name].get_color()) == to_rgba(type_color(name))
     grey = to_rgba(lines["k+o+q"].get_color())
     assert to_rgba(lines["EVA, rho 1"].get_color()) == grey != to_rgba(lines["all"].get_color())
+    looks = [(lines[n].get_linestyle(), lines[n].get_marker()) for n in ("all", "attention")]
+    assert looks == [("-", "o"), ("--", "s")]
+    assert ax.figure._supxlabel.get_text() == "grey: the 37 other placements"
     assert {text.get_text() for text in ax.texts} == {*SINGLE, "all", "attention", "MLP"}
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1e-3", "2e-3", "4e-3"]
     assert ax.get_xscale() == "log"
@@ -187,7 +206,8 @@ def test_rates_draws_every_line_and_names_those_that_matter():
 def test_rates_cuts_off_what_has_diverged_and_says_so():
     (ax,) = plot_rates(rates())
     assert 1.4 < ax.get_ylim()[1] < 3
-    assert "(1 of 141 losses are higher than the axis)" in ax.get_xlabel()
+    said = "learning rate (1 of 141 losses are higher than the axis)\nhigher: all at 4e-3"
+    assert ax.get_xlabel() == said
     (ax,) = plot_rates(rates().assign(loss=lambda table: table["loss"].clip(upper=1.4)))
     assert ax.get_xlabel() == "learning rate"
 
@@ -218,11 +238,25 @@ def test_differences_share_the_order_of_their_means_and_have_verdicts_as_colours
         assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [
             ("attention", 0)
         ]
-    title = "short sums: 17 of 25 worse than attention, 3 better"
-    assert titles(axes)[0] == title
+    assert titles(axes)[0] == "short sums: 17 worse and 3 better of 25"
     table.loc[0, "verdict"] = "worse"
-    changed = titles(plot_differences(table, "MLP"))[0]
-    assert changed == "short sums: 18 of 25 worse than MLP, 2 better"
+    changed = plot_differences(table, "the MLP", note="three seeds")
+    assert titles(changed)[0] == "short sums: 18 worse and 2 better of 25"
+    assert changed[0].get_xlim() == changed[1].get_xlim()  # panels compare
+    below = changed[0].figure._supxlabel.get_text().split("\n")
+    assert below[0] == "loss minus that of the MLP (nats per token)" and below[2] == "three seeds"
+    undecided = table.query("verdict == 'undecided' and task == 'short_sums'")
+    assert titles(plot_differences(undecided, "MLP")) == [
+        f"short sums: all {len(undecided)} undecided"
+    ]
+
+
+def test_rows_that_a_task_lacks_say_so():
+    table = differences(2).drop(index=0)
+    first, second = plot_differences(table, "MLP")
+    said = [text for text in first.texts if text.get_text() == "not compared"]
+    assert [text.get_position()[1] for text in said] == [row_names(first).index(TRIPLES[0])]
+    assert "not compared" not in {text.get_text() for text in second.texts}
 
 
 def test_rules_stand_in_order_with_what_they_choose():
@@ -237,34 +271,53 @@ def test_rules_stand_in_order_with_what_they_choose():
     (said,) = ax.texts
     assert said.get_text() == "at random" and said.get_position()[0] == 0.45
     assert ax.lines[0].get_xdata()[0] == 0.45
-    assert titles([ax]) == ["short sums: 1 of 3 are better than chance"]
-    (ax,) = plot_rules(rules(), random=0.7)
-    assert titles([ax]) == ["short sums: 2 of 3 are better than chance"]
+    assert titles([ax]) == ["short sums: lowest scores ahead of chance"]
+    assert {to_rgba(color) for color in bars.get_colors()} == {to_rgba(BLUE)}
+    (ax,) = plot_rules(rules(), 0.7, marked={"gradients": "red"}, note="two seeds")
+    assert titles([ax]) == ["short sums: lowest scores and gradients ahead of chance"]
+    colors = [tuple(color) for color in ax.collections[0].get_colors()]
+    assert colors == [to_rgba("0.65"), to_rgba("0.65"), to_rgba("red")]
+    assert ax.figure._supxlabel.get_text() == "two seeds"
+    many = rules().assign(regret_high=0.5)
+    assert titles(plot_rules(many, random=0.6)) == ["short sums: 3 of 3 ahead of chance"]
     with pytest.raises(ValueError, match="random=2"):
         plot_rules(rules(), random=2)
 
 
-def test_pairs_have_a_dot_each_above_their_mean_and_its_interval():
-    values = [0.3, -0.1, 0.2]
-    ax = plot_pairs(values, "a minus b", title="told", unit="text", level=0.9)
-    each, mean = dots(ax)[:3], dots(ax)[3]
-    assert each == pytest.approx(np.array([[-0.1, 1], [0.2, 2], [0.3, 3]]))
-    assert mean == pytest.approx([0.4 / 3, 0])
-    found = mean_interval(values, level=0.9)
-    (bar,) = [own.get_segments() for own in ax.collections if hasattr(own, "get_segments")]
-    assert bar[0][:, 0] == pytest.approx([found.low, found.high])
-    assert row_names(ax) == ["mean, 90%\ninterval", "3 texts,\nsorted"]
-    assert ax.get_xlabel() == "a minus b" and ax.get_title(loc="left") == "told"
+def test_trainings_have_a_row_each_and_their_mean_has_an_interval_over_them():
+    gaps = {"seed 0": [0.3, 0.2, 0.25], "seed 1": [-0.3, -0.2, -0.25], "seed 2": [0.1, -0.1, 0.02]}
+    ax = plot_trainings(gaps, "a minus b", title="told", unit="text", level=0.9)
+    found = [mean_interval(own, level=0.9) for own in gaps.values()]
+    found.append(mean_interval([own.mean for own in found], level=0.9))
+    dots = [line for line in ax.lines if line.get_marker() in list("oD")]
+    assert [line.get_xdata()[0] for line in dots] == pytest.approx([own.mean for own in found])
+    heights = [line.get_ydata()[0] for line in dots]
+    assert heights == sorted(heights) and row_names(ax) == [*gaps, "mean of 3\ntrainings"]
+    bars = [line for line in ax.lines if line.get_linewidth() == 2.5]
+    ends = [tuple(line.get_xdata()) for line in bars]
+    assert ends == [pytest.approx((own.low, own.high)) for own in found]
+    colors = [VERDICTS[name] for name in ("worse", "better", "undecided", "undecided")]
+    assert [line.get_color() for line in dots] == colors
+    said = [text.get_text() for text in ax.texts]
+    assert said == [f"{own.mean:+.2f} ({own.low:+.2f} to {own.high:+.2f})" for own in found]
+    assert ax.get_xlabel().startswith("a minus b\n") and ax.get_title(loc="left") == "told"
+    assert "90% intervals, over 3 texts; in the last row over trainings" in ax.get_xlabel()
+
+
+def test_one_training_has_no_interval_over_trainings():
     with pytest.raises(ValueError, match="expected two or more finite numbers"):
-        plot_pairs([0.1], "a minus b")
+        plot_trainings({"seed 0": [0.1, 0.2]}, "a minus b")
+    with pytest.raises(ValueError, match="expected two or more finite numbers"):
+        plot_trainings({"seed 0": [0.1], "seed 1": [0.1]}, "a minus b")
+    assert not plt.get_fignums()
 
 
 def test_chance_may_differ_between_panels():
     first, second = plot_rules(rules(2), random={"short_sums": 0.3, "spelling": 0.95})
     assert [ax.lines[0].get_xdata()[0] for ax in (first, second)] == [0.3, 0.95]
     assert titles([first, second]) == [
-        "short sums: 0 of 3 are better than chance",
-        "spelling: 2 of 3 are better than chance",
+        "short sums: none ahead of chance",
+        "spelling: lowest scores and gradients ahead of chance",
     ]
     with pytest.raises(ValueError, match=r"lacks \['spelling'\]: add a number for each task"):
         plot_rules(rules(2), random={"short_sums": 0.3})
@@ -282,6 +335,9 @@ def test_types_alone_are_coloured_dots_at_their_means_with_a_line_over_their_run
     assert [line.max() - line.min() for line in lines] == pytest.approx([0.1] * len(SINGLE))
     assert titles([ax]) == ["short sums: rank correlation 1.00"]
     assert ax.get_xlabel() == "score"
+    assert (
+        plot_alone(table, "score", note="two seeds")[0].figure._supxlabel.get_text() == "two seeds"
+    )
 
 
 def test_forgetting_has_a_dot_per_placement_and_names_the_main_ones():
@@ -298,6 +354,10 @@ def test_forgetting_has_a_dot_per_placement_and_names_the_main_ones():
     best = table.loc[table["gain"].idxmax()]
     (title,) = titles([ax])
     assert title.startswith(f"short sums: {best['placement']} gains most ({best['gain']:.2f})")
+    (ax,) = plot_forgetting(table, named={"down+up+v": "PLoP's choice"}, note="one seed")
+    assert {"PLoP's choice", "all"} < {text.get_text() for text in ax.texts}
+    assert "MLP" not in {text.get_text() for text in ax.texts}
+    assert ax.figure._supxlabel.get_text().endswith("\none seed")
     table.loc[table["placement"] == "v", ["gain", "forgetting"]] = [4.0, -0.25]
     assert titles(plot_forgetting(table)) == ["short sums: v gains most (4.00), forgets -0.25"]
 

@@ -30,13 +30,10 @@ def runs():
     for width in (64, 256):
         for seed in (0, 1):
             run = pd.DataFrame({"step": STEPS, "growth": (1 + seed) * STEPS**2 / width})
+            run["ratio"] = 1 + (1 + seed) * STEPS / width
             run = run.assign(moved=STEPS * (1 + seed), nfn=1 + STEPS * (1 + seed), baseline=1.0)
             rows.append(run.assign(width=width, seed=seed))
     return pd.concat(rows, ignore_index=True)
-
-
-def theory():
-    return pd.Series(STEPS**2 / 200, index=STEPS)
 
 
 def one_run():
@@ -60,29 +57,47 @@ def heights(band, step):
     return at_step.min(), at_step.max()
 
 
-def test_bands_of_wider_networks_are_darker_and_the_theory_is_dashed():
-    """Of growth 16 / n and 32 / n at step 4: nearly the whole range."""
-    ax = plots.plot_growth(runs(), theory(), title="A finding")
+def test_bands_of_wider_networks_are_darker():
+    """Of ratios 1 + t / n and 1 + 2 t / n: nearly the whole range."""
+    ax = plots.plot_ratio(runs(), title="A finding")
     narrow, wide = ax.collections
     assert narrow.get_facecolor()[0, 0] > wide.get_facecolor()[0, 0]
-    assert heights(wide, 4) == pytest.approx((16.4 / 256, 31.6 / 256))
-    [dashed] = ax.lines
-    assert dashed.get_ydata() == pytest.approx(theory()) and dashed.get_ls() == "--"
+    assert heights(wide, 4) == pytest.approx((1 + 4.1 / 256, 1 + 7.9 / 256))
+    [exact] = ax.lines
+    assert set(exact.get_ydata()) == {1} and exact.get_ls() == "--"
     said = {text.get_text() for text in ax.texts}
-    assert said == {"64 neurons", "256 neurons", "theory, n → ∞"}
-    assert ax.get_title(loc="left") == "A finding"
+    assert said == {"64 neurons", "256 neurons", "exactly quadratic"}
+    assert ax.get_title(loc="left") == "A finding" and ax.get_ylim() == (-0.5, 2.5)
 
 
 def test_a_width_is_named_at_the_upper_edge_of_its_band():
-    ax = plots.plot_growth(runs(), theory())
-    [label] = [text for text in ax.texts if text.get_text() == "64 neurons"]
-    assert label.xy == (4, pytest.approx(31.6 / 64))
+    """In a grey that is readable, and darker for wider networks."""
+    ax = plots.plot_ratio(runs())
+    narrow, wide = (named(ax, f"{width} neurons") for width in (64, 256))
+    assert narrow.xy == (4, pytest.approx(1 + 7.9 / 64))
+    assert 0.6 > float(narrow.get_color()) > float(wide.get_color())
 
 
-def test_growth_below_zero_is_shown():
-    table = runs()
-    ax = plots.plot_growth(table.assign(growth=table["growth"] - 0.1), theory())
-    assert ax.get_ylim()[0] < -0.1
+def named(ax, words):
+    [text] = [text for text in ax.texts if text.get_text() == words]
+    return text
+
+
+def test_the_share_of_the_cross_term_is_in_percent_of_the_quadratic():
+    """Growth t^2 + 1 over t^2: without step 0, and named at the middle and at the end."""
+    ax = plots.plot_cross_share(one_run())
+    _, line, dots = ax.lines
+    assert dots.get_xdata().tolist() == line.get_xdata().tolist() == [1, 2, 3, 4]
+    assert dots.get_ydata() == pytest.approx([100, 25, 100 / 9, 6.25])
+    assert [text.get_text() for text in ax.texts] == ["step 2:\n25 %", "step 4:\n6 %"]
+    assert ax.get_ylim() == (-20, 100)
+
+
+def test_a_negative_share_is_below_the_line():
+    run = one_run().assign(growth=STEPS**2 - 1.0, closed=STEPS**2 - 1.0)
+    ax = plots.plot_cross_share(run)
+    assert ax.get_ylim() == (-100, 20)
+    assert ax.texts[1].get_text() == "step 4:\n\N{MINUS SIGN}6 %" and ax.texts[1].xyann[1] < 0
 
 
 def test_the_closed_form_goes_through_the_dots():
@@ -92,7 +107,8 @@ def test_the_closed_form_goes_through_the_dots():
 
 
 def test_intervals_of_widths_are_as_given():
-    ax = plots.plot_by_width(by_width(), what="deviation (%)")
+    ax = plots.plot_by_width(by_width(), what="deviation (%)", measured="mean of 8")
+    assert named(ax, "mean of 8").xy == (256, 2)
     [bars] = ax.containers
     segments = bars.lines[2][0].get_segments()
     assert [segment[:, 1].tolist() for segment in segments] == [[3, 6], [1.5, 3]]
@@ -114,15 +130,17 @@ def test_lines_of_widths_have_their_own_style_and_name():
 def test_runs_of_growth_fit():
     run = growth(32, 5, seeds=2).assign(width=32)
     run["closed"] = run["pure"] = run["growth"]
-    plots.plot_growth(run, theory())
+    plots.plot_ratio(run.assign(ratio=1.0))
     plots.plot_closed_form(run[run["seed"] == 0])
+    plots.plot_cross_share(run[run["seed"] == 0])
 
 
 # What is refused, and where it is drawn
 
 PICTURES = {
-    "plot_growth": (runs, {"theory": theory()}),
+    "plot_ratio": (runs, {}),
     "plot_closed_form": (one_run, {}),
+    "plot_cross_share": (one_run, {}),
     "plot_by_width": (by_width, {"what": "a"}),
 }
 
@@ -146,7 +164,8 @@ def test_empty_tables_are_refused(name):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plots.plot_growth(runs().drop(columns="seed"), theory()), r"\['seed'\]"),
+        (lambda: plots.plot_ratio(runs().drop(columns="seed")), r"\['seed'\]"),
+        (lambda: plots.plot_cross_share(one_run().drop(columns="closed")), r"\['closed'\]"),
         (lambda: plots.plot_closed_form(one_run().drop(columns="pure")), r"\['pure'\]"),
     ],
 )

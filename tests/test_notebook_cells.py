@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jupytext
 import pandas as pd
 import pytest
+from peft import LoraConfig
 
 import plop_nb as plop
 from plop_nb import experiments as ex
@@ -34,14 +35,16 @@ def before_the_race(tiny_llama, byte_tokenizer):
     explorer = SimpleNamespace(placement=plop.place(scores, k=2), parameters=2000, rank=rank)
     names = {"plop": plop, "ex": ex, "pd": pd, "Placement": Placement, "random": random}
     names |= {"model": tiny_llama, "tokenizer": byte_tokenizer, "scores": scores}
+    by_layer = plop.by_module(scores).pivot_table(index="layer", columns="type", values="nfn")
+    names |= {"layers": by_layer, "k": 2}
     return names | {"explorer": explorer, "config": config, "SECONDS": 30, "EXAMPLES": None}
 
 
-RACE = ("def parts_of", "isinstance(EXAMPLES", "def rivals_of", "ex.race(")
+RACE = ("def parts_of", "isinstance(EXAMPLES", "def rivals_of", "rivals = rivals_of", "ex.race(")
 
 
 def test_the_race_of_notebook_07(before_the_race, monkeypatch):
-    """On examples of the reader's own, the chosen placement races against two others."""
+    """On examples of the reader's own, the chosen placement races against up to three others."""
     names, asked = before_the_race, []
     examples = [{"prompt": f"{number}", "completion": " x"} for number in range(100)]
     won = SimpleNamespace(winner="all", settings={"r": 3, "lr": 5e-4})
@@ -52,7 +55,8 @@ def test_the_race_of_notebook_07(before_the_race, monkeypatch):
     [((model, task, tokenizer, placements), options)] = asked
     assert (model, tokenizer) == (names["model"], names["tokenizer"])
     assert options == {"seconds": 30, "parameters": 2000}
-    assert placements["chosen"] == names["explorer"].placement and len(placements) == 3
+    assert placements["chosen"] == names["explorer"].placement
+    assert {"largest maps", "all"} <= set(placements) <= {*placements, "by the median"}
     assert set(placements["all"].types) == set(names["scores"]["type"])
     # the winner and its settings are what section 10 trains
     assert names["best"] is placements["all"] and names["settings"] is won.settings
@@ -76,10 +80,25 @@ def test_a_rival_that_equals_the_choice_is_left_out(before_the_race):
     [cell] = cells_of_notebook_07("def rivals_of")
     exec(cell, before_the_race)
     scores, rivals_of = before_the_race["scores"], before_the_race["rivals_of"]
-    largest = plop.place(scores, rule="size")
-    assert list(rivals_of(largest)) == ["chosen", "all"]
+    largest = plop.place(scores, k=2, rule="size")
+    found = rivals_of(largest)
+    assert found["chosen"] == largest and "largest maps" not in found and "all" in found
     everything = Placement.of_types(scores, scores["type"].unique())
-    assert list(rivals_of(everything)) == ["chosen", "largest maps"]
+    assert "all" not in rivals_of(everything)
+
+
+def test_the_choice_by_the_median_races_with_as_many_types(before_the_race):
+    """A single layer that lifts a type in the mean does not lift it in the median."""
+    [cell] = cells_of_notebook_07("def rivals_of")
+    names = before_the_race
+    mean_first, median_first = plop.by_type(names["scores"])["type"][[0, 6]]
+    layers = pd.DataFrame(1.0, index=range(5), columns=names["scores"]["type"].unique())
+    layers[median_first] = [0.1, 0.1, 0.1, 9.0, 9.0]
+    names |= {"layers": layers, "k": 1}
+    exec(cell, names)
+    chosen = plop.place(names["scores"], k=1)
+    found = names["rivals_of"](chosen)
+    assert chosen.types == [mean_first] and found["by the median"].types == [median_first]
 
 
 def test_notebook_07_trains_on_the_train_part_only():
@@ -89,6 +108,31 @@ def test_notebook_07_trains_on_the_train_part_only():
     assert '"validation"' not in cell
     [trains] = cells_of_notebook_07("trainer = SFTTrainer(")
     assert '{"train_dataset": train, "eval_dataset": test}' in trains
+    assert trains.index("before = trainer.evaluate()") < trains.index("trainer.train()")
+
+
+def test_a_file_of_other_lines_or_another_choice_is_no_solution(
+    tiny_llama, byte_tokenizer, tmp_path
+):
+    """Exercise 3 asks for the types that ten lines of one's own give within the budget."""
+    names = {"plop": plop, "model": tiny_llama, "tokenizer": byte_tokenizer, "exercise": tmp_path}
+    names |= {"read_texts": plop.read_texts, "LoraConfig": LoraConfig}
+    names |= {"mine_txt": tmp_path / "mine.txt", "limit": 2000, "my_placement": None}
+    [cell] = cells_of_notebook_07("def check_file")
+    exec(cell, names)
+    check = names["check_file"]
+    names["mine_txt"].write_text("\n".join(f"line {number}" for number in range(10)))
+    scores = plop.nfn_scores(tiny_llama, plop.read_texts(names["mine_txt"]), byte_tokenizer)
+    right = plop.place(scores, parameters=2000, r=8)
+    right.lora_config(tiny_llama, r=8).save_pretrained(tmp_path)
+    assert check(None) == "not yet filled in"
+    assert check(right).startswith(", ".join(right.types))
+    other = Placement.of_types(scores, plop.by_type(scores)["type"][-1:])
+    with pytest.raises(AssertionError, match="by these lines the types are"):
+        check(other)
+    names["mine_txt"].write_text("one line")
+    with pytest.raises(AssertionError, match="write ten lines"):
+        check(right)
 
 
 def test_the_race_of_notebook_07_reads_examples_from_a_file(before_the_race, tmp_path):
@@ -104,7 +148,7 @@ def test_the_race_of_notebook_07_reads_examples_from_a_file(before_the_race, tmp
 
 
 def test_the_exercises_of_notebook_07_leave_the_folder_of_the_reader_alone():
-    """The config of section 5 stays, also where solutions run."""
+    """The config of section 4 stays, also where solutions run."""
     notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
     sources = [cell.source for cell in notebook.cells]
     [start] = [number for number, source in enumerate(sources) if source.startswith("## Exercises")]
@@ -128,7 +172,7 @@ def test_the_exercise_on_forms_compares_the_same_texts(tiny_llama, byte_tokenize
         check(plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False))
     other = scores.assign(nfn=2 * scores["nfn"])
     table = check(other)
-    assert table["folded"].tolist() == pytest.approx((2 * table["section 5"]).tolist(), abs=0.02)
+    assert table["folded"].tolist() == pytest.approx((2 * table["section 4"]).tolist(), abs=0.02)
 
 
 def test_the_copied_call_of_notebook_07_scores_and_places_the_same_k():

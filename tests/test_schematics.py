@@ -54,23 +54,39 @@ def test_the_method_has_five_steps_in_order():
 def test_the_method_gives_no_type_away():
     """It stands before a question that asks for the lowest one."""
     texts = [text.get_text() for text in draw_method().texts]
-    assert [text for text in texts if re.fullmatch(r"type \d", text)] == [
-        f"type {n}" for n in range(1, 8)
-    ]
+    bars, adapted = range(1, 8), range(1, 4)  # the three with adapters are the three lowest
+    named = [text for text in texts if re.fullmatch(r"type \d", text)]
+    assert named == [f"type {n}" for n in [*bars, *adapted]]
     used = {to_hex(patch.get_facecolor()).upper() for patch in draw_method().patches}
     assert not used & set(COLORS.values())
 
 
-def test_the_numbers_of_the_adapter_are_those_of_peft():
-    """PEFT's adapter of rank 8 on a map of 576 by 576."""
+@pytest.mark.parametrize(("width", "rank"), [(576, 8), (256, 1)])
+def test_the_numbers_of_the_adapter_are_those_of_peft(width, rank):
+    """PEFT's adapter of this rank on a square map of this width."""
     peft = pytest.importorskip("peft")
-    model = torch.nn.Sequential(torch.nn.Linear(576, 576, bias=False))
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=["0"]))
+    model = torch.nn.Sequential(torch.nn.Linear(width, width, bias=False))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules=["0"]))
     trained, total = adapted.get_nb_trainable_parameters()
-    texts = [text.get_text() for text in draw_adapter().texts]
-    assert f"trained: {trained:,} numbers" in texts
+    ax = draw_adapter(width=width, rank=rank)
+    texts = [text.get_text() for text in ax.texts]
+    assert f"trained: {trained:,} numbers" in texts and f"rank r = {rank}" in texts
     assert f"frozen: {total - trained:,} numbers" in texts
-    assert f"{100 * trained / (total - trained):.1f} %" in draw_adapter().get_title(loc="left")
+    assert f"{100 * trained / (total - trained):.1f} %" in ax.get_title(loc="left")
+
+
+def test_an_adapter_without_a_rank_is_refused():
+    with pytest.raises(ValueError, match="rank=0, expected an integer of at least 1"):
+        draw_adapter(rank=0)
+    assert not plt.get_fignums()
+
+
+def test_the_baseline_is_named_on_its_circle():
+    ax = draw_alignment(weight=np.array([[2.0, 0.0], [0.0, 0.5]]))
+    [ring] = [p for p in ax.patches if p.get_linestyle() == "--"]
+    [name] = [text for text in ax.texts if text.get_text() == "baseline 1.46"]
+    distance = np.hypot(*(np.array(name.get_position()) - ring.center))
+    assert distance == pytest.approx(ring.width / 2)
 
 
 def scores(ax):

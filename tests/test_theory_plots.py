@@ -52,7 +52,13 @@ def test_marks_are_on_the_mean_and_say_its_value():
     dots = ax.lines[3:]
     assert [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots] == [(2, 4), (4, 7)]
     said = [text.get_text() for text in ax.texts]
-    assert "half way: 4.00" in said and "the end: 7.00" in said
+    assert "half way:\nmean NFN 4.00" in said and "the end:\nmean NFN 7.00" in said
+
+
+def test_a_measured_line_under_the_theory_is_seen():
+    """Where both agree, the mean is wider than the dashes on it."""
+    mean, _, theory_line = plot_alignment(runs(), theory()).lines
+    assert mean.get_lw() > 2 * theory_line.get_lw() and mean.get_zorder() < theory_line.get_zorder()
 
 
 def test_runs_of_growth_fit():
