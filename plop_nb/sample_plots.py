@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy import stats
 
@@ -18,9 +19,11 @@ MODELS = (DARK, "#00838A")  # the first model is black in every picture
 DOMAINS = (DARK, "#8A5A00", "#00838A", "#6B6B6B")  # and so is the first domain
 STYLES = (("-", "o"), ("--", "s"), (":", "^"))
 PALE = "0.4"  # of what explains
+LUMINANCE = (0.299, 0.587, 0.114)  # how bright red, green and blue look
 RANDOM = {"color": DARK, "lw": 1, "ls": "--", "zorder": 0}  # the line of a random input
 DRAWS = 1000  # of so many texts
 LEAST_BLOCKS = 8  # for an error of an error
+APART = 1.03  # dots of the next domain are this much to the right
 LEAST = (0.5, 2.0)  # of a scale of scores: what is near 1 shall look near 1
 
 
@@ -71,7 +74,7 @@ def plot_separation(
     axes[0].set_yticks(range(len(order)), order)
     axes[0].set(ylim=(len(order) - 0.5, -0.5), xlim=(0, None), xlabel=f"{NFN}; one dot per text")
     _draw_gap(axes[1], (pool[order[k]] - pool[order[k - 1]]).to_numpy(), marks or {})
-    axes[1].set_ylabel(f"{order[k]} minus {order[k - 1]} (NFN)")
+    axes[1].set_ylabel(f"{order[k]} minus {order[k - 1]} (NFN)", labelpad=10)
     axes[0].set_title(source, color=PALE, weight="normal", size=11)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
     return axes
@@ -128,7 +131,7 @@ def plot_errors(
         ax.plot(beyond["texts"], beyond["computed"], color=color, lw=1.3, ls="--")
         free, measured = known["blocks"].to_numpy() - 1, known["measured"].to_numpy()
         ends_of = np.sqrt(free / stats.chi2.ppf([[0.975], [0.025]], free)) * measured
-        ax.errorbar(known["texts"] * 1.03**number, measured, yerr=abs(ends_of - measured), fmt="o",
+        ax.errorbar(known["texts"] * APART**number, measured, yerr=abs(ends_of - measured), fmt="o",
                     color=color, capsize=2, ms=4)  # fmt: skip
         ends[name] = (rows["texts"].iloc[-1], rows["computed"].iloc[-1], color)
     ax.set(xscale="log", yscale="log", xlabel="texts n (logarithmic scale)")
@@ -136,7 +139,10 @@ def plot_errors(
     ax.set_xticks(ticks := sorted(set(table["texts"])), [str(n) for n in ticks])
     _plain_numbers(ax.yaxis, (1, 2, 5))
     ax.minorticks_off()
-    said = "dots: measured, with 95 % chi-square intervals\nlines: computed; dashed: not measured"
+    said = (
+        "dots (set apart sideways): measured, with 95 % intervals (chi-square)\n"
+        f"lines: computed; dashed: fewer than {LEAST_BLOCKS} blocks"
+    )
     ax.annotate(said, (0.02, 0.04), xycoords="axes fraction", color=PALE, size=11)
     label_lines(ax, ends)
     return ax
@@ -144,23 +150,18 @@ def plot_errors(
 
 @styled()
 def plot_agreement(
-    table: pd.DataFrame,
-    published: tuple[int, int, int] | None = None,
-    *,
-    title: str = "",
-    source: str = "",
-    ax: Axes | None = None,
+    table: pd.DataFrame, *, title: str = "", source: str = "", ax: Axes | None = None
 ) -> Axes:
     """Kendall's tau between the ranking by some texts and a reference, by the number of texts.
+
+    Each line is named at its right end; where several end at the same place, the first one there
+    and the others at their second dot.
 
     Parameters
     ----------
     table : pandas.DataFrame
         Columns `model` (a colour each), `of` (what is ranked; a style each), `texts`, `tau`, `low`,
         `high` (the band).
-    published : tuple of int, optional
-        The paper's numbers of texts: the least, that from which on it reports a tau of about 1 (a
-        thick line from there on), and the largest, to which the axis goes.
     title, source, ax : str, str, matplotlib Axes, optional
         The finding in a line; on what; where to draw, a new figure by default.
 
@@ -173,6 +174,7 @@ def plot_agreement(
     ax = _axes(ax, (9, 4.6), title, source)
     models, kinds = [*table["model"].unique()], [*table["of"].unique()]
     ends: dict = {}
+    taken: set = set()
     for (model, of), rows in table.groupby(["model", "of"], sort=False):
         rows = rows.sort_values("texts")
         place = models.index(model)
@@ -184,29 +186,21 @@ def plot_agreement(
             rows["texts"], rows["tau"], color=color, lw=width, ls=line, marker=dot, ms=3 + width
         )
         end = (rows["texts"].iloc[-1], rows["tau"].iloc[-1])
-        ends.setdefault((*end, of), []).append((model, color))
-    least, enough, last = published or (1, 1, table["texts"].max())
-    _number_axis(ax, [*table["texts"], last])
+        if end not in taken:
+            ends[f"{model}, {of}"] = (*end, color)
+        else:
+            second = rows.head(2).iloc[-1]
+            ax.annotate(f"{model}, {of}", (second["texts"], second["tau"]), (12, -6), va="center",
+                        textcoords="offset points", color=color, size=11)  # fmt: skip
+        taken.add(end)
+    _number_axis(ax, table["texts"])
     ax.set(
         xlabel="texts n (logarithmic scale)",
         ylabel="Kendall's tau with the reference\n(axis does not begin at 0)",
     )
-    low, room = table["low"].min(), 0.3 if published else 0.05
-    ax.set(ylim=(low - room * (1 - low), 1 + 0.1 * (1 - low)), xlim=(None, last))
-    if published is not None:
-        ax.plot([enough, last], [low, low], color=PALE, lw=4, solid_capstyle="butt")
-        span = {"arrowstyle": "|-|,widthA=0.3,widthB=0.3", "color": PALE}
-        ax.annotate("", (least, low), (last, low), arrowprops=span)
-        said = (
-            f"the paper, by notes: {least} to {last:,} texts; tau about 1 from {enough} on (thick)"
-        )
-        ax.annotate(said, (last, low), (-6, -8), textcoords="offset points", ha="right", va="top",
-                    color=PALE)  # fmt: skip
-    labels = {}
-    for (x, y, of), found in ends.items():  # lines that end at the same place share a label
-        names = " and ".join(model for model, _ in found)
-        labels[f"{names}, {of}"] = (x, y, found[0][1])
-    label_lines(ax, labels)
+    low = table["low"].min()
+    ax.set_ylim(low - 0.05 * (1 - low), 1 + 0.1 * (1 - low))
+    label_lines(ax, ends)
     return ax
 
 
@@ -239,13 +233,13 @@ def plot_decided(
     if not np.size(shares) or not np.allclose(shares.sum(axis=1), 1):
         raise ValueError("shares is empty, or has a row that does not add up to 1")
     ax = _axes(ax, (10, 0.55 * len(shares) + 2.1), title, source)
-    colors = [plt.cm.Greys(level) for level in np.linspace(0.2, 0.9, shares.shape[1] - 1)]
+    colors = [plt.cm.YlGnBu(level) for level in np.linspace(0.1, 1, shares.shape[1] - 1)]
     places, left = np.arange(len(shares)), np.zeros(len(shares))
     for name, color in zip(shares, [*colors, "white"], strict=True):
         width = 100 * shares[name].to_numpy()
         ax.barh(places, width, left=left, height=0.7, color=color, edgecolor="0.3", lw=0.7,
                 label=str(name))  # fmt: skip
-        ink = "white" if np.mean(color[:3] if color != "white" else 1) < 0.55 else DARK
+        ink = "white" if np.dot(to_rgb(color), LUMINANCE) < 0.5 else DARK
         for place in places[width > 5]:  # what is smaller has no room for a number
             where = (left[place] + width[place] / 2, place)
             ax.annotate(str(name), where, ha="center", va="center", color=ink)
@@ -271,7 +265,7 @@ def plot_signatures(
     title: str = "",
     source: str = "",
 ) -> np.ndarray:
-    """Scores of single maps in several situations, side by side: what is wrong has a look.
+    """Scores of single maps in several situations, side by side, so that errors can be seen.
 
     One row per type, one dot per map, and one logarithmic scale that shows half to twice at least.
 

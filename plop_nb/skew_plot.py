@@ -10,8 +10,8 @@ from scipy import stats
 
 from plop_nb.palette import DARK, label_lines, styled
 
-FOUND, RIGHT = "0.75", "0.35"  # what was counted; the tail that decides rightly
-WRONG = "#B3261E"  # the tail that decides wrongly
+FOUND, KEPT = "0.75", "0.35"  # what was counted; a tail that holds no more than it may
+HEAVY = "#B3261E"  # a tail that holds more
 LEVELS = (DARK, "0.5")  # what was found, and what it has to reach
 PALE = "0.4"  # of what explains
 BINS = 40
@@ -74,7 +74,7 @@ def plot_skew(
     texts: int,
     level: float,
     *,
-    pair: str = "",
+    pair: tuple[str, str] = ("one", "other"),
     title: str = "",
     source: str = "",
 ) -> np.ndarray:
@@ -90,10 +90,11 @@ def plot_skew(
     texts : int
         In a draw, two or more.
     level : float
-        Of the one-sided test. Lines at the t that it needs on either side, and the share of draws
-        beyond them. The lower tail, which decides wrongly, is red, the upper one dark grey.
-    pair : str
-        What the difference is of, such as "o_proj minus down_proj".
+        Of the one-sided test. Lines at the t that it needs on each side, and the share of draws
+        beyond them, which would be `level` if differences were normal. A tail that holds more is
+        red, the other one dark grey.
+    pair : tuple of str
+        The two types: the difference is the first minus the second.
     title, source : str
         The finding in a line; below it, on what model and texts.
 
@@ -115,9 +116,9 @@ def plot_skew(
         raise ValueError(f"texts={texts}, expected two or more: t needs a deviation")
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     _draw_texts(axes[0], differences)
-    axes[0].set_xlabel(f"{pair or 'difference'}, % of the score")
+    axes[0].set_xlabel(f"{pair[0]} minus {pair[1]}, % of the score")
     axes[0].set_title(source, color=PALE, weight="normal", size=11)
-    _draw_t(axes[1], t, texts, level)
+    _draw_t(axes[1], t, texts, level, pair)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
     return axes
 
@@ -136,7 +137,7 @@ def _draw_texts(ax: Axes, differences: np.ndarray) -> None:
     ax.set(ylabel="texts in a bin", xlim=ends, ylim=(0, 1.3 * ax.get_ylim()[1]))
 
 
-def _draw_t(ax: Axes, t: np.ndarray, texts: int, level: float) -> None:
+def _draw_t(ax: Axes, t: np.ndarray, texts: int, level: float, pair: tuple[str, str]) -> None:
     """The histogram of t, Student's curve, and the two tails beyond the t that is needed."""
     least = stats.t.isf(level, texts - 1)
     half = 2.2 * least
@@ -144,20 +145,25 @@ def _draw_t(ax: Axes, t: np.ndarray, texts: int, level: float) -> None:
     counts, _ = np.histogram(t, edges)
     shares = 100 * counts / len(t)  # percent of the draws in a bin
     middles = (edges[:-1] + edges[1:]) / 2
-    outer = np.where(middles < 0, WRONG, RIGHT)
-    colors = np.where(np.abs(middles) > least, outer, FOUND)
-    ax.bar(middles, shares, np.diff(edges), color=colors)
+    tails = {-1: np.mean(t < -least), 1: np.mean(t > least)}
+    of_side = {side: HEAVY if share > level else KEPT for side, share in tails.items()}
+    outer = np.where(middles < 0, of_side[-1], of_side[1])
+    ax.bar(middles, shares, np.diff(edges), color=np.where(abs(middles) > least, outer, FOUND))
     curve = 100 * stats.t.pdf(middles, texts - 1) * np.diff(edges)
     ax.plot(middles, curve, color=DARK, lw=1.5, ls="--")
     top = 30 * curve.max()
     ax.set(yscale="log", ylim=(50 / len(t), top), xlim=(-half, half))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    tails = ((-1, t < -least, WRONG, "wrong"), (1, t > least, DARK, "right"))
-    for side, beyond, color, what in tails:
+    for side, share in tails.items():
         ax.axvline(side * least, color="0.6", lw=1, ls=":")
-        said = f"{what} decision:\n{100 * beyond.mean():.2f} %\npromised:\n{100 * level:.2f} %"
+        says = f"says {pair[0]}\n{'below' if side < 0 else 'above'} {pair[1]}:"
+        said = f"{says}\n{100 * share:.2f} %\nif normal:\n{100 * level:.2f} %"
         ax.annotate(said, (side * least * 1.08, top / 1.3), ha="right" if side < 0 else "left",
-                    va="top", color=color, size=11)  # fmt: skip
+                    va="top", color=of_side[side], size=10)  # fmt: skip
     ax.annotate("dashed:\nStudent's t", (0, top / 1.3), ha="center", va="top", size=11)
-    ax.set_xlabel(f"t of {texts} texts; dotted: the t that the test needs")
+    outside = 100 * np.mean(np.abs(t) > half)
+    ax.set_xlabel(
+        f"t of {texts} texts, {len(t):,} draws; dotted: the t that the test needs\n"
+        f"({outside:.2f} % of the draws are beyond ±{half:.1f})"
+    )
     ax.set_ylabel("draws in a bin (%, logarithmic)")

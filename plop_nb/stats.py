@@ -265,8 +265,7 @@ def diagnoses(scores: pd.DataFrame, types: Iterable[str], sure: float) -> list[s
         pair = pairs.iloc[0]
         found.append(
             f"ranking undecided: {pair['chosen']} and {pair['other']} are {pair['gap']:.3f} apart "
-            f"and would swap with probability {pair['probability']:.0%}. Score more texts, or "
-            "choose another k"
+            f"(one-sided p = {pair['probability']:.2g}). Score more texts, or choose another k"
         )
     return found
 

@@ -113,15 +113,16 @@ def test_errors_are_lines_and_dots():
     assert dots[0].get_ydata() == pytest.approx([1.1, 0.55])  # the third is of four blocks only
 
 
-def test_agreement_shows_what_the_paper_says():
-    ax = plots.plot_agreement(agreement(), published=(8, 32, 1024))
-    said = [text.get_text() for text in ax.texts]
-    assert {"A, types", "A, maps"} <= set(said)
-    assert any("8 to 1,024 texts; tau about 1 from 32 on" in text for text in said)
-    assert ax.lines[-1].get_xdata().tolist() == [32, 1024] and ax.get_xlim()[1] == 1024
-    alone = plots.plot_agreement(agreement())
-    assert not any("the paper" in text.get_text() for text in alone.texts)
-    assert len(alone.lines) == 2 and alone.get_xlim()[1] == 64
+def test_agreement_is_a_line_and_a_band_for_each_ranking():
+    ax = plots.plot_agreement(agreement())
+    named = {text.get_text(): text.xy for text in ax.texts}
+    assert named["A, types"] == (64, 1.0) and named["A, maps"] == (64, 1 - 0.05 / 64)
+    assert [line.get_ydata().tolist() for line in ax.lines] == [
+        [1.0, 1.0, 1.0],
+        [1 - 0.05 / n for n in (1, 8, 64)],
+    ]
+    corners = ax.collections[1].get_paths()[0].vertices
+    assert corners[:, 1].min() == 1 - 0.08 and corners[:, 0].max() == 64
 
 
 def test_models_have_colours_and_what_is_ranked_has_styles():
@@ -132,10 +133,12 @@ def test_models_have_colours_and_what_is_ranked_has_styles():
     assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
-def test_lines_that_end_together_share_a_label_and_both_are_seen():
+def test_lines_that_end_together_have_labels_apart_and_are_seen():
     other = agreement().assign(model="B").query("of == 'types'")
+    other.loc[other["texts"] == 8, "tau"] = 0.98
     ax = plots.plot_agreement(pd.concat([agreement(), other]))
-    assert {"A and B, types", "A, maps"} <= {text.get_text() for text in ax.texts}
+    named = {text.get_text(): text.xy for text in ax.texts}
+    assert named["A, types"] == (64, 1.0) and named["B, types"] == (8, 0.98)
     assert ax.lines[0].get_linewidth() > 2 * ax.lines[2].get_linewidth()  # the second is on top
 
 
@@ -179,6 +182,15 @@ def test_numbers_can_be_read_on_their_bars():
     for bar, text in [(ax.patches[0], named[0]), (ax.patches[-1], named[-1])]:
         ground, ink = np.mean(bar.get_facecolor()[:3]), np.mean(to_rgba(text.get_color())[:3])
         assert abs(ground - ink) > 0.4
+
+
+def test_slices_that_follow_each_other_differ_in_colour():
+    """Seven looks, from light to dark."""
+    looks = [*(8 * 2**look for look in range(7)), "undecided"]
+    ax = plots.plot_decided(pd.DataFrame([[0.125] * 8], index=["all"], columns=looks))
+    colors = np.array([bar.get_facecolor()[:3] for bar in ax.patches[:7]])
+    assert (np.abs(np.diff(colors, axis=0)).max(axis=1) > 0.1).all()
+    assert (np.diff(colors @ plots.LUMINANCE) < 0).all()
 
 
 # Signatures

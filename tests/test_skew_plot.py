@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from plop_nb.skew_plot import BINS, RIGHT, WRONG, plot_looks, plot_skew
+from plop_nb.skew_plot import BINS, HEAVY, KEPT, plot_looks, plot_skew
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def closed():
 def skewed():
     """Differences with a long upper tail, and t of eight, more often far below than far above."""
     differences = np.random.default_rng(0).exponential(size=500) - 1
-    return differences, np.concatenate([np.full(20, -5.0), np.zeros(970), np.full(10, 5.0)])
+    return differences, np.concatenate([np.full(20, -5.0), np.zeros(977), np.full(3, 5.0)])
 
 
 def looks():
@@ -56,7 +56,7 @@ def test_looks_are_drawn_into_axes_that_are_given_and_not_without_rows():
 
 
 def test_every_text_is_in_a_bar_and_the_curve_has_their_spread(skewed):
-    left, _ = plot_skew(*skewed, 8, 0.005, pair="a minus b", title="A finding", source="made up")
+    left, _ = plot_skew(*skewed, 8, 0.005, pair=("a", "b"), title="A finding", source="made up")
     heights = [bar.get_height() for bar in left.patches]
     assert len(heights) == BINS and sum(heights) == 500
     grid, curve = left.lines[0].get_data()
@@ -66,23 +66,31 @@ def test_every_text_is_in_a_bar_and_the_curve_has_their_spread(skewed):
 
 
 def test_the_tails_are_counted_at_the_t_that_the_test_needs(skewed):
-    _, right = plot_skew(*skewed, 8, 0.005)
+    _, right = plot_skew(*skewed, 8, 0.005, pair=("a", "b"))
     said = words(right)
-    assert "wrong decision:\n2.00 %" in said and "right decision:\n1.00 %" in said
-    assert said.count("promised:\n0.50 %") == 2
+    assert "says a\nbelow b:\n2.00 %" in said and "says a\nabove b:\n0.30 %" in said
+    assert said.count("if normal:\n0.50 %") == 2
     marks = [line.get_xdata()[0] for line in right.lines if line.get_linestyle() == ":"]
     assert marks == pytest.approx([-3.4995, 3.4995], abs=1e-4)  # of Student's t with 7 degrees
 
 
-def test_only_the_tail_that_decides_wrongly_is_red(skewed):
+def test_only_a_tail_that_is_too_heavy_is_red(skewed):
     _, right = plot_skew(*skewed, 8, 0.005)
-    red = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == WRONG.lower()]
+    red = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == HEAVY.lower()]
     assert red and all(bar.get_x() + bar.get_width() / 2 < -3.4995 for bar in red)
     assert sum(bar.get_height() for bar in red) == pytest.approx(2)  # percent
-    dark = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == to_hex(RIGHT)]
-    assert sum(bar.get_height() for bar in dark) == pytest.approx(
-        1
-    )  # the tail that decides rightly
+    dark = [bar for bar in right.patches if to_hex(bar.get_facecolor()) == to_hex(KEPT)]
+    assert sum(bar.get_height() for bar in dark) == pytest.approx(0.3)
+    _, turned = plot_skew(skewed[0], -skewed[1], 8, 0.005)
+    red = [bar for bar in turned.patches if to_hex(bar.get_facecolor()) == HEAVY.lower()]
+    assert red and all(bar.get_x() > 3 for bar in red)
+
+
+def test_draws_that_are_not_shown_are_counted(skewed):
+    far = np.concatenate([skewed[1][:-5], np.full(5, -9.0)])  # half of a percent
+    _, right = plot_skew(skewed[0], far, 8, 0.005)
+    assert "8 texts, 1,000 draws" in right.get_xlabel()
+    assert "(0.50 % of the draws are beyond ±7.7)" in right.get_xlabel()
 
 
 def test_the_skewness_is_said(skewed):
