@@ -38,8 +38,16 @@ def test_the_finalists_are_judged_by_the_problems_that_the_race_has_not_seen(too
 
 
 def test_the_rivals_are_those_of_the_notebook(tool, recorded):
-    """PLoP's choice, the largest maps and all, as the cell `race_on` names them."""
+    """As the cell `rivals_of` names them."""
     notebook = (TOOLS.parent / "07_explore_your_model.py").read_text()
     assert set(recorded["placement"]) == set(tool.PLACEMENTS)
     assert all(f'"{name}"' in notebook for name in tool.PLACEMENTS)
     assert recorded["loss"].is_monotonic_increasing
+
+
+def test_the_record_tells_ranks_and_the_loss_before_training(recorded):
+    """At about equal parameters: whole ranks match within 4 %."""
+    assert recorded["parameters"].max() / recorded["parameters"].min() < 1.04
+    ranks = recorded.set_index("placement")["r"].to_dict()
+    assert ranks == {"chosen": 16, "by the median": 20, "largest maps": 13, "all": 8}
+    assert (recorded["untrained_loss"] > 3 * recorded["test_loss"]).all()

@@ -2,26 +2,34 @@
 
     python notebooks/tools/record_race_example.py     a few seconds
 
-SmolLM2 on sums and differences of two numbers: PLoP's choice, the largest maps and all maps, at
-equal parameters and two learning rates. The race's own code decides, and looks its trainings up in
-the benchmark's record instead of doing them (as `record_race.py` does). One half of the held-out
-problems judges the race; on the other half, its test problems, the finalists are judged afterwards.
+SmolLM2 on sums and differences of two numbers: PLoP's choice, the choice by the median over layers,
+the largest maps and all maps, at equal parameters and two learning rates. The race's own code
+decides, and looks its trainings up in the benchmark's record instead of doing them (as
+`record_race.py` does). One half of the held-out problems judges the race; on the other half, its
+test problems, its placements are judged afterwards.
 """
 
 import numpy as np
 import pandas as pd
 from record import RESULTS, save
-from record_race import Draw, Record, read
+from record_race import GROUPS, Draw, Record, read
 
+from plop_nb import experiments as ex
 from plop_nb.experiments.races import Arm, Ladder
 from plop_nb.experiments.races.jobs import Run
 from plop_nb.experiments.races.result import RaceResult
 
 MODEL, TASK = "SmolLM2-135M-Instruct", "short_sums"
-PLACEMENTS = {"chosen": "down+up+v", "largest maps": "down+gate+up", "all": "all"}
+PLACEMENTS = {
+    "chosen": "down+up+v",
+    "by the median": "o+up+v",
+    "largest maps": "down+gate+up",
+    "all": "all",
+}
 RATES = [1e-3, 2e-3]
 RUNG, FINAL = 0, (1, 2)  # seeds
 COLUMNS = ["placement", "types", "lr", "loss", "difference", "low", "high", "seeds"]
+SIZES = ["r", "parameters"]
 
 
 def raced(record: Record) -> tuple[RaceResult, Draw]:
@@ -52,7 +60,21 @@ def table_of(race: RaceResult, given: Draw) -> pd.DataFrame:
     arms = [Arm(row.types, row.lr) for row in table.itertuples()]
     tests = [given.mean(arm, list(FINAL), ~given.validation) for arm in arms]
     more = {"test_loss": tests, "decided": race.decided, "runs": len(race.runs)}
-    return table[COLUMNS].assign(**more)
+    own = table[COLUMNS].join(sizes(), on="types")
+    return own.assign(**more, untrained_loss=untrained())
+
+
+def sizes() -> pd.DataFrame:
+    """Rank and parameters of the adapters of each placement in the record."""
+    runs = ex.load_benchmark(RESULTS)
+    own = runs[runs["group"].isin(GROUPS)].query("model == @MODEL and task == @TASK")
+    return own.groupby("placement")[SIZES].first().astype(int)
+
+
+def untrained() -> float:
+    """The loss of the model without adapters, on all held-out problems."""
+    losses = pd.read_csv(RESULTS / "benchmark_untrained.csv", comment="#")
+    return losses.query("model == @MODEL and task == @TASK")["loss"].item()
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""A picture of what scoring takes by the work it does, measured and estimated."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from plop_nb.palette import DARK, styled
+from plop_nb.plots import CHOSEN, MIDDLE, axes_for
+
+COST = ["run", "work", "seconds"]
+
+
+@styled()
+def plot_cost(
+    measured: pd.DataFrame, estimated: Mapping[str, float], ax: Axes | None = None
+) -> Axes:
+    """Seconds of scoring against the work, and what they let one expect of other work.
+
+    The grey band holds all measured rates (seconds per work), and is named where the works leave
+    most room; an estimate is a line across it.
+
+    Parameters
+    ----------
+    measured : pandas.DataFrame
+        Columns `run` (a name), `seconds`, `work` (billions of weights times thousands of tokens).
+    estimated : dict
+        {name: work} of what was not run.
+    ax : matplotlib Axes, optional
+        Where to draw, as in `plot_types`.
+
+    Raises
+    ------
+    ValueError
+        `measured` is empty, or some work or seconds are not above 0.
+    """
+    works = [*measured["work"], *estimated.values()]
+    if measured.empty or not all(number > 0 for number in [*works, *measured["seconds"]]):
+        raise ValueError("measured and estimated need rows whose work and seconds are above 0")
+    rates = measured["seconds"] / measured["work"]
+    low, middle, high = rates.min(), rates.median(), rates.max()
+    ax = axes_for(ax, width=9, height=5)
+    ends = np.array([min(works) / 1.3, max(works) * 1.3])
+    ax.fill_between(ends, low * ends, high * ends, color="0.92", lw=0, zorder=0)
+    ax.plot(measured["work"], measured["seconds"], "o", ms=8, color=DARK, mec="white")
+    # Runs go from the lower left to the upper right: there is room in the other two corners.
+    below, above = {"xytext": (10, -6), "ha": "left"}, {"xytext": (-10, 6), "ha": "right"}
+    style = {"textcoords": "offset points", "va": "center", "size": 11}
+    for (name, work, seconds), rate in zip(measured[COST].to_numpy(), rates, strict=True):
+        side = below if rate < middle else above
+        ax.annotate(f"{name}: {seconds:.0f} s", (work, seconds), **style, **side)
+    for name, work in estimated.items():
+        ax.plot([work] * 2, [low * work, high * work], lw=3, color=CHOSEN, solid_capstyle="butt")
+        told = f"{name},\nestimate: {low * work:.0f} to {high * work:.0f} s"
+        ax.annotate(told, (work, low * work), color=CHOSEN, **style, **below)
+    ax.set(xscale="log", yscale="log", xlim=ends * [1 / 6, 2.5], ylabel="seconds of scoring")
+    ax.set_xlabel("billions of weights × thousands of tokens")
+    _name_band(ax, np.sort(works), np.sqrt(low * high))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+    ax.set_title(f"Scoring takes {low:.0f} to {high:.0f} s per billion weights and thousand tokens")
+    return ax
+
+
+def _name_band(ax: Axes, works: np.ndarray, rate: float) -> None:
+    """Write along the band of rates what it is, midway between the two works furthest apart."""
+    apart = np.argmax(works[1:] / works[:-1]) if len(works) > 1 else 0
+    place = np.sqrt(works[apart] * works[min(apart + 1, len(works) - 1)])
+    style = {"rotation": np.degrees(np.arctan(rate)), "transform_rotates_text": True}
+    centre = {"ha": "center", "va": "center", "rotation_mode": "anchor"}
+    ax.text(place, rate * place, "measured range", size=10, color=MIDDLE, **style, **centre)
