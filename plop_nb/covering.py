@@ -120,7 +120,7 @@ def coverage(model: nn.Module | str | os.PathLike, config: Any = None) -> Covera
     read = read_config(config)
     described = model if isinstance(model, nn.Module) else empty_model(model)
     landing = land(described, read)
-    problems, notes = problems_of(described, read, landing)
+    problems, notes = problems_of(described, landing)
     held = _tensors(landing, read, config)
     if held is not None:
         problems += held.problems

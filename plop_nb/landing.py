@@ -36,6 +36,7 @@ class Landing:
     model: str  # name of the class
     places: dict[str, Place]  # {target: place}, in the order of the model
     adapted: dict[str, int]  # {target: parameters of its adapter}
+    config: LoraConfig  # with the targets that PEFT takes where it named none
     hits: dict[Entry, list[str]] = field(default_factory=dict)  # {entry: targets}
     peft_model: PeftModel | None = None  # the empty copy with the adapters
 
@@ -54,6 +55,7 @@ def land(model: nn.Module, config: LoraConfig) -> Landing:
         PEFT refuses this configuration for this model; with its words.
     """
     kind = type(unwrapped(model)).__name__
+    config = _with_targets(model, config)
     try:
         peft_model = injected(model, config)
         layers = {} if peft_model is None else adapted_layers(peft_model)
@@ -63,7 +65,7 @@ def land(model: nn.Module, config: LoraConfig) -> Landing:
     except REFUSALS as error:
         words = " ".join(str(error).split())
         raise ValueError(f"PEFT refuses this config for {kind}: {words}") from error
-    return Landing(kind, places, adapted, hits, peft_model)
+    return Landing(kind, places, adapted, config, hits, peft_model)
 
 
 def _places(model: nn.Module, adapted: Iterable[str]) -> dict[str, Place]:
@@ -88,7 +90,7 @@ def _hits(model: nn.Module, config: LoraConfig, adapted: dict[str, int]) -> dict
     renames the modules of some mixtures of experts, by injecting the entry alone. What PEFT fuses
     (w1 and w3 of Mixtral) it refuses alone: such entries share what is still unexplained.
     """
-    entries = entries_of(model, config)
+    entries = entries_of(config)
     hits = {entry: {t for t in adapted if matches(entry, config, t)} for entry in entries}
     if set().union(*hits.values()) != set(adapted):
         refused = []
@@ -104,12 +106,19 @@ def _hits(model: nn.Module, config: LoraConfig, adapted: dict[str, int]) -> dict
     return {entry: [t for t in adapted if t in targets] for entry, targets in hits.items()}
 
 
-def entries_of(model: nn.Module, config: LoraConfig) -> list[Entry]:
-    """The names in `target_modules` and `target_parameters`, or those that PEFT takes instead."""
+def _with_targets(model: nn.Module, config: LoraConfig) -> LoraConfig:
+    """The config, with the targets that PEFT takes for this type of model where it names none."""
+    if config.target_modules is not None or config.target_parameters is not None:
+        return config
+    config = copy.deepcopy(config)
+    model_type = getattr(getattr(unwrapped(model), "config", None), "model_type", None)
+    config.target_modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+    return config
+
+
+def entries_of(config: LoraConfig) -> list[Entry]:
+    """The names in `target_modules` and `target_parameters`."""
     modules, parameters = config.target_modules, config.target_parameters or []
-    if modules is None and config.target_parameters is None:
-        model_type = getattr(getattr(unwrapped(model), "config", None), "model_type", None)
-        modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type, [])
     names = [modules] if isinstance(modules, str) else sorted(modules or [])
     entries = [("target_modules", name) for name in names]
     return entries + [("target_parameters", name) for name in sorted(parameters)]

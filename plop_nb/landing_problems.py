@@ -22,10 +22,9 @@ from plop_nb.wrappers import unwrapped
 ODD = {NOT_PLAIN, OWN_CLASS, BARE}
 
 
-def problems_of(
-    model: nn.Module, config: LoraConfig, landing: Landing
-) -> tuple[list[str], list[str]]:
+def problems_of(model: nn.Module, landing: Landing) -> tuple[list[str], list[str]]:
     """Problems, which are probably not meant, and notes of what may be meant; one line each."""
+    config = landing.config
     towers = towers_of(unwrapped(model))
     problems = [
         *_missed(landing, config),

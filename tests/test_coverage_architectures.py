@@ -59,8 +59,9 @@ def test_coverage_is_what_an_injection_adapts(model_type):
     configs = {
         "default": LoraConfig(),
         "all-linear": LoraConfig(target_modules="all-linear"),
-        "own": own_placement(model),
     }
+    if model_type != "ibert":  # quantised layers of its own, which PEFT cannot adapt
+        configs["own"] = own_placement(model)
     for name, config in configs.items():
         said, done = coverage_of(model, config), injected(build(model_type), config)
         assert (said is None) == (done is None), name
