@@ -48,15 +48,16 @@
 
 # %% tags=["setup"]
 # Setup, the same in every notebook. On Colab it installs plop_nb and leaves Colab's torch as it is.
-import importlib.util
+from glob import glob
+from importlib.util import find_spec
 
 from IPython import get_ipython
 
-if importlib.util.find_spec("plop_nb") is None:
-    get_ipython().run_line_magic(
-        "pip", 'install -q "plop_nb[tasks,finetune] @ git+https://plop-nb.invalid/plop_nb"'
-    )
-
+if find_spec("plop_nb") is None:
+    files = glob("plop_nb*.whl") + glob("plop_nb*.zip") + glob("/content/plop_nb*.whl")
+    if not files:
+        raise SystemExit("plop_nb is not installed here. Put its wheel (plop_nb-*.whl, from `pip wheel --no-deps .` in the repository) or a zip of the repository beside this notebook, on Colab into /content, and run this cell again.")
+    get_ipython().run_line_magic("pip", f'install -q "{files[0]}[tasks,finetune]"')
 import torch
 
 import plop_nb as plop
