@@ -16,9 +16,10 @@
 # %% [markdown]
 # # Why does training raise the score?
 #
-# **The question.** PLoP ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) scores a linear map $W$ on an input $z$ by its
-# Normalized Feature Norm (NFN): the length of the output $Wz$, divided by the length that noise would get. PLoP reads it as a
-# sign of how far training has aligned $W$ with its inputs. Why would training raise NFN, how fast, and how far?
+# **The question.** PLoP (*Precise LoRA Placement*; [Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) scores a linear map $W$
+# on an input $z$ by its Normalized Feature Norm (NFN): the length of the output $Wz$, divided by the length that noise would get.
+# PLoP reads it as a sign of how far training has aligned $W$ with its inputs. Why would training raise NFN, how fast, and how
+# far?
 #
 # **The answer.** Take the smallest setting that shows it: one wide linear map, one training example, and steps that move every
 # weight by the same amount, up or down. NFN rises because every step pushes the output the same way, while the length of the
@@ -51,7 +52,7 @@ import plop_nb as plop
 # %% tags=["settings"]
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)  # neurons of the networks
 SEEDS = 48  # networks of each width
-STEPS = 40  # of training, 32 to 40 at this ETA (part 6 says why); we follow networks for twice as long
+STEPS = 40  # of training; keep it: cells below look at step 40, and soon after it narrow networks use up their error (part 6)
 ETA = 0.05  # step size: how far a step moves an output, roughly
 
 # %%
@@ -89,7 +90,7 @@ marks = {f"error used up at step {t_end:.0f}": round(t_end)}
 title = f"NFN rises until the error is used up; the weights hardly get longer\n({SEEDS} linear networks, {WIDTHS[-1]} neurons, SignSGD; bands: middle 95 %)"
 ax = plot_alignment(widest, theory, marks=marks, title=title)
 note = "then the error changes\nits sign at every step:\nthe band is jagged"
-ax.text(59, 2.42, note, va="top", size=11, color="0.35");
+ax.text(0.74, 0.68, note, va="top", size=11, color="0.35", transform=ax.transAxes);
 
 # %% [markdown]
 # The blue line is the mean NFN of wide networks in training. The dashed line is the theory for a network of unlimited width; part
@@ -136,12 +137,13 @@ ax.text(59, 2.42, note, va="top", size=11, color="0.35");
 # **Question.** A map makes an input longer or shorter. Against what do we compare?
 #
 # **Intuition.** A map turns the circle of all inputs of length 1 into an ellipse. An input that $W$ sends to the long axis is
-# stretched more than others. So we divide by what happens to a random input of the same length, the *baseline*:
+# stretched more than others. So we divide by what happens to a random input of the same length.
 #
 # $$\mathrm{NFN}(W, z) = \frac{\|W z\|}{\|W \tilde z\|}, \qquad \|\tilde z\| = \|z\|$$
 #
-# For $\|W \tilde z\|$ we take the root mean square over all directions. NFN above 1 is called *alignment*: $z$ lies along
-# directions that $W$ stretches more than average.
+# For $\|W \tilde z\|$ we take the root mean square over all directions. It is $\|z\|$ times the *baseline* $\|W\|_F / \sqrt n$,
+# the value for inputs of length 1 (shown below). NFN above 1 is called *alignment*: $z$ lies along directions that $W$ stretches
+# more than average.
 
 # %% tags=["nbval-ignore-output"]
 toy, z_toy = torch.tensor([[1.8, 0.6], [0.2, 0.7]]), torch.tensor([0.8, 0.6])
@@ -178,8 +180,8 @@ print(f"NFN by plop_nb: {record.frame()['nfn'].item():.4f}")
 # **What we saw.** $W$ sends the input near the long axis, and NFN is 1.32. It cannot exceed 1.35 for this map, the value of the
 # long axis.
 #
-# We divide by the root mean square length over noise, the paper by the length that drawn noise gets. In a language model the two
-# differ by less than 1 % for nearly all maps (notebook 02, section 7).
+# The paper divides by the length that one drawn noise vector gets, we by the root mean square over all noise vectors. In a
+# language model the two differ by less than 1 % for nearly all maps (notebook 02, section 7).
 #
 # **Recap.** NFN is the length of an output over that of noise. About 1: $W$ lengthens the input about as much as noise of the
 # same length. Above 1: the input lies along directions that $W$ stretches.
@@ -210,9 +212,9 @@ for name, weight in {"W": toy, "W + √3 ‖W‖ a b'": toy2, "2 W": 2 * toy}.it
     print(f"{name:16} NFN {nfn(weight, z_toy):.3f}")
 
 # %% [markdown]
-# **What we saw.** NFN halves, although the output keeps its length. The new $W$ stretches random inputs twice as much and $z$ as
-# before: compared with other directions, $z$ has lost. If instead all of $W$ is doubled, the output is twice as long and NFN
-# stays.
+# **What we saw.** NFN halves, although the output keeps its length. The new $W$ stretches random inputs twice as much as before,
+# but $z$ no more than before. So compared with other directions $z$ has lost. If instead all of $W$ is doubled, the output is
+# twice as long and NFN stays.
 #
 # **Recap.** An output is longer if the weights are larger, if the input is longer, or if the two are better aligned. NFN keeps
 # only the last.
@@ -238,7 +240,7 @@ for name, rule in rules.items():
         moves.loc[n, name] = one.loc[one["step"] == 1, "moved"].mean()
 
 # %% tags=["nbval-ignore-output"]
-title = "Of three rules, only a step ∝ 1 / n moves outputs equally far\n(linear networks, one step of SignSGD, means of 8)"
+title = "Of three rules, only a step ∝ 1 / n moves outputs equally far\n(one step of SignSGD, means of 8 linear networks)"
 what = "change of an output in one step\n(root mean square)"
 plots.plot_by_width(moves, what=what, title=title);
 
@@ -299,7 +301,7 @@ print(f"growth after 1 step: {loop['growth'][1]:.4f}, after 20 steps: {loop['gro
 
 # %% [markdown]
 # **Predict.** If growth were exactly quadratic, 40 steps would give four times 0.58. After the first step the output has become
-# shorter. Does this early loss make the factor from step 20 to step 40 larger than four, or smaller?
+# shorter. Does this early shortening make the factor from step 20 to step 40 larger than four, or smaller?
 
 # %%
 factor = loop["growth"][40] / loop["growth"][20]
@@ -309,7 +311,7 @@ print(f"after 40 steps: {loop['growth'][40]:.2f}, which is {factor:.2f} times th
 # The factor is a little larger than four. The theorem says why.
 #
 # **Intuition.** Every step adds the same vector to $Wz$. The sum of $t$ equal vectors is $t$ times as long as one, and its square
-# $t^2$ times as large. The start $W_0 z$ points somewhere else, which adds a mixed term.
+# $t^2$ times as large. The start $W_0 z$ points somewhere else, which adds a cross term.
 #
 # > **Theorem 1** (Feature Norm Growth in Linear Networks; in our words, with the constants worked out)
 # >
@@ -327,7 +329,7 @@ print(f"after 40 steps: {loop['growth'][40]:.2f}, which is {factor:.2f} times th
 # > $$\frac1n\|W_t z\|^2 = \frac1n\|W_0 z\|^2 + \underbrace{(\eta c t)^2}_{\text{quadratic}} + \underbrace{2\,\eta c t \cdot \kappa}_{\text{cross term}},
 # > \qquad c = \frac{\|z\|_1}{n}, \quad \kappa = -\frac1n\, S(f_0 - y)\,\langle W_0 z, S(v)\rangle ,$$
 # >
-# > and $\kappa$ is a random number of size $\Theta(n^{-1/2})$. *The wider the network and the later the step, the closer growth is
+# > and $\kappa$ is a random number whose standard deviation is about $n^{-1/2}$. *The wider the network and the later the step, the closer growth is
 # > to quadratic:* the two terms are in the ratio $2\kappa / (\eta c t)$, which falls like $1 / (t \sqrt n)$.
 #
 # Of assumption 4, the equation itself needs only that no entry of $v$ is zero. The sizes of $c$ and $\kappa$ need all of it, and
@@ -341,7 +343,7 @@ print(f"after 40 steps: {loop['growth'][40]:.2f}, which is {factor:.2f} times th
 #    since $S(z)^\top z = \|z\|_1 = n c$.
 # 4. While $f - y$ keeps its sign, this vector is the same in every step: $W_t z = W_0 z - \eta c t\; S\big((f_0 - y)\, v\big)$.
 # 5. Take the squared length and divide by $n$. A vector of $n$ signs has squared length $n$, which gives the quadratic term. The
-#    mixed product gives the cross term.
+#    product of start and push gives the cross term.
 #
 # **The closed form over the loop.** We compute both terms from $W_0$, $z$, $v$ and $y$ alone, that is, before any training.
 
@@ -359,7 +361,7 @@ with styled():
     _, (left, right) = plt.subplots(1, 2, figsize=(12, 4.3), layout="constrained")
 title = f"A network of {n} neurons under SignSGD\nfollows the closed form at every step"
 plots.plot_closed_form(loop, title=title, ax=left)
-title = "Beside the quadratic part,\nthe cross term falls like 1 / t"
+title = "The cross term's share of the\nquadratic part shrinks like 1 / t"
 plots.plot_cross_share(loop, title=title, ax=right);
 
 # %% [markdown]
@@ -382,7 +384,7 @@ print(f"a step moves it by {ETA * c * v.abs().sum():.3f}")
 # **With the package.** `growth` does the same for many networks: it draws them, trains them, and returns one row for each network
 # and step. For a linear network with SignSGD it applies line 3 of the proof at every step and takes the sign of $f - y$ anew.
 # That needs no gradient and is much faster. This is the recursion behind the first picture. `dense=True` makes it take the
-# gradient. Both ways, for one network of 1024 neurons, and on past the step at which the residual changes its sign:
+# gradient. We compare both ways for one network of 1024 neurons, and go on past the step at which the residual changes its sign:
 
 # %%
 by_recursion = growth(1024, 2 * STEPS, eta=ETA, seeds=1)["growth"]
@@ -405,7 +407,7 @@ print(f"largest difference in {2 * STEPS} steps: {difference:.4f}")
 # average?
 #
 # **Intuition.** The product $\langle W_0 z, S(v) \rangle$ adds $n$ numbers of size 1 with random signs. Such a sum has size
-# $\sqrt n$. So $\kappa$, which divides it by $n$, has size $n^{-1/2}$. More exactly: for a given $z$ it is normal with standard
+# $\sqrt n$. So $\kappa$, which divides it by $n$, has size $n^{-1/2}$. More exactly: for a given $z$, $\kappa$ is normal with standard
 # deviation $\|z\| / n$, about $n^{-1/2}$. ($y = 2$ is so far from $f_0$ that the factor $S(f_0 - y)$ is fixed.)
 #
 # **What we do.** We take each network by itself and divide its growth by its own $(\eta c t)^2$, because $c$ differs from network
@@ -429,12 +431,14 @@ some = some.assign(ratio=some["growth"] / some["pure"])
 # %% tags=["nbval-ignore-output"]
 title = "Growth divided by its quadratic part approaches 1,\nand wide networks are the closest"
 ax = plots.plot_ratio(some, title=title)
-note = f"bands: the middle 95 %\nof {SEEDS} linear networks (SignSGD)"
-ax.text(12, 2.4, note, va="top", size=11, color="0.35");
+note = f"bands: the middle 95 %\nof {SEEDS} linear networks (SignSGD)\n(64 and 512 neurons:\nthe first steps lie outside)"
+ax.text(0.42, 0.98, note, va="top", size=11, color="0.35", transform=ax.transAxes)
+ax.set_xticks([1, *range(10, STEPS + 1, 10)]);
 
 # %% [markdown]
-# **What we saw.** In none of the 336 networks did the residual change its sign before step 40: the equation holds in all of them.
-# At every width the ratio approaches 1. Below zero the output has become shorter, as in the first steps of some narrow networks.
+# **What we saw.** The equation holds in all 336 networks. So in none of them did the residual change its sign before step 40. At
+# every width the ratio approaches 1. Below zero the output has become shorter: in the first steps of many narrow networks, and
+# after the very first step even of a few with 4096 neurons.
 #
 # **How large is the deviation at step 40?** It is the distance of the ratio from 1, $2 |\kappa| / (\eta c t)$. The mean of
 # $|\kappa|$ is $\sqrt{2 / (\pi n)}$, and $c$ is close to $\sqrt{2 / \pi}$. So the theory predicts $2 / (\eta t \sqrt n)$ on
@@ -463,7 +467,7 @@ deviation.round(1)
 what = f"deviation from the quadratic\nafter {STEPS} steps (%)"
 title = "The deviation falls as one over the root of the width\n(linear networks, SignSGD)"
 bars = f"mean of {SEEDS} networks;\nintervals: 95 % for\nall {len(WIDTHS)} together"
-plots.plot_by_width(deviation, what=what, measured=bars, title=title);
+plots.plot_by_width(deviation, what=what, measured=bars, predicted="theory: 2 / (ηt√n)", title=title);
 
 # %%
 slope = power_fit(last, "width", "deviation")
@@ -498,8 +502,9 @@ print(f"length of the output: x {math.sqrt(factors['feature'][WIDTHS[-1]]):.2f}"
 
 # %% [markdown]
 # **Intuition.** In $t$ steps each of the $n^2$ entries of $W$ moves by $\eta t / n$. That adds about $n^2 (\eta t / n)^2 = (\eta
-# t)^2$ to $\|W\|_F^2$, at any width. (The mixed term with $W_0$ has mean zero and size $2 \eta t / \sqrt n$, which is small
-# beside that in a wide network.) But $\|W_0\|_F^2$ is about $n$. So the baseline $\|W\|_F / \sqrt n$ grows by a share of about
+# t)^2$ to $\|W\|_F^2$, at any width. (Twice the inner product of $W_0$ and the change adds to this. It has mean zero and size $2
+# \eta t / \sqrt n$, which is small beside the first in a wide network.) But $\|W_0\|_F^2$ is about $n$. So the baseline $\|W\|_F
+# / \sqrt n$ grows by a share of about
 # $(\eta t)^2 / 2n$, and this vanishes in a wide network. The squared output per neuron starts at about 1 and grows by $(\eta c
 # t)^2$. So NFN has to rise:
 #
@@ -514,42 +519,43 @@ print(f"length of the output: x {math.sqrt(factors['feature'][WIDTHS[-1]]):.2f}"
 share = (ETA * STEPS) ** 2 / (2 * factors.index)  # by which the weights should grow
 rises = table_of(last.groupby("width")["nfn"], level=JOINT)
 rises["theory"] = theory[STEPS] / (1 + share)
-rises["weights grow in theory, %"] = 100 * share
+rises["weights grow, %"] = 100 * (factors["baseline"] - 1)
+rises["in theory, %"] = 100 * share
 rises.round(2)
 
 # %% [markdown]
 # **What we saw.** NFN rises to 1.88 in wide networks, while the weights of the widest grow by 0.05 %. Nearly all of the growth is
-# alignment. At 64 neurons NFN is 1.79. The weights, which grow by 3 % there, bring the theory down from 1.88 to 1.83, and 1.83 is
-# inside the interval.
+# alignment. The weights grow as the formula says, too: at 64 neurons by 3.03 % (theory 3.12 %). At 64 neurons NFN is 1.79. Their
+# growth brings the theory down from 1.88 to 1.83, and 1.83 is inside the interval.
 #
 # **How far does it go?** Growth ends when the residual is used up. A step moves $f = v^\top W z$ by $\eta c \|v\|_1$, the
 # distance to go is $|y - f_0|$, and so the end is at step
 #
 # $$t^* = \frac{|y - f_0|}{\eta\, c\, \|v\|_1}, \qquad \mathrm{NFN}^* \approx \sqrt{1 + (y / \|v\|_1)^2}$$
 #
-# For $y = 2$ and $\eta = 0.05$ in a wide network ($\|v\|_1 \approx 0.80$, $f_0 \approx 0$) this is step 63, the end in the first
-# picture. Its band becomes wider there, because $\|v\|_1$ and $f_0$ differ between networks. It is jagged, because $f$ then jumps
-# to and fro around $y$.
+# For $y = 2$ and $\eta = 0.05$ in a wide network ($\|v\|_1$ is near $\sqrt{2/\pi} \approx 0.80$, too, because the entries of $n
+# v$ are normal; $f_0 \approx 0$) this is step 63, the end in the first picture. Its band becomes wider there, because $\|v\|_1$
+# and $f_0$ differ between networks. It is jagged, because $f$ then jumps to and fro around $y$. In narrow networks $\|v\|_1$ and
+# $f_0$ differ more, and some reach $t^*$ soon after step 40: this is why part 5 stops there.
 #
 # **Predict.** Here NFN ends at step 63, at 2.69. Where does it end with twice the step size? And with twice the label as well?
 #
 # **What we do.** We measure the step at which each network's loss is least: first as before, then with twice the step size, then
-# with twice the label as well. We use 2048 neurons to save time.
+# with twice the label as well. We use 2048 neurons to save time. The intervals are over networks, 95 % for all six together.
 
 # %%
 def at_the_end(run):
     """The row of each network after which its loss rises for the first time."""
-    next_rises = run.groupby("seed")["loss"].diff().shift(-1) >= 0
-    return run[next_rises].groupby("seed").first()
+    next_rises = run.groupby("seed")["loss"].diff(-1) <= 0  # loss now, minus one step later
+    end = run[next_rises].groupby("seed").first()
+    assert len(end) == SEEDS, "follow the networks for more steps"
+    return end
 
 # %%
 ends = {}
 for eta, target in [(ETA, 2.0), (2 * ETA, 2.0), (2 * ETA, 4.0)]:
     run = growth(2048, 2 * STEPS, eta=eta, target=target, seeds=SEEDS)
     ends[eta, target] = at_the_end(run)
-
-# %% [markdown]
-# The intervals are over networks, 95 % for all six together.
 
 # %%
 for (eta, target), end in ends.items():
@@ -567,7 +573,8 @@ for (eta, target), end in ends.items():
 # %% [markdown]
 # **What we saw.** The theory lies inside all six intervals. With twice the step size growth ends in half the steps, and at about
 # the same NFN. With twice the label it ends at an NFN of about 5. So $\eta$ sets how fast NFN rises. How far it rises is set by
-# the distance to go, $|y - f_0|$, divided by the size of the readout, $\|v\|_1$; in a wide network $\eta$ has no part in it.
+# the distance to go, $|y - f_0|$, divided by the size of the readout, $\|v\|_1$; $\eta$ has no part in it, at any width, except
+# that growth ends at a whole step.
 #
 # **Recap.** In a wide network nearly all of the rise in NFN is alignment, and the rise ends when the residual is used up.
 #
@@ -592,10 +599,10 @@ print(f"largest difference {(change - B @ A).abs().max():.9f}; {change.numel():,
 # %% [markdown]
 # **What we saw.** 512 numbers are enough: the change is $BA$ with one column and one row. A matrix of this kind has *rank* 1.
 #
-# This is the shape of a LoRA adapter. LoRA freezes $W$ and trains a second path beside it: the output is $Wz + BAz$, where $A$
-# has $r$ rows and $B$ has $r$ columns. (LoRA multiplies $BAz$ by a constant $\alpha / r$; we leave it out.) The rank $r$ is
-# small, so $B$ and $A$ are thin. LoRA starts with $B = 0$, so that the adapter changes nothing at first. The picture shows an
-# adapter that could hold our change.
+# This is the shape of a LoRA adapter. LoRA (*low-rank adaptation*) freezes $W$ and trains a second path beside it: the output is
+# $Wz + BAz$, where $A$ has $r$ rows and $B$ has $r$ columns. (LoRA multiplies $BAz$ by a constant $\alpha / r$; we leave it out.)
+# The rank $r$ is small, so $B$ and $A$ are thin. LoRA starts with $B = 0$, so that the adapter changes nothing at first. The
+# picture shows an adapter that could hold our change.
 
 # %% tags=["nbval-ignore-output"]
 draw_adapter(width=n, rank=1);
@@ -612,16 +619,16 @@ print(f"cosine of the angle between z and S(z): {z @ z.sign() / z.norm() / math.
 
 # %% [markdown]
 # At step 40 the change stretches an input along $S(z)$ by $\eta t = 2$; the most that $W_0$ stretches any input happens to be
-# about the same, 1.95. Our input $z$ is not $S(z)$, but close to it, and the change stretches $z$ more than $W_0$ does: by the
-# factor $\eta c t \sqrt n / \|z\| = 1.65$ against 1.06. The Frobenius norm counts all 256 directions, so the change is small
-# there. This is why NFN, which looks at one input, sees what the weight norm does not.
+# about the same, 1.95. Our input $z$ is 35 degrees away from $S(z)$ (cosine 0.82). So the change stretches $z$ by $\eta t$ times
+# this cosine, which is 1.65, and $W_0$ stretches $z$ by 1.06. The Frobenius norm counts all 256 directions, so the change is
+# small there. This is why NFN, which looks at one input, sees what the weight norm does not.
 #
 # Take care with the conclusion. In our setting an adapter of rank 1 could hold the whole change; training $B$ and $A$ need not
 # find it. With many tokens the sign of the gradient need not have a low rank. So this does not explain why LoRA works for
 # language models.
 #
 # **Recap.** The change that training makes here is one column times one row. An adapter of rank $r$ holds $r$ of them. PLoP uses
-# NFN to decide which types of maps get one.
+# NFN to decide which types of maps (query, key, value and so on) get one.
 
 # %% [markdown]
 # ## Exercises
@@ -653,7 +660,7 @@ check_steps(round(math.sqrt(1.5**2 - 1) / (0.05 * math.sqrt(2 / math.pi))))
 # ### 2. Above or below? (10 minutes)
 #
 # About half of all networks grow more than their pure quadratic. Write a function of $W_0$, $z$, $v$ and $y$ that says before
-# training whether this network will. *Hint:* which term of the box has a sign?
+# training whether this network will. *Hint:* which term of Theorem 1 can be negative?
 
 # %%
 grows_more = None  # your turn: a function of (W0, z, v, y) that returns True or False
@@ -730,16 +737,16 @@ check_late(round(2 / (0.05 * math.sqrt(256) * 0.02)))
 # ## Three things to remember
 #
 # 1. **Growth is quadratic because every step adds the same vector.** $\frac1n\|W_t z\|^2$ grows by $(\eta c t)^2$ plus a random
-#    cross term. Beside the quadratic the cross term falls like $1 / (t \sqrt n)$: in the first steps even a wide network is not
-#    yet quadratic.
+#    cross term. Compared with the quadratic term, the cross term falls like $1 / (t \sqrt n)$: in the first steps even a wide
+#    network is not yet quadratic.
 # 2. **The weights hardly get longer**, so NFN itself rises. The whole change has rank one here, with one example.
-# 3. **It lasts as long as the residual keeps its sign.** This sets how far NFN can rise, here to 2.7 with $y = 2$.
+# 3. **Growth lasts as long as the residual keeps its sign.** This sets how far NFN can rise, here to 2.7 with $y = 2$.
 #
-# **Not established.** Nothing here is about language models. The theorem has one map: for given $\eta$ and $c$ every map rises on
-# the same curve; maps can differ in where they stop. The theorem does not say where the maps of a transformer stop, so it does
-# not explain why their scores differ. And PLoP supposes that a map with a low NFN has most to gain from an adapter. That is a
-# separate assumption. The theorem does not support it, and notebook 01b tests a part of it: whether low scores rise most in
-# finetuning.
+# **Not established.** Nothing here is about language models. The theorem has one map: for given $\eta$ and $c$, and inputs whose
+# squared entries have mean 1, all wide maps rise on nearly the same curve; they can differ in where they stop. The theorem does
+# not say where the maps of a transformer stop, so it does not explain why their scores differ. And PLoP supposes that a map with
+# a low NFN has most to gain from an adapter. That is a separate assumption. The theorem does not support it, and notebook 01b
+# tests a part of it: whether low scores rise most in finetuning.
 #
 # **Where next.** Notebook 01b takes the assumptions away, one at a time, and looks at SmolLM2. Notebook 02 asks how many texts a
 # score needs.

@@ -140,8 +140,8 @@ def plot_trainings(
     """Paired differences of several trainings: the mean of each, and below them that of all.
 
     The interval of a training is over its problems. That of the last row is over trainings: it is
-    the one for a statement about trainings in general. Intervals that include 0 are grey, those
-    above it orange, those below it blue.
+    the one for a statement about trainings in general. Dots of intervals that include 0 are grey,
+    those above it black, those below it white: here colours do not stand for types.
 
     Parameters
     ----------
@@ -175,21 +175,22 @@ def plot_trainings(
     ax = axes_for(ax, width=8, height=0.55 * count + 2.4)
     ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
     places = [*range(count), count + 0.3]
-    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "color": DARK}
     style |= {"size": 11, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
     for place, (mean, low, high) in zip(places, found, strict=True):
-        verdict = "worse" if low > 0 else "better" if high < 0 else "undecided"
-        color, is_last = VERDICTS[verdict], place == places[-1]
-        ax.plot([low, high], [place, place], color=color, lw=2.5, solid_capstyle="butt")
-        ax.plot(mean, place, color=color, marker="D" if is_last else "o", ms=9)
+        face = DARK if low > 0 else "white" if high < 0 else GREY
+        marker = "D" if place == places[-1] else "o"
+        ax.plot([low, high], [place, place], color=DARK, lw=2.5, solid_capstyle="butt")
+        ax.plot(mean, place, color=DARK, mfc=face, mew=1.6, marker=marker, ms=9)
         said = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
-        ax.annotate(said, (mean, place), (0, 7), color=color, **style)
+        start = (max(low, 0), 3, "left") if mean >= 0 else (min(high, 0), -3, "right")  # beside 0
+        ax.annotate(said, (start[0], place), (start[1], 8), ha=start[2], **style)
     ax.axhline(count - 0.4, color="0.8", lw=1)
-    ax.set_yticks(places, [*differences, f"mean of {count}\ntrainings"])
+    ax.set_yticks(places, [*differences, f"mean of\nthe {count}"])
     ax.set_ylim(count + 0.8, -0.8)
     problems = {len(own) for own in differences.values()}
     over = f"{problems.pop()} {unit}s" if len(problems) == 1 else f"{unit}s"
-    bars = f"bars: {level:.0%} intervals, over {over}; in the last row over trainings"
+    bars = f"bars: {level:.0%} intervals, over {over}; last row: over the {count} above"
     ax.set_xlabel(f"{label}\n{bars}")
     ax.locator_params(axis="x", nbins=7)
     if title:

@@ -51,7 +51,7 @@ def plot_ratio(
         ratios = runs[runs["width"] == width].groupby("step")["ratio"]
         low, high = ratios.quantile(0.025), ratios.quantile(0.975)
         ax.fill_between(low.index, low, high, color=str(grey), lw=0)
-        ends[f"{width} neurons"] = (high.index[-1], high.iloc[-1], str(0.65 * grey))
+        ends[f"{width} neurons"] = (high.index[-1], high.iloc[-1], str(0.29 * grey))
     ax.axhline(1, **THEORY)
     what = "growth / its quadratic part\n" + r"growth / $(\eta c t)^2$ (no unit)"
     ax.set(xlabel=STEP, ylabel=what, ylim=(1 - limit, 1 + limit))
@@ -87,9 +87,8 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     ax.plot(run["step"], run["pure"], **THEORY)
     last = run.iloc[-1]
     ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
-    middle = run.iloc[len(run) // 2][["step", "growth"]]
-    style = {"textcoords": "offset points", "color": MEASURED}
-    ax.annotate("●  measured in the loop", tuple(middle), (12, -14), **style)
+    style = {"transform": ax.transAxes, "va": "top", "color": MEASURED}
+    ax.text(0.04, 0.97, "dots: measured in the loop", **style)
     named = {"closed form": ("closed", DARK), "its quadratic part": ("pure", THEORY["color"])}
     label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
     return ax
@@ -107,7 +106,7 @@ def plot_cross_share(
         Columns `step`, `growth` (measured, as dots), `closed` (the line) and `pure` (the quadratic
         alone). Rows in which `pure` is zero are left out.
     limit : float
-        How far from zero the axis reaches, in percent; steps beyond are not shown.
+        How far from zero the axis reaches, in percent; steps beyond are named in a note.
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -132,6 +131,12 @@ def plot_cross_share(
         style = {"textcoords": "offset points", "ha": ha, "va": "center", "color": MEASURED}
         words = f"step {step}:\n{dots[step]:.0f} %".replace("-", "\N{MINUS SIGN}")
         ax.annotate(words, (step, dots[step]), (6 if ha == "right" else 0, 28 * up), **style)
+    note = ["dots: loop, line: closed form"]
+    if len(outside := dots[dots.abs() > limit]):
+        note.append("outside: " + ", ".join(f"step {k} ({s:.0f} %)" for k, s in outside.items()))
+    place = {"x": 0.98, "y": 0.5 + 0.25 * up, "ha": "right", "va": "center", "color": "0.35"}
+    words = "\n".join(note).replace("-", "\N{MINUS SIGN}")
+    ax.text(s=words, size=11, transform=ax.transAxes, **place)
     low, high = (-limit, limit / 5) if up < 0 else (-limit / 5, limit)
     ax.set(xlabel=STEP, ylabel="cross term / quadratic term (%)", xlim=(0, None), ylim=(low, high))
     return ax
@@ -143,6 +148,7 @@ def plot_by_width(
     *,
     what: str,
     measured: str = "mean and its interval",
+    predicted: str = "theory",
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
@@ -156,6 +162,8 @@ def plot_by_width(
         Label of the vertical axis, with its unit.
     measured : str
         What the dots and bars of `mean`, `low` and `high` are, written beside the last one.
+    predicted : str
+        What the dashed line is, written above it.
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -175,7 +183,7 @@ def plot_by_width(
         ax.errorbar(table.index, table["mean"], yerr=arms, fmt="o", color=MEASURED, capsize=3)
         ax.plot(table.index, table["predicted"], **THEORY)
         ends = {measured: (table.index[-1], table["mean"].iloc[-1], MEASURED)}
-        _name_theory(ax, table["predicted"])
+        _name_theory(ax, table["predicted"], predicted)
     else:
         ends = {}
         for place, name in enumerate(table):
@@ -194,13 +202,13 @@ def plot_by_width(
     return ax
 
 
-def _name_theory(ax: Axes, predicted: pd.Series) -> None:
-    """Write "theory" above the middle of its line, between two intervals."""
+def _name_theory(ax: Axes, predicted: pd.Series, words: str) -> None:
+    """Write these words above the middle of its line, between two intervals."""
     place = max((len(predicted) - 1) // 2, 0)
     near = predicted.iloc[place : place + 2]
     x, y = np.exp(np.log(near.index).to_numpy().mean()), np.exp(np.log(near).mean())
     style = {"textcoords": "offset points", "color": THEORY["color"], "size": 11}
-    ax.annotate("theory", (x, y), (4, 12), **style)
+    ax.annotate(words, (x, y), (4, 12), **style)
 
 
 def check_table(table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -96,7 +96,7 @@ def plot_kinds(
     if k is not None:
         _draw_choice(ax, k, first["nfn"].iloc[k - 1], first["nfn"].iloc[k])
     half = max(((table["high"] - table["low"]) / 2).max() for table in means.values())
-    sure = "" if isnan(half) else f"\nbars: {interval_in_words(first, level)}, at most ± {half:.1g}"
+    sure = "" if isnan(half) else f"\nbars: {interval_in_words(first, level)}, at most ± {half:.2g}"
     ax.set_xlabel(f"{mean_in_words(first)}{sure}")
     ax.legend(loc="upper right", frameon=False, title="texts about", labelspacing=0.8)
     ax.set_title(fill(_finding(means, model), TITLE), loc="left")

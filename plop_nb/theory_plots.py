@@ -63,6 +63,7 @@ def plot_alignment(
         ax.annotate(f"{words}:\nmean NFN {nfn[step]:.2f}", (step, nfn[step]), (-12, 6), **style)
     ax.set_title(title, pad=10)
     ax.set(xlabel=STEP, ylabel="NFN; baseline (no unit)", xlim=(0, nfn.index[-1]))
+    ax.margins(y=0.15)  # room for the words of a mark
     label_lines(ax, ends)
     return ax
 

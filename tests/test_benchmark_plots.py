@@ -11,13 +11,13 @@ from matplotlib.text import Text
 
 from plop_nb.benchmark_plots import (
     BLUE,
-    VERDICTS,
+    GREY,
     plot_agreement,
     plot_differences,
     plot_rates,
     plot_trainings,
 )
-from plop_nb.palette import type_color
+from plop_nb.palette import DARK, type_color
 from plop_nb.rule_plots import plot_alone, plot_forgetting, plot_rules
 from plop_nb.stats import mean_interval
 
@@ -292,16 +292,16 @@ def test_trainings_have_a_row_each_and_their_mean_has_an_interval_over_them():
     dots = [line for line in ax.lines if line.get_marker() in list("oD")]
     assert [line.get_xdata()[0] for line in dots] == pytest.approx([own.mean for own in found])
     heights = [line.get_ydata()[0] for line in dots]
-    assert heights == sorted(heights) and row_names(ax) == [*gaps, "mean of 3\ntrainings"]
+    assert heights == sorted(heights) and row_names(ax) == [*gaps, "mean of\nthe 3"]
     bars = [line for line in ax.lines if line.get_linewidth() == 2.5]
     ends = [tuple(line.get_xdata()) for line in bars]
     assert ends == [pytest.approx((own.low, own.high)) for own in found]
-    colors = [VERDICTS[name] for name in ("worse", "better", "undecided", "undecided")]
-    assert [line.get_color() for line in dots] == colors
+    assert [line.get_markerfacecolor() for line in dots] == [DARK, "white", GREY, GREY]
+    assert {line.get_color() for line in dots + bars} == {DARK}  # no type's colour
     said = [text.get_text() for text in ax.texts]
     assert said == [f"{own.mean:+.2f} ({own.low:+.2f} to {own.high:+.2f})" for own in found]
     assert ax.get_xlabel().startswith("a minus b\n") and ax.get_title(loc="left") == "told"
-    assert "90% intervals, over 3 texts; in the last row over trainings" in ax.get_xlabel()
+    assert "90% intervals, over 3 texts; last row: over the 3 above" in ax.get_xlabel()
 
 
 def test_one_training_has_no_interval_over_trainings():

@@ -89,8 +89,17 @@ def test_the_share_of_the_cross_term_is_in_percent_of_the_quadratic():
     _, line, dots = ax.lines
     assert dots.get_xdata().tolist() == line.get_xdata().tolist() == [1, 2, 3, 4]
     assert dots.get_ydata() == pytest.approx([100, 25, 100 / 9, 6.25])
-    assert [text.get_text() for text in ax.texts] == ["step 2:\n25 %", "step 4:\n6 %"]
+    assert [text.get_text() for text in ax.texts] == [
+        "step 2:\n25 %",
+        "step 4:\n6 %",
+        "dots: loop, line: closed form",
+    ]
     assert ax.get_ylim() == (-20, 100)
+
+
+def test_steps_outside_of_the_frame_are_named():
+    said = plots.plot_cross_share(one_run(), limit=20).texts[-1].get_text()
+    assert said.endswith("\noutside: step 1 (100 %), step 2 (25 %)")
 
 
 def test_a_negative_share_is_below_the_line():

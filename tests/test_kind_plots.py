@@ -72,7 +72,7 @@ def test_kinds_draw_their_intervals_and_say_how_wide_they_are():
     expected = pd.concat(tables).sort_values("low")
     assert bars == [pytest.approx(tuple(pair)) for pair in expected[["low", "high"]].to_numpy()]
     half = (expected["high"] - expected["low"]).max() / 2
-    assert f"90% interval over 4 texts, at most ± {half:.1g}" in ax.get_xlabel()
+    assert f"90% interval over 4 texts, at most ± {half:.2g}" in ax.get_xlabel()
     one_text = plot_kinds({"math": frame([0.5, 1.5, 1.2], texts=1)}, ax=Figure().subplots())
     assert "interval" not in one_text.get_xlabel()
 
