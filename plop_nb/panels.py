@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from plop_nb.palette import DARK, styled
@@ -39,18 +40,27 @@ def by_task(name: str, table: pd.DataFrame, texts: list, numbers: list, **known)
 
 @styled()
 def panels_of(
-    tables, height, labels, draw, finding=None, *, fit=lambda *_: None, rows=(), columns=2
+    tables,
+    height,
+    labels,
+    draw,
+    finding=None,
+    *,
+    fit=lambda *_: None,
+    rows=(),
+    columns=2,
+    share=False,
 ):
     """A panel per task. `draw` returns what its title says where `finding` does not.
 
-    `fit` moves texts once the layout is known.
+    `fit` moves texts once the layout is known; `share` gives all panels one x axis.
     """
     if finding is not None and (missing := [task for task in tables if task not in finding]):
         raise ValueError(f"finding={finding!r} lacks {missing}: add a sentence for each task")
     columns = min(len(tables), columns)
     lines = -(-len(tables) // columns)
     size = 11 if columns > 1 else 8, min(6, lines * height)
-    options = {"squeeze": False, "sharey": bool(rows), "layout": "constrained"}
+    options = {"squeeze": False, "sharex": share, "sharey": bool(rows), "layout": "constrained"}
     figure, grid = plt.subplots(lines, columns, figsize=size, **options)
     axes = grid.ravel()[: len(tables)]
     for ax in grid.ravel()[len(tables) :]:
@@ -94,3 +104,27 @@ def draw_intervals(ax, places, table, color, line, name):
     mask = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     ax.text(line, -1, name, ha="center", va="center", fontsize=FONT, bbox=mask)
     ax.set_ylim(top=-1.6)
+
+
+def label_dots(ax: Axes, labels: list[tuple[str, tuple, Any]], taken: list[Bbox]) -> None:
+    """Names beside their dots (x, y), where they cover least; dots without a name count, too."""
+    dots = ax.transData.transform([at for _, at, _ in labels])
+    frame, pixel = ax.get_window_extent(), ax.figure.dpi / 72
+    leader = {"arrowstyle": "-", "color": "0.65", "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
+    style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": FONT}
+    for (told, at, color), dot in zip(labels, dots, strict=True):
+        if not told:
+            continue
+        text = ax.annotate(told, at, (0, 0), color=color, arrowprops=leader, **style)
+        half = Text.get_window_extent(text).size / 2
+        found = []
+        for distance in (7, 12, 18, 28, 40, 55, 75):
+            for angle in np.arange(16) * np.pi / 8:
+                way = np.array([np.cos(angle), np.sin(angle)]) * (half + distance * pixel)
+                box = Bbox([dot + way - half, dot + way + half])
+                outside = 4 - frame.count_contains(box.corners())
+                cost = distance + 40 * box.padded(2 * pixel).count_contains(dots)
+                found.append((cost + 500 * (outside + box.count_overlaps(taken)), *way, box))
+        _, x, y, box = min(found, key=lambda each: each[0])
+        text.xyann = (x / pixel, y / pixel)
+        taken.append(box)

@@ -1,25 +1,29 @@
 """Pictures of rules that choose a placement: how good their choices are, and what is forgotten."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from plop_nb.benchmark_plots import BLUE, GREY, GROUPS, MAIN
 from plop_nb.checks import number_between
 from plop_nb.palette import DARK, type_color
-from plop_nb.panels import FONT, by_task, draw_intervals, panels_of
+from plop_nb.panels import FONT, by_task, draw_intervals, label_dots, panels_of
 
 RIVAL = "#86653A"  # not the colour of a type
 MARKERS = {"single": "o", "triple": "o", "fixed": "s", "rival": "D", "full": "*"}
 
 
 def plot_rules(
-    judged: pd.DataFrame, random: float | Mapping = 0.5, finding: Mapping | None = None
+    judged: pd.DataFrame,
+    random: float | Mapping = 0.5,
+    finding: Mapping | None = None,
+    *,
+    marked: Mapping[str, Any] | None = None,
+    note: str = "",
 ) -> np.ndarray:
     """How good the choices of rules are, between the best (0) and the worst (1) of all sets.
 
@@ -31,7 +35,12 @@ def plot_rules(
     random : float or dict
         The mean regret of a choice at random, from 0 to 1, or {task: this}: the dashed line.
     finding : dict, optional
-        {task: what its title says}. By default, how many are better than chance.
+        {task: what its title says}. By default, which are better than chance (how many, if more
+        than two).
+    marked : dict, optional
+        {choice: its colour}: all others are grey. By default, all are blue.
+    note : str
+        What the intervals hold for, and of which model and seeds: a line below.
 
     Returns
     -------
@@ -55,16 +64,21 @@ def plot_rules(
     def draw(ax, own):
         places = [choices.index(choice) for choice in own["choice"]]
         line = chance[own["task"].iloc[0]]
-        draw_intervals(ax, places, own[numbers], BLUE, line, "at random")
+        colors = [BLUE if marked is None else marked.get(name, GREY) for name in own["choice"]]
+        draw_intervals(ax, places, own[numbers], colors, line, "at random")
         ax.set_xlim(min(0, *own["regret_low"]) - 0.04, max(1, *own["regret_high"]) + 0.04)
-        return f"{sum(own['regret_high'] < line)} of {len(own)} are better than chance"
+        ahead = own.loc[own["regret_high"] < line, "choice"].tolist()
+        said = " and ".join(ahead or ["none"]) if len(ahead) < 3 else f"{len(ahead)} of {len(own)}"
+        return f"{said} ahead of chance"
 
-    labels = "regret (0: best of all sets, 1: worst)", "", ""
+    labels = "regret (0: best of all sets, 1: worst)", "", note
     options = {"rows": choices}
     return panels_of(tasks, 0.4 * len(choices) + 1.9, labels, draw, finding, **options)
 
 
-def plot_alone(losses: pd.DataFrame, label: str, finding: Mapping | None = None) -> np.ndarray:
+def plot_alone(
+    losses: pd.DataFrame, label: str, finding: Mapping | None = None, note: str = ""
+) -> np.ndarray:
     """A number of each type against the loss of adapters on this type alone.
 
     Parameters
@@ -77,6 +91,8 @@ def plot_alone(losses: pd.DataFrame, label: str, finding: Mapping | None = None)
         What `value` is, on the x axis.
     finding : dict, optional
         {task: what its title says}. By default, the rank correlation (Spearman).
+    note : str
+        Of which task, rates and seeds the losses are: a line below.
 
     Returns
     -------
@@ -100,15 +116,21 @@ def plot_alone(losses: pd.DataFrame, label: str, finding: Mapping | None = None)
         ax.margins(0.15)
         return f"rank correlation {means['value'].corr(means['loss'], method='spearman'):.2f}"
 
-    labels = label, "loss (nats per token)", ""
+    labels = label, "loss (nats per token)", note
     return panels_of(tasks, 4.4, labels, draw, finding, fit=_label_types)
 
 
-def plot_forgetting(runs: pd.DataFrame, finding: Mapping | None = None) -> np.ndarray:
+def plot_forgetting(
+    runs: pd.DataFrame,
+    finding: Mapping | None = None,
+    *,
+    named: Mapping[str, str] | None = None,
+    note: str = "",
+) -> np.ndarray:
     """What placements gain on the task against what they lose on unrelated texts.
 
     Single types are coloured dots, usual sets squares, rivals diamonds, full finetuning is a star;
-    sets of three are grey and, but for "down+gate+up" ("MLP"), have no name.
+    sets of three are grey and without a name, but for the named ones, which are dark.
 
     Parameters
     ----------
@@ -117,6 +139,10 @@ def plot_forgetting(runs: pd.DataFrame, finding: Mapping | None = None) -> np.nd
         training) and `forgetting` (unrelated loss after minus before), both in nats per token.
     finding : dict, optional
         {task: what its title says}. By default, which placement gains most.
+    named : dict, optional
+        {placement: its label}: by default "all", "attention" and "down+gate+up" (MLP).
+    note : str
+        Of which rate and seeds the runs are: a line below.
 
     Returns
     -------
@@ -132,62 +158,41 @@ def plot_forgetting(runs: pd.DataFrame, finding: Mapping | None = None) -> np.nd
     keys, numbers = ["placement", "group"], ["gain", "forgetting"]
     tasks = by_task("runs", runs, keys, numbers, group=GROUPS)
     tables = {task: own.groupby(keys)[numbers].mean().reset_index() for task, own in tasks.items()}
-    note = "forgetting: loss added on unrelated texts; grey: sets of three"
-    labels = "gain (nats per token)", "forgetting (nats per token)", note
-    return panels_of(tables, 5.4, labels, _draw_forgetting, finding, fit=_label_gains)
+    named = MAIN if named is None else named
+    said = "forgetting: loss added on unrelated texts; grey: the other sets of three"
+    labels = "gain (nats per token)", "forgetting (nats per token)", f"{said}\n{note}".strip()
+    options = {"fit": partial(_label_gains, named=named)}
+    draw = partial(_draw_forgetting, named=named)
+    return panels_of(tables, 5.4, labels, draw, finding, **options)
 
 
-def _draw_forgetting(ax: Axes, table: pd.DataFrame) -> str:
+def _draw_forgetting(ax: Axes, table: pd.DataFrame, named: Mapping[str, str]) -> str:
     ax.margins(x=0.1, y=0.2)
     for name, group, gain, forgetting in table.to_numpy():
-        color, size = _color(name, group), 200 if group == "full" else 50
+        color, size = _color(name, group, named), 200 if group == "full" else 50
         style = {"edgecolor": "white", "lw": 0.5, "zorder": 2 if color == GREY else 3}
         ax.scatter(gain, forgetting, size, color=color, marker=MARKERS[group], **style)
     name, _, gain, forgetting = table.loc[table["gain"].idxmax()]
     return f"{name} gains most ({gain:.2f}), forgets {forgetting:+.2f}"
 
 
-def _label_gains(ax: Axes, table: pd.DataFrame) -> None:
+def _label_gains(ax: Axes, table: pd.DataFrame, named: Mapping[str, str]) -> None:
     """Names of all but the sets of three."""
     note = {"xycoords": "axes fraction", "ha": "right", "va": "bottom", "fontsize": FONT + 1}
     taken = [ax.annotate("better ↘", (0.995, 0.01), **note).get_window_extent()]
     labels = []
     for name, group, *at in table[["placement", "group", "gain", "forgetting"]].to_numpy():
-        told = "" if group == "triple" and name not in MAIN else MAIN.get(name, name)
-        labels.append((told, tuple(at), _color(name, group)))
-    _label_dots(ax, labels, taken)
+        told = "" if group == "triple" and name not in named else named.get(name, name)
+        labels.append((told, tuple(at), _color(name, group, named)))
+    label_dots(ax, labels, taken)
 
 
 def _label_types(ax: Axes, runs: pd.DataFrame) -> None:
     means = runs.groupby("type")[["value", "loss"]].mean()
     labels = [(str(name), tuple(at), type_color(str(name))) for name, at in means.iterrows()]
-    _label_dots(ax, labels, [])
+    label_dots(ax, labels, [])
 
 
-def _label_dots(ax: Axes, labels: list[tuple[str, tuple, Any]], taken: list[Bbox]) -> None:
-    """Names beside their dots (x, y), where they cover least; dots without a name count, too."""
-    dots = ax.transData.transform([at for _, at, _ in labels])
-    frame, pixel = ax.get_window_extent(), ax.figure.dpi / 72
-    leader = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "shrinkA": 0, "shrinkB": 3}
-    style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": FONT}
-    for (told, at, color), dot in zip(labels, dots, strict=True):
-        if not told:
-            continue
-        text = ax.annotate(told, at, (0, 0), color=color, arrowprops=leader, **style)
-        half = Text.get_window_extent(text).size / 2
-        found = []
-        for distance in (7, 12, 18, 28, 40, 55, 75):
-            for angle in np.arange(16) * np.pi / 8:
-                way = np.array([np.cos(angle), np.sin(angle)]) * (half + distance * pixel)
-                box = Bbox([dot + way - half, dot + way + half])
-                outside = 4 - frame.count_contains(box.corners())
-                cost = distance + 40 * box.padded(2 * pixel).count_contains(dots)
-                found.append((cost + 500 * (outside + box.count_overlaps(taken)), *way, box))
-        _, x, y, box = min(found, key=lambda each: each[0])
-        text.xyann = (x / pixel, y / pixel)
-        taken.append(box)
-
-
-def _color(placement: str, group: str) -> Any:
+def _color(placement: str, group: str, named: Mapping[str, str]) -> Any:
     others = {"single": type_color(placement), "triple": GREY, "rival": RIVAL}
-    return DARK if placement in MAIN else others.get(group, DARK)
+    return DARK if placement in named else others.get(group, DARK)

@@ -1,9 +1,11 @@
 """A second analysis of the recorded benchmark, naive on purpose: it has to say the same."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from plop_nb import experiments as ex
+from plop_nb.texts import data_file
 
 MLP = "down+gate+up"
 TUNING = 0
@@ -50,3 +52,54 @@ def test_a_naive_analysis_finds_the_same_verdicts(runs):
             assert (gaps > 0).all()
         if row.verdict == "better":
             assert (gaps < 0).all()
+
+
+# A second model
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    """Runs of Gemma on PLoP's choice and on the MLP: three rates, three seeds."""
+    runs = ex.load_benchmark()
+    return runs[(runs["model"] == "gemma-3-270m") & runs["placement"].isin([MLP, "gate+up+v"])]
+
+
+def test_a_naive_analysis_of_gemma_finds_the_same(gemma):
+    """The rate with the lowest mean loss of the other seeds, on all problems."""
+    table = gemma.pivot(index=["placement", "lr"], columns="seed", values="loss").dropna()
+    assert table.shape == (6, 3)  # three rates each; the MLP has lower ones with some seeds
+    gaps = []
+    for seed in table:
+        losses = {}
+        for placement, own in table.groupby("placement"):
+            preferred = own.drop(columns=seed).mean(axis=1).idxmin()
+            losses[placement] = own.loc[preferred, seed]
+        gaps.append(losses["gate+up+v"] - losses[MLP])
+    [row] = ex.differences(ex.crossfit(gemma), MLP).itertuples()
+    assert np.mean(gaps) == pytest.approx(row.difference, abs=0.02)
+    assert max(gaps) < 0 and row.verdict == "undecided"  # ahead with every seed, by little with one
+
+
+# What the notebooks cite
+
+
+def test_the_replays_that_notebook_05_cites():
+    race = pd.read_csv(data_file("results/race.csv"), comment="#").query("placements == 35")
+    shares = race.query("reduction == 3 or share != share").set_index(["way", "share"])
+    within = shares["within_0.05"].round(2)
+    assert within["race", 0.1] == 0.30 and within["grid of the same cost", 0.1] == 0.20
+    assert within["race", 0.2] == 0.19 and within["grid of the same cost", 0.2] == 0.18
+    assert within["at random"].item() == 0.12 and within["the whole grid"].item() == 0.36
+
+
+def test_the_published_rows_that_notebooks_05_and_05b_cite():
+    rows = pd.read_csv(data_file("published/plop_iclr_2026.csv"), comment="#")
+    values = rows.pivot(index=["model", "measure"], columns="placement", values="value")
+    gains = values["PLoP"] - values["MLP"]
+    gains = gains.where(gains.index.get_level_values("measure") == "accuracy", -gains).droplevel(1)
+    assert gains.round(2).to_dict() == {
+        "Llama-3.2-3B": 0.11,
+        "Qwen2.5-7B": 1.3,
+        "Qwen3-0.6B": -1.3,
+        "Qwen3-1.7B": 0.91,
+    }
