@@ -5,6 +5,8 @@
 # make arithmetic   all notebooks under the arithmetic of other processors (before a release: an hour)
 # make notebooks    executes all notebooks in place (after a change)
 # make site         builds the executed notebooks, guide and reference into build/site, to read offline
+# make lowest       the fast tests of the core with the oldest packages that pyproject.toml allows, in
+#                   build/lowest (minutes; 3 GB to download); make newest: with the newest ones
 # make bench        what scoring costs beside a forward pass and other ways to choose (half an hour)
 
 PYTHON ?= python3
@@ -21,8 +23,10 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} \
 	$(BIN)/python -m pytest -v --durations=20 -n $(WORKERS) --dist loadfile
 # Notebooks are linted, but not formatted: their lines break where they read best.
 FORMATTED := conftest.py plop_nb tests notebooks/tools
+# The tests that run on other versions of the dependencies, too.
+VERSIONED := scoring stats_and_placement targets ranks coverage texts plots
 
-.PHONY: quickstart check test arithmetic notebooks site bench clean
+.PHONY: quickstart check test arithmetic notebooks site lowest newest bench clean
 
 quickstart: $(VENV)/quickstart
 	@echo "Executing the first notebook: one to five minutes (the first time it also downloads the"
@@ -59,6 +63,13 @@ site: $(VENV)/ready
 bench: $(VENV)/ready
 	mkdir -p build
 	$(BIN)/python -m tests.bench --out build
+
+lowest newest:
+	$(PYTHON) -m venv --clear build/$@
+	build/$@/bin/pip install -q uv
+	build/$@/bin/uv pip install --python build/$@ --resolution $(if $(filter lowest,$@),lowest-direct,highest) \
+		-e ".[tasks,hub,finetune,notebooks]" "pytest>=8.4" "pytest-xdist>=3.6" "nbval>=0.11"
+	build/$@/bin/python -m pytest -m "not slow" $(VERSIONED:%=tests/test_%.py)
 
 # What the first notebook runs, and JupyterLab to open it.
 $(VENV)/quickstart: pyproject.toml .ci/constraints.txt

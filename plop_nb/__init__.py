@@ -40,6 +40,22 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "unknown"
 
+
+def _check_transformers() -> None:
+    """Refuse what pip lets through with `--no-deps`: older ones read some tokenizers wrongly."""
+    try:
+        found = version("transformers")
+    except PackageNotFoundError:  # which importing it says
+        return
+    if tuple(map(int, found.split(".")[:2])) < (5, 23):
+        raise ImportError(
+            f"plop_nb needs transformers 5.23 or newer and finds {found}: "
+            "pip install 'transformers>=5.23'"
+        )
+
+
+_check_transformers()
+
 # The public names, and where they are. Each is imported when it is asked for: torch takes seconds,
 # and not everybody needs matplotlib and ipywidgets.
 _WHERE = {

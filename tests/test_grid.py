@@ -1143,7 +1143,7 @@ def test_optuna_is_quiet_and_stays_as_it_was(cells, count, tmp_path, capfd):
 
 def test_optuna_that_is_not_installed(cells, count, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r"needs Optuna.* pip install 'plop_nb\[finetune\]'"):
+    with pytest.raises(ImportError, match="needs Optuna.* pip install optuna psutil trl"):
         cells()
 
 

@@ -472,7 +472,7 @@ def test_errors_say_what_would_do(base, monkeypatch):
         run(base, num_generations=1)
     monkeypatch.setitem(sys.modules, "trl", None)
     for train in (run, lambda base: grpo.warm_up(base[0], TASK, base[1])):
-        with pytest.raises(ImportError, match=r"training needs TRL.*'plop_nb\[finetune\]'"):
+        with pytest.raises(ImportError, match="training needs TRL.*pip install optuna psutil trl"):
             train(base)
 
 

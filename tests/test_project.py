@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -146,6 +149,25 @@ def test_ci_runs_on_the_oldest_transformers_that_is_promised():
     """Older ones convert tokenizers wrongly (`KNOWN_TOKENS`): the bound has to be a tested one."""
     (bound,) = [text for text in PROJECT["dependencies"] if text.startswith("transformers")]
     assert pinned_versions()["transformers"].startswith(bound.removeprefix("transformers>=") + ".")
+
+
+def test_older_transformers_are_refused_in_one_sentence(tmp_path):
+    """As `pip install --no-deps` leaves them; the bound is that of pyproject.toml."""
+    (bound,) = [text for text in PROJECT["dependencies"] if text.startswith("transformers")]
+    folder = tmp_path / "transformers-4.57.6.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.6\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import plop_nb"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    oldest = bound.removeprefix("transformers>=")
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: plop_nb needs transformers {oldest} or newer and finds 4.57.6: "
+        f"pip install '{bound}'"
+    )
 
 
 def test_repository_address_stands_in_one_place():

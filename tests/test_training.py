@@ -773,7 +773,7 @@ def test_rank_for_comes_nearest(tiny_llama, scores):
 
 def test_trl_that_is_not_installed(tiny_llama, tokenizer, task, placement, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(ImportError, match=r"pip install 'plop_nb\[finetune\]'"):
+    with pytest.raises(ImportError, match="pip install optuna psutil trl"):
         finetune(tiny_llama, task, tokenizer, placement)
 
 
