@@ -402,8 +402,8 @@ def test_a_large_model_takes_seconds_and_less_than_a_gigabyte(tmp_path, size):
     code = (
         "import re, sys; from plop_nb.commands import main; "
         f"code = main(['coverage', {str(tmp_path)!r}, 'q_proj,o_proj,down_proj', '--json']); "
-        r"print(re.search(r'VmHWM:\s*(\d+)', open('/proc/self/status').read())[1], file=sys.stderr); "
-        "sys.exit(code)"
+        "status = open('/proc/self/status').read(); "
+        r"print(re.search(r'VmHWM:\s*(\d+)', status)[1], file=sys.stderr); sys.exit(code)"
     )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
