@@ -210,7 +210,8 @@ class Placement:
             Instead of `r`, a budget: the largest rank that keeps all adapters within it.
         ranks : dict, optional
             {type: rank} of types that get another rank. `lora_alpha` stays the same for all, so
-            that their scale alpha / r is another one, too; `alpha_pattern` changes that.
+            that their scale alpha / r is another one, too; `alpha_pattern` changes that. A stack of
+            E experts costs E times one map: `{"gate_up_proj": r // E}` gives it the same cost.
         layers : iterable of int, optional
             Only the chosen modules in these layers.
         exclude : iterable of str, optional
