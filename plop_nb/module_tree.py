@@ -33,7 +33,7 @@ def tree(
         parts = row["path"].split(".")
         for part in parts[:-1]:
             branch = branch.setdefault(part, {})
-        branch[f"{parts[-1]}"] = row
+        branch[parts[-1]] = row
     return "\n".join([*lines, _branch(nested)])
 
 
@@ -41,17 +41,22 @@ def _branch(nested: dict) -> str:
     """One level of the tree as a list."""
     items = []
     for name, below in nested.items():
-        if "path" in below and not isinstance(below["path"], dict):
+        if _is_type(below):
             items.append(f"<li>{_leaf(name, below)}</li>")
             continue
         while len(below) == 1:  # a chain of single names is one line
             (only,) = below
-            if "path" in below[only] and not isinstance(below[only]["path"], dict):
+            if _is_type(below[only]):
                 break
             name, below = f"{name}.{only}", below[only]
         items.append(f"<li>{html.escape(name)}{_branch(below)}</li>")
     style = "list-style: none; padding-left: 1.2em; margin: 0; border-left: 1px solid #8886"
     return f'<ul style="{style}">{"".join(items)}</ul>'
+
+
+def _is_type(below: dict) -> bool:
+    """Whether this is a row of the table, and no part of the model, which may be called "path"."""
+    return isinstance(below.get("path"), str)
 
 
 def _leaf(name: str, row: dict) -> str:

@@ -9,25 +9,13 @@ from matplotlib.figure import Figure
 import plop_nb as plop
 from plop_nb.kind_plots import MARKERS, plot_kinds
 from plop_nb.palette import type_color
-
-TYPES = ["v_proj", "q_proj", "k_proj"]
+from tests.test_plots import frame
 
 
 @pytest.fixture(autouse=True)
 def closed():
     yield
     plt.close("all")
-
-
-def frame(means, texts=4, layers=2):
-    """Scores around these means of `TYPES`."""
-    rows = []
-    for sample in range(texts):
-        for name, mean in zip(TYPES, means, strict=True):
-            for layer in range(layers):
-                at = {"sample": sample, "module": f"m.{layer}.{name}", "type": name}
-                rows.append({**at, "layer": layer, "nfn": mean + 0.01 * sample})
-    return pd.DataFrame(rows)
 
 
 KINDS = {"math": frame([0.5, 1.5, 1.2]), "history": frame([0.4, 1.1, 1.3])}

@@ -114,7 +114,7 @@ def execute(script: Path, folder: Path) -> None:
     if folder == NOTEBOOKS:
         jupytext.write(notebook, script, fmt="py:percent")
     seconds = run(notebook, script.stem)
-    notebook.metadata = {"kernelspec": KERNEL, "plop_nb": {"seconds": seconds}}  # for the gallery
+    notebook.metadata = {"kernelspec": KERNEL, "plop_nb": {"seconds": seconds}}  # for the site
     tidy(notebook)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{script.stem}.ipynb"
