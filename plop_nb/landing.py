@@ -55,9 +55,9 @@ def land(model: nn.Module, config: LoraConfig) -> Landing:
         PEFT refuses this configuration for this model; with its words.
     """
     kind = type(unwrapped(model)).__name__
-    config = _with_targets(model, config)
     try:
-        peft_model = injected(model, config)
+        peft_model = injected(model, config)  # as given: PEFT's defaults may fail (Mixtral's do)
+        config = _with_targets(model, config)
         layers = {} if peft_model is None else adapted_layers(peft_model)
         adapted = {target: adapter_size(layer) for target, layer in layers.items()}
         places = _places(model, adapted)

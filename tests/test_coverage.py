@@ -188,6 +188,13 @@ def test_arguments_of_a_newer_peft_are_left_out(tiny_llama):
     assert len(quietly(tiny_llama, {"target_modules": ["q_proj"], "from_2030": 1}).adapted) == 2
 
 
+def test_default_targets_that_peft_refuses_are_refused():
+    """PEFT renames Mixtral's targets before it has taken its defaults, and then finds none."""
+    model = build("mixtral")
+    with pytest.raises(ValueError, match="PEFT refuses this config for MixtralForCausalLM"):
+        plop.coverage(model, LoraConfig())
+
+
 def test_default_targets_are_those_of_peft(tiny_llama):
     found = quietly(tiny_llama, LoraConfig())
     assert set(found.table["entry"]) == {"q_proj", "v_proj"}
