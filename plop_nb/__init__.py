@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from plop_nb.moves import fold_norms
     from plop_nb.placement import Placement, place
     from plop_nb.plots import plot_heatmap, plot_types
+    from plop_nb.profiles import load_scores, save_scores
     from plop_nb.recording import record_norms
     from plop_nb.scoring import nfn_scores
     from plop_nb.stats import by_layer, by_module, by_type, mean_interval
-    from plop_nb.texts import data_file, load_texts, read_texts
+    from plop_nb.text_files import read_texts
+    from plop_nb.texts import data_file, load_texts
 
 try:
     __version__ = version("plop_nb")
@@ -70,6 +72,7 @@ _WHERE = {
     "explore": "explorer",
     "fold_norms": "moves",
     "load_model": "models",
+    "load_scores": "profiles",
     "load_texts": "texts",
     "mean_interval": "stats",
     "mean_split": "geometry",
@@ -79,8 +82,9 @@ _WHERE = {
     "plot_block": "block_plot",
     "plot_heatmap": "plots",
     "plot_types": "plots",
-    "read_texts": "texts",
+    "read_texts": "text_files",
     "record_norms": "recording",
+    "save_scores": "profiles",
 }
 __all__ = list(_WHERE)
 _SUBMODULES = {module.name for module in pkgutil.iter_modules(__path__)}

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from plop_nb.checks import user_level
 from plop_nb.fingerprint import as_bytes
-from plop_nb.finished_files import Held, totals_path
+from plop_nb.finished_files import Held, totals_path, written_whole
 
 FORMAT = 2  # changes whenever older files cannot be gone on from
 
@@ -229,15 +229,12 @@ class Finished:
     def _write_totals(self, totals):
         """After the lines that they cover: lines beyond are run again."""
         path = totals_path(self._path)
-        unfinished = path.with_name(f"{path.name}.unfinished")
         tensors = {name: total.cpu().contiguous() for name, total in totals.items()}
         about = {"id": self._own.head["id"], "samples": json.dumps(sorted(self._own.covered))}
         try:
-            save_file(tensors, unfinished, metadata=about)
-            os.replace(unfinished, path)
+            with written_whole(path) as unfinished:
+                save_file(tensors, unfinished, metadata=about)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                unfinished.unlink()
             raise _unwritable(path, error) from error
 
 

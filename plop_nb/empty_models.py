@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from plop_nb._wheels import CARRIED, DownloadError, cached_folder, quiet
+from plop_nb._wheels import cached_folder, quiet
+from plop_nb.carried import CARRIED
+from plop_nb.downloads import DownloadError
 from plop_nb.models import checked_name, model_class
 
 

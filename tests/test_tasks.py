@@ -1,7 +1,6 @@
 """Tasks: splits without a prompt in common, and checkers that tell right from wrong."""
 
 import hashlib
-import importlib
 import io
 import itertools
 import json
@@ -15,7 +14,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from plop_nb._wheels import DownloadError
+from plop_nb import claims
+from plop_nb.downloads import DownloadError
 from plop_nb.experiments import digit_sums, load_task
 from plop_nb.experiments.tasks.answers import ends_in, final_number, tagged_answer_is
 from plop_nb.experiments.tasks.gym import has_undistributed_middle
@@ -23,7 +23,6 @@ from plop_nb.experiments.tasks.task import by_prompt, deal
 from plop_nb.texts import reasoning_gym
 
 SHORT = ["short_sums", "spelling", "short_syllogisms"]
-facts = importlib.import_module("plop_nb.experiments.tasks.facts")  # a function has its name, too
 
 
 @pytest.mark.slow
@@ -442,13 +441,13 @@ def test_only_wrong_syllogisms_are_left_out():
 def rows_of(pages):
     """Rows in BIG-bench's format: on each page two of each label, and some to be left out."""
     rows = []
-    for page, label in itertools.product(range(pages), facts.LABELS * 2):
+    for page, label in itertools.product(range(pages), claims.LABELS * 2):
         about = f"{page}.{len(rows)} is {label}"
         rows.append((f"Page {page} -LRB-town-RRB-: Evidence: {about} .", f"Claim {about} .", label))
     rows.append(("Page 0: short .", "Long " * 40, "True"))
     rows.append(("Page 1: illegible \ufffd .", "Illegible .", "True"))
     rows += [(f"Page {page}: Own evidence {page} .", "Of two pages .", "True") for page in (2, 3)]
-    scores = [{label: int(label == right) for label in facts.LABELS} for *_, right in rows]
+    scores = [{label: int(label == right) for label in claims.LABELS} for *_, right in rows]
     texts = [f"{passage}\nClaim: {claim}" for passage, claim, _ in rows]
     return [{"input": i, "target_scores": s} for i, s in zip(texts, scores, strict=True)]
 
@@ -457,31 +456,31 @@ def rows_of(pages):
 def carrier(tmp_path, monkeypatch):
     """A package of a few bytes whose sha256 is the expected one; the cache is empty."""
     content = json.dumps({"canary": "none", "examples": rows_of(60)}).encode()
-    path = tmp_path / "offered" / facts.CARRIER.file
+    path = tmp_path / "offered" / claims.CARRIER.file
     path.parent.mkdir()
     setup = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
     with tarfile.open(path, "w:gz") as archive:
-        for name, data in ("bigbench-1.0.0/setup.py", setup), (facts.MEMBER, content):
+        for name, data in ("bigbench-1.0.0/setup.py", setup), (claims.MEMBER, content):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(facts, "CARRIER", replace(facts.CARRIER, sha256=sha256))
-    monkeypatch.setattr(facts, "MEMBER_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(claims, "CARRIER", replace(claims.CARRIER, sha256=sha256))
+    monkeypatch.setattr(claims, "MEMBER_SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setenv("PLOP_NB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(facts, "download", lambda work: path)
+    monkeypatch.setattr(claims, "download", lambda work: path)
     return path
 
 
 def cached():
-    return [path.name for path in facts.cache_folder().iterdir()]
+    return [path.name for path in claims.cache_folder().iterdir()]
 
 
 def test_facts_are_fetched_once_and_balanced_and_no_page_is_in_two_splits(carrier, monkeypatch):
     sizes = {"train": 99, "validation": 9, "test": 45}
     task = load_task("facts", **sizes)
-    assert cached() == [facts.KEPT_AS]
-    monkeypatch.setattr(facts, "download", lambda _: pytest.fail("went to the network"))
+    assert cached() == [claims.KEPT_AS]
+    monkeypatch.setattr(claims, "download", lambda _: pytest.fail("went to the network"))
     again = load_task("facts", train=9, validation=3, test=45)
     assert (again.test, again.validation) == (task.test, task.validation[:3])
     assert load_task("facts", **sizes, seed=1).test != task.test
@@ -508,8 +507,8 @@ def test_too_many_facts_are_refused(carrier):
 
 
 def test_a_package_put_there_by_hand_is_used_unless_it_is_damaged(carrier, monkeypatch):
-    monkeypatch.setattr(facts, "download", lambda _: pytest.fail("went to the network"))
-    by_hand = facts.cache_folder() / carrier.name
+    monkeypatch.setattr(claims, "download", lambda _: pytest.fail("went to the network"))
+    by_hand = claims.cache_folder() / carrier.name
     by_hand.parent.mkdir()
     by_hand.write_bytes(carrier.read_bytes()[:-9])
     with pytest.raises(DownloadError, match="bigbench-1.0.0.tar.gz is damaged .* remove it from"):
@@ -521,8 +520,8 @@ def test_a_package_put_there_by_hand_is_used_unless_it_is_damaged(carrier, monke
 
 @pytest.mark.parametrize("name", ["CARRIER", "MEMBER_SHA256"])
 def test_a_wrong_checksum_is_refused_and_leaves_nothing(carrier, monkeypatch, name):
-    wrong = {"CARRIER": replace(facts.CARRIER, sha256="0" * 64), "MEMBER_SHA256": "0" * 64}
-    monkeypatch.setattr(facts, name, wrong[name])
+    wrong = {"CARRIER": replace(claims.CARRIER, sha256="0" * 64), "MEMBER_SHA256": "0" * 64}
+    monkeypatch.setattr(claims, name, wrong[name])
     with pytest.raises(DownloadError, match="is damaged .*expected 0000"):
         load_task("facts", train=1, validation=1, test=1)
     assert cached() == []
@@ -530,9 +529,9 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(carrier, monkeypatch, na
 
 def test_a_file_that_was_damaged_in_the_cache_is_named(carrier):
     load_task("facts", train=1, validation=1, test=1)
-    with open(facts.cache_folder() / facts.KEPT_AS, "a") as file:
+    with open(claims.cache_folder() / claims.KEPT_AS, "a") as file:
         file.write(" ")
-    with pytest.raises(DownloadError, match=f"{facts.KEPT_AS} is damaged .*remove it from"):
+    with pytest.raises(DownloadError, match=f"{claims.KEPT_AS} is damaged .*remove it from"):
         load_task("facts", train=1, validation=1, test=1)
 
 
@@ -541,7 +540,7 @@ def test_an_interrupted_download_leaves_nothing(carrier, monkeypatch):
         (work / "half.tar.gz").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(facts, "download", interrupted)
+    monkeypatch.setattr(claims, "download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_task("facts", train=1, validation=1, test=1)
     assert cached() == []

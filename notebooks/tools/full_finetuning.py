@@ -8,14 +8,9 @@ from plop_nb import experiments as ex
 from plop_nb.experiments.evaluation import encoded
 from plop_nb.experiments.grids.cells import Cell, digest, run_cells
 from plop_nb.experiments.isolation import isolated
-from plop_nb.experiments.trainers import (
-    device_name,
-    dtype_name,
-    import_trl,
-    model_name,
-    run_trainer,
-)
+from plop_nb.experiments.trainers import device_name, dtype_name, import_trl, run_trainer
 from plop_nb.experiments.training import supervised_settings, supervised_trainer
+from plop_nb.origin import model_name
 from plop_nb.processes import this_process
 
 NAME = "full finetuning"

@@ -6,6 +6,8 @@
                                                    notebook 03 (3 minutes)
     python notebooks/tools/record.py transfer      SmolLM2 finetuned on math and scored on the way,
                                                    for notebook 03 (a GPU: 4 minutes)
+    python notebooks/tools/record.py pool          every module of three models on 64 math texts, a
+                                                   file for each in data/profiles (2 minutes)
     python notebooks/tools/record.py interventions the mean split of three models whose texts or
                                                    weights are changed, for notebook 04 (3 minutes)
 
@@ -26,11 +28,13 @@ import pandas as pd
 import torch
 
 import plop_nb as plop
+from plop_nb.experiments import Task
 from plop_nb.geometry import interventions, untrained
 from plop_nb.stats import per_text, type_means
 from plop_nb.texts import STRIDE, reasoning_gym
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"
+PROFILES = RESULTS.parent / "profiles"
 POOL = {"math": 500, "logic": 500, "code": 164, "history": 160}  # code and history have no more
 MODELS = ["SmolLM2-135M-Instruct", "gemma-3-270m", "minilm"]
 STEPS = [0, 25, 50, 100, 200, 300]  # of the finetuning on math, where it is scored
@@ -60,6 +64,14 @@ def profiles():
         "model", "domain", "module", "type", "layer", "size", "nfn", "low", "high", "samples",
     ]  # fmt: skip
     save(pd.concat(parts)[columns], "profiles.csv")
+
+
+def pool():
+    """The files of data/profiles: the mean of every module over 64 math texts, its interval."""
+    for name in MODELS:
+        model, tokenizer = plop.load_model(name)
+        scores = plop.nfn_scores(model, plop.load_texts("math", n=64), tokenizer)
+        plop.save_scores(plop.by_module(scores), PROFILES / f"{name}-math.parquet")
 
 
 def adapter_sizes(model):
@@ -164,6 +176,16 @@ def solutions(seed, n):
     return texts
 
 
+def unrelated_texts(tokenizer, texts=16, tokens=32):
+    """Openings of articles, to see what a training on something else has forgotten."""
+    examples = []
+    for text in plop.load_texts("history", n=texts):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt, rest = tokenizer.decode(ids[:4]), tokenizer.decode(ids[4:tokens])
+        examples.append({"prompt": prompt, "completion": rest})
+    return Task("history", train=[], validation=[], test=examples)
+
+
 def save(frame, name, **head):
     """Write a frame to data/results, after lines that say where it was made."""
     on_gpu = torch.cuda.is_available()
@@ -195,7 +217,8 @@ def opened(path):
             yield file
 
 
-PARTS = {"texts": texts, "profiles": profiles, "interventions": changes, "transfer": transfer}
+PARTS = {"texts": texts, "profiles": profiles, "pool": pool}
+PARTS |= {"interventions": changes, "transfer": transfer}
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:

@@ -17,8 +17,10 @@ from plop_nb.checks import positive_integer
 from plop_nb.models import CARRIED, load_model
 from plop_nb.placement import Placement, place
 from plop_nb.plots import plot_types
+from plop_nb.profiles import save_scores
 from plop_nb.scoring import nfn_scores
-from plop_nb.texts import DOMAINS, load_texts, read_texts
+from plop_nb.text_files import read_texts
+from plop_nb.texts import DOMAINS, load_texts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +128,7 @@ def _write_into(
 ) -> None:
     """The files of a result."""
     if form == "parquet":
-        scores.to_parquet(folder / "scores.parquet", index=False)
+        save_scores(scores, folder / "scores.parquet")
     else:
         scores.to_csv(folder / "scores.csv", index=False)
     # A figure of its own: there may be no display, or a picture of the caller's.

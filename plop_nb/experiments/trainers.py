@@ -4,7 +4,6 @@ import gc
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -132,12 +131,6 @@ def _most_held() -> int:
         return psutil.Process().memory_info().peak_wset
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def model_name(model: nn.Module) -> str:
-    """The model's Hub id, or the last part of its folder: the same on every machine."""
-    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return Path(name).name if Path(name).is_dir() else name
 
 
 def device_name(model: nn.Module) -> str:

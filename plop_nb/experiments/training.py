@@ -46,10 +46,10 @@ from plop_nb.experiments.trainers import (
     device_name,
     dtype_name,
     import_trl,
-    model_name,
     run_trainer,
     trainer_settings,
 )
+from plop_nb.origin import model_name
 from plop_nb.placement import Placement
 from plop_nb.processes import Process, gathered, this_process
 

@@ -14,9 +14,10 @@ from plop_nb.experiments.evaluation import encoded, has_completions
 from plop_nb.experiments.grids.cells import digest
 from plop_nb.experiments.grids.hashing import deep_digest
 from plop_nb.experiments.tasks.task import SPLITS, Task
-from plop_nb.experiments.trainers import dtype_name, model_name
+from plop_nb.experiments.trainers import dtype_name
 from plop_nb.experiments.training import finetune, plain_numbers
 from plop_nb.fingerprint import fingerprint
+from plop_nb.origin import model_name
 from plop_nb.placement import Placement
 
 # Arguments of finetune that do not change a result, or are in its key by their content.
