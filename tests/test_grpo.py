@@ -242,6 +242,19 @@ def test_training_leaves_the_base_as_it_was(base):
     assert trained.get_base_model().lm_head.weight.data_ptr() == base[0].lm_head.weight.data_ptr()
 
 
+def test_advantages_by_hand_are_those_of_trl(base, tmp_path):
+    """Notebook 06 shows TRL's own record of a step beside the two lines that make it."""
+    run(base, log_completions=True, num_completions_to_print=0, output_dir=str(tmp_path))
+    written = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    groups = [group for _, group in written.groupby("prompt")]
+    assert len(groups) == SMALL["prompts_per_step"]
+    for group in groups:
+        earned = group["digits"]
+        by_hand = (earned - earned.mean()) / (earned.std() + 1e-4)
+        assert len(group) == SMALL["num_generations"]
+        np.testing.assert_allclose(by_hand, group["advantage"], atol=1e-5)
+
+
 def test_an_error_leaves_the_base_as_it_was(base):
     def broken(prompts, completions, **columns):
         raise ArithmeticError("broken reward")

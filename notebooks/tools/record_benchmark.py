@@ -39,7 +39,7 @@ from contenders import Field
 from full_finetuning import NAME, loss_of_full_finetuning
 from full_finetuning import RATES as FULL_RATES
 from peft import LoraConfig, get_peft_model
-from record import RESULTS, save
+from record import RESULTS, save, unrelated_texts
 
 import plop_nb as plop
 from plop_nb import experiments as ex
@@ -164,16 +164,6 @@ def load_task(name, test=TEST):
         options["test"] = test
     task = ex.load_task(name.removesuffix(LONG), **options)
     return dataclasses.replace(task, name=name)
-
-
-def unrelated_texts(tokenizer, texts=16, tokens=32):
-    """Openings of articles, to see what a training on something else has forgotten."""
-    examples = []
-    for text in plop.load_texts("history", n=texts):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        prompt, rest = tokenizer.decode(ids[:4]), tokenizer.decode(ids[4:tokens])
-        examples.append({"prompt": prompt, "completion": rest})
-    return ex.Task("history", train=[], validation=[], test=examples)
 
 
 def train(job):

@@ -7,6 +7,8 @@ from typing import Any
 
 from plop_nb.checks import natural_number, positive_integer, random_seed
 from plop_nb.experiments.tasks.answers import (
+    CLOSE,
+    OPEN,
     PLAIN_NUMBER,
     checker,
     ends_in,
@@ -153,7 +155,8 @@ def digit_sums(
     Returns
     -------
     Task
-        Its examples have `prompt`, and for the checker `answer` and `task`.
+        Its examples have `prompt`, `completion` (the right answer in its tags), and for the
+        checker `answer` and `task`.
 
     Raises
     ------
@@ -179,8 +182,9 @@ def _digit_sums(draws: int, terms: int, digits: int, seed: int) -> Iterator[Draw
     for draw in range(draws):
         entry = _entry("chain_sum", seed * STRIDE + draw, sizes)
         signed = re.findall(r"[+-] \d+", f"+ {entry['metadata']['expression']}")
-        prompt = f"{entry['question']}\n"
-        example = {"prompt": prompt, "answer": entry["answer"], "task": "chain_sum"}
+        completion = f"{OPEN}{entry['answer']}{CLOSE}"
+        example = {"prompt": f"{entry['question']}\n", "completion": completion}
+        example |= {"answer": entry["answer"], "task": "chain_sum"}
         yield Drawn(example, frozenset({" ".join(sorted(signed))}))
 
 
