@@ -41,7 +41,7 @@ def place(
     rule : {"nfn", "size"} or pandas.Series
         Which types come first. "nfn": those with the lowest score. "size": those whose adapters
         have the most parameters at the same rank, which in most decoders are the three of the MLP;
-        it reads neither texts nor weights. A Series {type: number} is a rule of your own: the
+        the scores do not matter, so those of one text will do. A Series {type: number} is a rule of your own: the
         lowest numbers come first.
 
         In the benchmark of notebooks 05 and 05b (SmolLM2-135M at the beginning of trainings, all 35

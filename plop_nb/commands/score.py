@@ -18,9 +18,15 @@ from plop_nb.models import CARRIED, load_model
 from plop_nb.placement import Placement, place
 from plop_nb.plots import plot_types
 from plop_nb.profiles import save_scores
+from plop_nb.rules import RULES
 from plop_nb.scoring import nfn_scores
 from plop_nb.text_files import read_texts
 from plop_nb.texts import DOMAINS, load_texts
+
+CAVEAT = (
+    "plop_nb: the confidence is about other texts of this kind: that they choose the same types. "
+    "That adapters train better there is not shown: compare `--rule size`, the largest maps."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     types.add_argument(
         "--parameters", type=_positive, help="or as many types as so many parameters allow"
     )
+    add(
+        "--rule", choices=RULES, default=RULES[0],
+        help="which types: those with the lowest nfn, or the largest maps (%(default)s)",
+    )  # fmt: skip
     add("--r", type=_positive, default=16, help="rank of the adapters (%(default)s)")
-    add("--lora-alpha", type=_positive, help="scale of the adapters (PEFT's default)")
+    add(
+        "--lora-alpha",
+        type=_positive,
+        help="scales the adapters by alpha / r (twice r, as in the paper)",
+    )
     add(
         "--out", type=_folder, metavar="FOLDER",
         help="write scores, profile.png, adapter_config.json",
@@ -62,6 +76,8 @@ def run(given: argparse.Namespace) -> int:
         if given.out:  # before a standard output that may be closed or full
             _write(given, scores, placement, config)
     _print(f"{placement}\n{_targets(config)}", given.out)  # the result alone goes to stdout
+    if given.rule == RULES[0]:
+        print(CAVEAT, file=sys.stderr)
     return 0
 
 
@@ -71,13 +87,13 @@ def _placed(given: argparse.Namespace) -> tuple[pd.DataFrame, Placement, LoraCon
         texts = read_texts(given.texts, given.column)[: given.n]
     else:
         texts = load_texts(given.domain, n=given.n, column=given.column)
+    print(f"plop_nb: loading {given.model}", file=sys.stderr)
     model, tokenizer = load_model(given.model)
+    print(f"plop_nb: scoring {len(texts)} texts", file=sys.stderr)
     scores = nfn_scores(model, texts, tokenizer)
-    placement = place(scores, given.k, parameters=given.parameters, r=given.r)
-    options = {}
-    if given.lora_alpha is not None:
-        options["lora_alpha"] = given.lora_alpha
-    return scores, placement, placement.lora_config(model, given.r, **options)
+    placement = place(scores, given.k, rule=given.rule, parameters=given.parameters, r=given.r)
+    alpha = 2 * given.r if given.lora_alpha is None else given.lora_alpha
+    return scores, placement, placement.lora_config(model, given.r, lora_alpha=alpha)
 
 
 def _targets(config: LoraConfig) -> str:
