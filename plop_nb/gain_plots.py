@@ -1,22 +1,23 @@
 """Pictures of what finetuning does to the scores of a real network, map by map."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
-from plop_nb.growth_plots import MEASURED, check_table
+from plop_nb.growth_plots import MEASURED, THEORY, check_table
 from plop_nb.network_plots import panel_grid
 from plop_nb.palette import DARK, styled, tint, type_color
 from plop_nb.plots import NFN
 from plop_nb.stats import mean_interval
 
 CHANGE = "change of NFN (%)"
+RISE = "rise of the square of NFN"
 OFFSET: dict = {"textcoords": "offset points", "size": 10, "color": DARK}  # of a dot's name
 
 
@@ -65,7 +66,8 @@ def plot_gains(
         names = [f"{name.removesuffix('_proj')}\n{scores[name]:.2f}" for name in scores.index]
         ax.set_xticks(range(len(scores)), names)
     axes[0].figure.supxlabel(
-        "type, and its NFN before training (mean over the layers of all panels)", size=12
+        "type, and its NFN before training (mean over panels); dots: first layer on the left",
+        size=12,
     )
     axes[0].figure.supylabel(CHANGE, size=12)
     return axes
@@ -81,110 +83,131 @@ def plot_layer_gains(
     limit: float = math.inf,
     title: str = "",
 ) -> list[Axes]:
-    """The change of NFN against the score before, one dot a layer, dark for late layers.
+    """The rise of NFN squared against the score before, one dot a layer, dark for late layers.
 
     Parameters
     ----------
     maps : pandas.DataFrame
-        Maps of one type. Columns `type`, `layer`, `before` (NFN), `change` (percent), and one that
-        names the panel.
+        Maps of one type. Columns `type`, `layer`, `before` (NFN), `rise` (of its square), and one
+        that names the panel.
     panels, column : sequence of str, str
         Which panels, from the left; the column that names them.
     named : int
-        So many layers of the largest changes, up or down, get their number.
+        So many layers of the largest rises get their number.
     limit, title : float, str
         Larger scores are triangles at the edge, with their number; title of the whole figure.
 
     Returns
     -------
     list of matplotlib.axes.Axes
-        With the rank correlation (Spearman's) of score and change in each title.
+        With the rank correlation (Spearman's) of score and rise in each title.
 
     Raises
     ------
     ValueError
         `maps` lacks a column or a panel, has several types, or is empty.
     """
-    _check_panels(maps, ["type", "layer", "before", "change", column], panels, column)
+    _check_panels(maps, ["type", "layer", "before", "rise", column], panels, column)
     types = sorted(set(maps["type"]))
     if len(types) > 1:
         raise ValueError(f"maps has the types {types}, expected one")
     color = type_color(types[0])
-    shades = LinearSegmentedColormap.from_list("layers", [tint(color), color, DARK])
+    shades = LinearSegmentedColormap.from_list("layers", [tint(color, 0.45), color, DARK])
     layers = Normalize(maps["layer"].min(), maps["layer"].max())
     size = (10, 0.8 + 2.6 * -(-len(panels) // 2))
     axes = panel_grid(len(panels), columns=2, size=size, title=title)
     for ax, panel in zip(axes, panels, strict=True):
         rows = maps[maps[column] == panel]
         inside = rows["before"] <= limit
-        style = {"cmap": shades, "norm": layers, "ec": "white", "lw": 0.5, "alpha": 0.85}
+        style = {"cmap": shades, "norm": layers, "ec": DARK, "lw": 0.4}
         for part, marker in ((rows[inside], "o"), (rows[~inside], ">")):
             x = part["before"].clip(upper=limit)
-            dots = ax.scatter(x, part["change"], c=part["layer"], s=32, marker=marker, **style)
+            dots = ax.scatter(x, part["rise"], c=part["layer"], s=32, marker=marker, **style)
         for row in rows[~inside].itertuples():
-            ax.annotate(f"at {row.before:.2f}", (limit, row.change), (0, 6), ha="right", **OFFSET)
-        for row in rows.loc[rows["change"].abs().nlargest(named).index].itertuples():
-            where = (min(row.before, limit), row.change)
+            ax.annotate(f"at {row.before:.2f}", (limit, row.rise), (0, 6), ha="right", **OFFSET)
+        for row in rows.loc[rows["rise"].nlargest(named).index].itertuples():
+            where = (min(row.before, limit), row.rise)
             ax.annotate(f"layer {row.layer}", where, (6, -4), **OFFSET)
         ax.axhline(0, color=DARK, lw=1, ls="--", zorder=0)
-        ranks = spearmanr(rows["before"], rows["change"]).statistic
+        ranks = spearmanr(rows["before"], rows["rise"]).statistic
         ax.set_title(f"{panel}: rank correlation {ranks:.2f}", size=12)
     axes[0].figure.supxlabel(f"{NFN} before training", size=12)
-    axes[0].figure.supylabel(CHANGE, size=12)
+    axes[0].figure.supylabel(RISE, size=12)
     axes[0].figure.colorbar(dots, ax=axes, label="layer", aspect=30, pad=0.02)
     return axes
 
 
 @styled()
 def plot_intervals(
-    table: pd.DataFrame,
+    panels: Mapping[str, pd.DataFrame],
     *,
     what: str,
     sides: Sequence[str] = (),
+    expected: Mapping[str, float] | None = None,
+    expected_name: str = "expected",
     title: str = "",
-    ax: Axes | None = None,
-) -> Axes:
+) -> list[Axes]:
     """One row a case, a dot at its mean and a line over its interval; zero is marked.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        Cases as its index, from the top; columns `mean`, `low`, `high`, and maybe `color`.
+    panels : dict of pandas.DataFrame
+        {panel: table} with the same cases as index, from the top; columns `mean`, `low`, `high`,
+        and maybe `color`.
     what : str
-        Label of the horizontal axis, with its unit.
+        Label of the horizontal axes, with its unit.
     sides : sequence of str
         What it means to lie on the left of zero, and on the right: two words over the rows.
-    title, ax : str, matplotlib Axes, optional
-        The finding in a line; where to draw, a new figure by default.
+    expected, expected_name : dict, str
+        {panel: value}, a dashed line in the colour of theory, and its name.
+    title : str
+        Of the whole figure.
 
     Returns
     -------
-    matplotlib.axes.Axes
+    list of matplotlib.axes.Axes
 
     Raises
     ------
     ValueError
-        `table` lacks a column, or is empty.
+        `panels` is empty, a table lacks a column or is empty, or their cases differ.
     """
-    check_table(table, ["mean", "low", "high"])
-    ax = _axes(ax, (9, 1.4 + 0.42 * len(table)), title)
-    for place, row in enumerate(table.itertuples()):
-        color = getattr(row, "color", MEASURED)
-        ax.plot([row.low, row.high], [place, place], color=color, lw=2)
-        ax.plot(row.mean, place, "o", color=color, ms=7)
-    ax.axvline(0, color=DARK, lw=1, ls="--", zorder=0)
-    for words, sign in zip(sides, (-1, 1), strict=False):
-        style = {"xycoords": ax.get_xaxis_transform(), "ha": "right" if sign < 0 else "left"}
-        ax.annotate(words, (0, 1), (8 * sign, 2), textcoords="offset points", size=11, **style)
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set(xlabel=what, ylim=(len(table) - 0.5, -0.5))
-    return ax
+    cases = [list(table.index) for table in panels.values()]
+    for panel, table in panels.items():
+        check_table(table, ["mean", "low", "high"])
+        if list(table.index) != cases[0]:
+            raise ValueError(f"panels[{panel!r}] has other cases than the first: {cases[0]}")
+    height = 1.8 + 0.36 * len(cases[0]) if cases else 0
+    axes = panel_grid(len(panels), columns=2, size=(10.5, height), title=title)
+    for ax, (panel, table) in zip(axes, panels.items(), strict=True):
+        for place, row in enumerate(table.itertuples()):
+            color = getattr(row, "color", MEASURED)
+            ax.plot([row.low, row.high], [place, place], color=color, lw=2)
+            ax.plot(row.mean, place, "o", color=color, ms=7)
+        ax.axvline(0, color=DARK, lw=1, zorder=0)
+        for words, sign in zip(sides, (-1, 1), strict=False):
+            style = {"xycoords": ax.get_xaxis_transform(), "ha": "right" if sign < 0 else "left"}
+            ax.annotate(words, (0, 1), (8 * sign, 2), textcoords="offset points", size=11, **style)
+        ax.set_title(panel, size=12, pad=20)
+        ax.set(xlabel=what, ylim=(len(table) - (0 if expected else 0.5), -0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        if expected and panel in expected:  # in the room below the rows
+            _expectation(ax, expected[panel], expected_name)
+    axes[0].set_yticks(range(len(cases[0])), cases[0])
+    return axes
+
+
+def _expectation(ax: Axes, value: float, name: str) -> None:
+    """A dashed line at what a theory expects, with its name beside its foot."""
+    ax.axvline(value, **THEORY)
+    style = {"xycoords": ax.get_xaxis_transform(), "color": THEORY["color"], "size": 11}
+    ax.annotate(name, (value, 0), (6, 3), textcoords="offset points", **style)
 
 
 def _draw_gains(ax: Axes, place: int, changes: np.ndarray, color: str, limit: float) -> None:
     """One type: a column of small dots, triangles beyond the limit, the mean with its interval."""
     spread = place + 0.22 * np.linspace(-1, 1, len(changes))  # layers from the left
-    style = {"color": color, "alpha": 0.35, "lw": 0}
+    style = {"color": color, "alpha": 0.5, "lw": 0}
     inside = np.abs(changes) <= limit
     ax.scatter(spread[inside], changes[inside], s=14, **style)
     for sign, marker in ((1, "^"), (-1, "v")):
@@ -206,13 +229,3 @@ def _check_panels(
     lacking = sorted(set(panels) - set(maps[column]))
     if lacking or not len(panels):
         raise ValueError(f"panels={list(panels)}: maps has no rows for {lacking}")
-
-
-def _axes(ax: Axes | None, size: tuple[float, float], title: str) -> Axes:
-    """The axes given, else those of a new figure of this size in inches."""
-    if ax is not None:
-        ax.set_title(title, pad=10)
-        return ax
-    fig, ax = plt.subplots(figsize=size, layout="constrained")
-    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
-    return ax

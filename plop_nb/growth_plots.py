@@ -12,7 +12,6 @@ from plop_nb.palette import DARK, label_lines, styled
 
 THEORY: dict = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
 MEASURED = "#2F7A8C"  # of what is no type of maps
-LIGHT, DEEP = 0.85, 0.35  # greys of the narrowest and of the widest networks
 STEP = "training step"
 GROWTH = "growth since step 0\n" + r"$\|W_t z\|^2 / n \,-\, \|W_0 z\|^2 / n$"
 STYLES = ("-", "--", ":", "-.")  # of lines without a type
@@ -20,54 +19,13 @@ SHADES = (DARK, "0.55", MEASURED)  # their colours
 
 
 @styled()
-def plot_ratio(
-    runs: pd.DataFrame, *, limit: float = 1.5, title: str = "", ax: Axes | None = None
-) -> Axes:
-    """Growth over its quadratic part: the middle 95 % of the networks, darker the wider they are.
-
-    Parameters
-    ----------
-    runs : pandas.DataFrame
-        Columns `width`, `seed`, `step` and `ratio`: one band for each width.
-    limit : float
-        How far from 1 the axis reaches; bands are cut off there.
-    title, ax : str, matplotlib Axes, optional
-        The finding in a line; where to draw, a new figure by default.
-
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    ValueError
-        `runs` lacks a column, or is empty.
-    """
-    check_table(runs, ["width", "seed", "step", "ratio"])
-    widths = sorted(runs["width"].unique())
-    ax = _axes(ax, (7.5, 4.4), title)
-    ends = {"exactly quadratic": (runs["step"].max(), 1, THEORY["color"])}
-    for width, grey in zip(widths, np.linspace(LIGHT, DEEP, len(widths)), strict=True):
-        ratios = runs[runs["width"] == width].groupby("step")["ratio"]
-        low, high = ratios.quantile(0.025), ratios.quantile(0.975)
-        ax.fill_between(low.index, low, high, color=str(grey), lw=0)
-        ends[f"{width} neurons"] = (high.index[-1], high.iloc[-1], str(0.29 * grey))
-    ax.axhline(1, **THEORY)
-    what = "growth / its quadratic part\n" + r"growth / $(\eta c t)^2$ (no unit)"
-    ax.set(xlabel=STEP, ylabel=what, ylim=(1 - limit, 1 + limit))
-    ax.set_xlim(runs["step"].min(), runs["step"].max())
-    label_lines(ax, ends)
-    return ax
-
-
-@styled()
 def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """One network: its growth as dots, the closed form through them, and its quadratic part.
+    """One network: its growth as dots, the closed form through them, and its quadratic term.
 
     Parameters
     ----------
     run : pandas.DataFrame
-        Columns `step`, `growth` (measured), `closed` and `pure` (the quadratic alone).
+        Columns `step`, `growth` (measured), `closed` and `quadratic` (that term alone).
     title, ax : str, matplotlib Axes, optional
         The finding in a line; where to draw, a new figure by default.
 
@@ -80,16 +38,16 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     ValueError
         `run` lacks a column, or is empty.
     """
-    check_table(run, ["step", "growth", "closed", "pure"])
+    check_table(run, ["step", "growth", "closed", "quadratic"])
     ax = _axes(ax, (7.5, 4.2), title)
     ax.plot(run["step"], run["growth"], "o", ms=5, color=MEASURED)
     ax.plot(run["step"], run["closed"], color=DARK, lw=1.6)
-    ax.plot(run["step"], run["pure"], **THEORY)
+    ax.plot(run["step"], run["quadratic"], **THEORY)
     last = run.iloc[-1]
     ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
     style = {"transform": ax.transAxes, "va": "top", "color": MEASURED}
     ax.text(0.04, 0.97, "dots: measured in the loop", **style)
-    named = {"closed form": ("closed", DARK), "its quadratic part": ("pure", THEORY["color"])}
+    named = {"closed form": ("closed", DARK), "its quadratic term": ("quadratic", THEORY["color"])}
     label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
     return ax
 
@@ -103,8 +61,8 @@ def plot_cross_share(
     Parameters
     ----------
     run : pandas.DataFrame
-        Columns `step`, `growth` (measured, as dots), `closed` (the line) and `pure` (the quadratic
-        alone). Rows in which `pure` is zero are left out.
+        Columns `step`, `growth` (measured, as dots), `closed` (the line) and `quadratic` (that term
+        alone). Rows in which `quadratic` is zero are left out.
     limit : float
         How far from zero the axis reaches, in percent; steps beyond are named in a note.
     title, ax : str, matplotlib Axes, optional
@@ -119,10 +77,10 @@ def plot_cross_share(
     ValueError
         `run` lacks a column, or is empty.
     """
-    check_table(run, ["step", "growth", "closed", "pure"])
+    check_table(run, ["step", "growth", "closed", "quadratic"])
     ax = _axes(ax, (6, 4.2), title)
-    run = run[run["pure"] != 0].set_index("step")
-    line, dots = (100 * (run[of] / run["pure"] - 1) for of in ("closed", "growth"))
+    run = run[run["quadratic"] != 0].set_index("step")
+    line, dots = (100 * (run[of] / run["quadratic"] - 1) for of in ("closed", "growth"))
     ax.axhline(0, color="0.6", lw=1)
     ax.plot(line.index, line, color=DARK, lw=1.6)
     ax.plot(dots.index, dots, "o", ms=5, color=MEASURED)
@@ -137,7 +95,7 @@ def plot_cross_share(
     place = {"x": 0.98, "y": 0.5 + 0.25 * up, "ha": "right", "va": "center", "color": "0.35"}
     words = "\n".join(note).replace("-", "\N{MINUS SIGN}")
     ax.text(s=words, size=11, transform=ax.transAxes, **place)
-    low, high = (-limit, limit / 5) if up < 0 else (-limit / 5, limit)
+    low, high = (-limit, limit / 20) if up < 0 else (-limit / 20, limit)
     ax.set(xlabel=STEP, ylabel="cross term / quadratic term (%)", xlim=(0, None), ylim=(low, high))
     return ax
 

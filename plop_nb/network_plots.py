@@ -6,14 +6,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 
 from plop_nb.growth_plots import MEASURED, STEP, STYLES, THEORY, check_table
 from plop_nb.palette import DARK, UNKNOWN, label_lines, styled, type_color
 from plop_nb.stats import mean_interval
 
-LINES = (MEASURED, "0.55", DARK)  # of several runs in one panel
+LINES = (MEASURED, "#9A7400", DARK)  # of several runs in one panel
 TINY = 1e-9  # an interval below zero ends here on a logarithmic axis
-SQUARE = "squared displacement\nper neuron"
+SQUARE = "squared displacement per neuron (log)"
+FLAT = "flat: quadratic growth"
 
 
 @styled()
@@ -54,7 +56,7 @@ def plot_knobs(
     for run in (base, *runs.values()):
         check_table(run, ["step", "seed", "moved"])
     rows = -(-len(runs) // 4)
-    panels = panel_grid(len(runs), columns=4, size=(13, 0.6 + 2.6 * rows), title=title)
+    panels = panel_grid(len(runs), columns=4, size=(10.5, 0.8 + 2.6 * rows), title=title)
     reference = base[base["step"] > 0].assign(square=base["moved"] ** 2)
     reference = reference.groupby("step")["square"].mean()
     for ax, (name, run) in zip(panels, runs.items(), strict=True):
@@ -72,7 +74,7 @@ def plot_knobs(
     style = {"textcoords": "offset points", "ha": "right", "color": THEORY["color"]}
     panels[0].annotate("Theorem 1", (middle, reference[middle]), (-6, 6), **style)
     panels[0].figure.supxlabel(f"{STEP} (logarithmic scale)", size=12)
-    panels[0].figure.supylabel(f"{SQUARE} (log)", size=12)
+    panels[0].figure.supylabel(SQUARE, size=12)
     return panels
 
 
@@ -108,7 +110,7 @@ def plot_displacements(
         ax.set_title(panel, size=12)
         ax.set_xlabel(f"{STEP} (logarithmic scale)")
         _steps(ax)
-    axes[0].set_ylabel(f"{SQUARE} (log)")
+    axes[0].set_ylabel(SQUARE.replace(" per", "\nper"))
     for ax in axes:  # when the limits are final
         label_lines(ax, ends[ax])
     return axes
@@ -132,7 +134,7 @@ def plot_multiples(
     unit : float
         The theorem's displacement in one step.
     formulas : dict, optional
-        {name: computed multiples, with the steps as their index}, a dashed line over that run.
+        {name: computed multiples, with the steps as their index}, circles over that run.
     title : str
         Of the whole figure.
 
@@ -153,7 +155,7 @@ def plot_multiples(
             color = type_color(name)
             line = ("0.35", style) if color == UNKNOWN else (color, "-")
             multiple = run.assign(moved=run["moved"] / (unit * run["step"].clip(lower=1)))
-            mean = _curve(ax, multiple, *line)
+            mean = _curve(ax, multiple, *line, edge=True)
             ends[ax][name] = (mean.index[-1], mean.iloc[-1], line[0])
             if formulas and name in formulas:
                 _formula(ax, formulas[name])
@@ -161,13 +163,16 @@ def plot_multiples(
         ax.set(yscale="log", xlabel=STEP)
     axes[0].set_ylabel("squared displacement, multiple\nof the theorem's (logarithmic scale)")
     axes[0].set_yticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+    axes[0].text(0.03, 0.97, FLAT, transform=axes[0].transAxes, va="top")
     for ax in axes:  # when the limits are final
         ax.minorticks_off()
         label_lines(ax, ends[ax])
     return axes
 
 
-def _curve(ax: Axes, run: pd.DataFrame, color: str, style: str = "-") -> pd.Series:
+def _curve(
+    ax: Axes, run: pd.DataFrame, color: str, style: str = "-", *, edge: bool = False
+) -> pd.Series:
     """Draw the mean squared displacement by step with its interval, and return the mean."""
     after = run[run["step"] > 0]  # step 0 has no logarithm
     squares = after.pivot(index="seed", columns="step", values="moved") ** 2
@@ -175,6 +180,8 @@ def _curve(ax: Axes, run: pd.DataFrame, color: str, style: str = "-") -> pd.Seri
     interval = mean_interval(squares.to_numpy())
     low = np.maximum(interval.low, TINY)
     band = {"fc": color, "ec": "none", "alpha": 0.3}  # with an edge, Agg moves it by a pixel
+    if edge:  # bands that lie over each other
+        band |= {"fc": to_rgba(color, 0.12), "ec": to_rgba(color, 0.6), "lw": 0.8, "alpha": None}
     ax.fill_between(mean.index, low, interval.high, **band)
     ax.plot(mean, color=color, ls=style, lw=1.6)
     return mean
@@ -189,11 +196,12 @@ def _guide(ax: Axes, mean: pd.Series, slope: float) -> None:
 
 
 def _formula(ax: Axes, computed: pd.Series) -> None:
-    """A computed curve, dashed, with its name below its middle."""
-    ax.plot(computed, **THEORY)
+    """A computed curve, circles at every fourth step, with its name below its middle."""
+    color = THEORY["color"]
+    ax.plot(computed, "o", color=color, mfc="none", ms=6, markevery=4, zorder=5)
     middle = (computed.index[len(computed) // 2], computed.iloc[len(computed) // 2])
-    style = {"textcoords": "offset points", "ha": "right", "va": "top", "color": THEORY["color"]}
-    ax.annotate("formula", middle, (0, -6), **style)
+    style = {"textcoords": "offset points", "ha": "right", "va": "top", "color": color}
+    ax.annotate("formula", middle, (0, -10), **style)
 
 
 def _steps(ax: Axes) -> None:

@@ -17,13 +17,12 @@ from plop_nb.text_table import check_columns
 
 MODELS = (DARK, "#00838A")  # the first model is black in every picture
 DOMAINS = (DARK, "#8A5A00", "#00838A", "#6B6B6B")  # and so is the first domain
-STYLES = (("-", "o"), ("--", "s"), (":", "^"))
 PALE = "0.4"  # of what explains
 LUMINANCE = (0.299, 0.587, 0.114)  # how bright red, green and blue look
 RANDOM = {"color": DARK, "lw": 1, "ls": "--", "zorder": 0}  # the line of a random input
 DRAWS = 1000  # of so many texts
-LEAST_BLOCKS = 8  # for an error of an error
-APART = 1.03  # dots of the next domain are this much to the right
+APART = 1.04  # dots of the next line are this much to the right
+NARROW = 3.5  # percent: a slice of a bar below it has no room for a number
 LEAST = (0.5, 2.0)  # of a scale of scores: what is near 1 shall look near 1
 
 
@@ -86,10 +85,11 @@ def _draw_gap(ax: Axes, gap: np.ndarray, marks: Mapping[int, str]) -> None:
     sizes = [*(2**power for power in range(len(gap).bit_length())), len(gap)]
     drawn = [gap[generator.integers(len(gap), size=(DRAWS, n))].mean(axis=1) for n in sizes]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
-    ax.fill_between(sizes, low, high, color=DARK, alpha=0.2, lw=0, label="95 % of draws")
+    said = f"middle 95 % of {DRAWS:,} draws of n texts"
+    ax.fill_between(sizes, low, high, color=DARK, alpha=0.2, lw=0, label=said)
     texts = np.arange(1, len(gap) + 1)
     ax.plot(texts, np.cumsum(gap) / texts, color=DARK, lw=1.8, label="the first n texts")
-    ax.annotate("0: a tie", (1, 0), (4, 5), textcoords="offset points")
+    ax.annotate("0: a tie", (sizes[-1], 0), (-4, 5), textcoords="offset points", ha="right")
     _number_axis(ax, sizes)
     ax.set(xlabel="texts n (logarithmic scale)", xlim=(1, sizes[-1]), ylim=(0, 1.15 * high.max()))
     for n, what in marks.items():
@@ -104,14 +104,14 @@ def _draw_gap(ax: Axes, gap: np.ndarray, marks: Mapping[int, str]) -> None:
 def plot_errors(
     table: pd.DataFrame, *, title: str = "", source: str = "", ax: Axes | None = None
 ) -> Axes:
-    """The error of a score by the number of texts: computed as lines, measured as dots.
+    """A standard error by the number of texts: computed as lines, measured as dots.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns `domain` (one line each), `texts`, `computed` and `measured` (both in percent of the
-        score), `blocks` (how many means `measured` is the deviation of: below eight it is left out,
-        and the line is dashed; else it has a 95 % interval, from chi-square, as for one type).
+        Columns `domain` (one line each), `texts`, `computed` and `measured` (both in percent),
+        `blocks` (how many means, two or more, `measured` is the deviation of: its 95 % interval is
+        that of chi-square).
     title, source, ax : str, str, matplotlib Axes, optional
         The finding in a line; on what; where to draw, a new figure by default.
 
@@ -121,27 +121,25 @@ def plot_errors(
         `table` lacks a column, or is empty.
     """
     _check(table, "table", ["domain", "texts", "computed", "measured", "blocks"])
-    ax = _axes(ax, (9, 4.6), title, source)
+    ax = _axes(ax, (9, 4.4), title, source)
     ends = {}
     for number, (name, rows) in enumerate(table.groupby("domain", sort=False)):
         rows, color = rows.sort_values("texts"), DOMAINS[number % len(DOMAINS)]
-        known = rows[rows["blocks"] >= LEAST_BLOCKS]
-        beyond = rows[rows["texts"] >= known["texts"].max()]
-        ax.plot(known["texts"], known["computed"], color=color, lw=1.3)
-        ax.plot(beyond["texts"], beyond["computed"], color=color, lw=1.3, ls="--")
-        free, measured = known["blocks"].to_numpy() - 1, known["measured"].to_numpy()
+        ax.plot(rows["texts"], rows["computed"], color=color, lw=1.3)
+        free, measured = rows["blocks"].to_numpy() - 1, rows["measured"].to_numpy()
         ends_of = np.sqrt(free / stats.chi2.ppf([[0.975], [0.025]], free)) * measured
-        ax.errorbar(known["texts"] * APART**number, measured, yerr=abs(ends_of - measured), fmt="o",
+        ax.errorbar(rows["texts"] * APART**number, measured, yerr=abs(ends_of - measured), fmt="o",
                     color=color, capsize=2, ms=4)  # fmt: skip
-        ends[name] = (rows["texts"].iloc[-1], rows["computed"].iloc[-1], color)
+        beside = 1.06 * rows["texts"].iloc[-1]  # clear of the last dots
+        ends[name] = (beside, rows["computed"].iloc[-1], color)
     ax.set(xscale="log", yscale="log", xlabel="texts n (logarithmic scale)")
-    ax.set_ylabel("error of the score (%)")
+    ax.set_ylabel("standard error (%)")
     ax.set_xticks(ticks := sorted(set(table["texts"])), [str(n) for n in ticks])
     _plain_numbers(ax.yaxis, (1, 2, 5))
     ax.minorticks_off()
     said = (
-        "dots (set apart sideways): measured, with 95 % intervals (chi-square)\n"
-        f"lines: computed; dashed: fewer than {LEAST_BLOCKS} blocks"
+        "lines: computed from single texts\n"
+        "dots (set apart sideways): measured, with 95 % intervals (chi-square)"
     )
     ax.annotate(said, (0.02, 0.04), xycoords="axes fraction", color=PALE, size=11)
     label_lines(ax, ends)
@@ -149,21 +147,25 @@ def plot_errors(
 
 
 @styled()
-def plot_agreement(
-    table: pd.DataFrame, *, title: str = "", source: str = "", ax: Axes | None = None
-) -> Axes:
+def plot_agreement(table: pd.DataFrame, *, title: str = "", source: str = "") -> np.ndarray:
     """Kendall's tau between the ranking by some texts and a reference, by the number of texts.
 
-    Each line is named at its right end; where several end at the same place, the first one there
-    and the others at their second dot.
+    One panel for each kind of thing that is ranked, one line for each model. A line is named at its
+    right end; where several end at the same place, the first one there and the others at their
+    second dot.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns `model` (a colour each), `of` (what is ranked; a style each), `texts`, `tau`, `low`,
-        `high` (the band).
-    title, source, ax : str, str, matplotlib Axes, optional
-        The finding in a line; on what; where to draw, a new figure by default.
+        Columns `model` (a colour each), `of` (what is ranked; a panel each), `texts`, `tau`, `low`,
+        `high` (a bar at each dot; none where they are NaN).
+    title, source : str
+        The finding in a line, above all panels; below them, on what.
+
+    Returns
+    -------
+    numpy.ndarray of matplotlib.axes.Axes
+        One per kind, of a new figure.
 
     Raises
     ------
@@ -171,37 +173,42 @@ def plot_agreement(
         `table` lacks a column, or is empty.
     """
     _check(table, "table", ["model", "of", "texts", "tau", "low", "high"])
-    ax = _axes(ax, (9, 4.6), title, source)
-    models, kinds = [*table["model"].unique()], [*table["of"].unique()]
+    kinds, models = [*table["of"].unique()], [*table["model"].unique()]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5.4 * len(kinds) + 1, 4.2), sharey=True,
+                                squeeze=False, layout="constrained")  # fmt: skip
+    low = np.nanmin(table[["tau", "low"]].to_numpy())
+    axes[0, 0].set_ylim(low - 0.05 * (1 - low), 1 + 0.1 * (1 - low))
+    axes[0, 0].set_ylabel("Kendall's tau with the reference\n(axis does not begin at 0)")
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
+    said = "texts n (logarithmic scale)"
+    figure.supxlabel(f"{said}\n{source}" if source else said, fontsize=12)
+    for ax, of in zip(axes[0], kinds, strict=True):
+        ax.set_title(of, fontsize=12)
+        _number_axis(ax, table["texts"])
+        _draw_agreement(ax, table[table["of"] == of], models)
+    return axes[0]
+
+
+def _draw_agreement(ax: Axes, table: pd.DataFrame, models: Sequence[str]) -> None:
+    """A line, bars and a name for each model."""
     ends: dict = {}
-    taken: set = set()
-    for (model, of), rows in table.groupby(["model", "of"], sort=False):
-        rows = rows.sort_values("texts")
-        place = models.index(model)
-        color = MODELS[place % len(MODELS)]
-        line, dot = STYLES[kinds.index(of) % len(STYLES)]
-        ax.fill_between(rows["texts"], rows["low"], rows["high"], color=color, alpha=0.13, lw=0)
+    for place, model in enumerate(models):
+        rows = table[table["model"] == model].sort_values("texts")
+        if rows.empty:
+            continue
+        color, tau = MODELS[place % len(MODELS)], rows["tau"].to_numpy()
         width = 3.2 if place == 0 else 1.4  # so that one line on another can be seen
-        ax.plot(
-            rows["texts"], rows["tau"], color=color, lw=width, ls=line, marker=dot, ms=3 + width
-        )
-        end = (rows["texts"].iloc[-1], rows["tau"].iloc[-1])
-        if end not in taken:
-            ends[f"{model}, {of}"] = (*end, color)
+        texts = rows["texts"].to_numpy() * APART**place
+        bars = abs(rows[["low", "high"]].to_numpy().T - tau)
+        ax.errorbar(texts, tau, yerr=bars, color=color, lw=width, marker="o", ms=3 + width,
+                    elinewidth=1, capsize=2)  # fmt: skip
+        if tau[-1] not in [height for _, height, _ in ends.values()]:
+            ends[model] = (rows["texts"].iloc[-1], tau[-1], color)
         else:
-            second = rows.head(2).iloc[-1]
-            ax.annotate(f"{model}, {of}", (second["texts"], second["tau"]), (12, -6), va="center",
-                        textcoords="offset points", color=color, size=11)  # fmt: skip
-        taken.add(end)
-    _number_axis(ax, table["texts"])
-    ax.set(
-        xlabel="texts n (logarithmic scale)",
-        ylabel="Kendall's tau with the reference\n(axis does not begin at 0)",
-    )
-    low = table["low"].min()
-    ax.set_ylim(low - 0.05 * (1 - low), 1 + 0.1 * (1 - low))
+            second = (texts[:2][-1], tau[:2][-1])
+            ax.annotate(model, second, (12, -6), va="center", textcoords="offset points",
+                        color=color, size=11)  # fmt: skip
     label_lines(ax, ends)
-    return ax
 
 
 @styled()
@@ -232,15 +239,15 @@ def plot_decided(
     """
     if not np.size(shares) or not np.allclose(shares.sum(axis=1), 1):
         raise ValueError("shares is empty, or has a row that does not add up to 1")
-    ax = _axes(ax, (10, 0.55 * len(shares) + 2.1), title, source)
+    ax = _axes(ax, (10, 0.55 * len(shares) + 1.6), title, source)
     colors = [plt.cm.YlGnBu(level) for level in np.linspace(0.1, 1, shares.shape[1] - 1)]
     places, left = np.arange(len(shares)), np.zeros(len(shares))
     for name, color in zip(shares, [*colors, "white"], strict=True):
         width = 100 * shares[name].to_numpy()
         ax.barh(places, width, left=left, height=0.7, color=color, edgecolor="0.3", lw=0.7,
-                label=str(name))  # fmt: skip
+                clip_on=False)  # fmt: skip
         ink = "white" if np.dot(to_rgb(color), LUMINANCE) < 0.5 else DARK
-        for place in places[width > 5]:  # what is smaller has no room for a number
+        for place in places[width > NARROW]:
             where = (left[place] + width[place] / 2, place)
             ax.annotate(str(name), where, ha="center", va="center", color=ink)
         left += width
@@ -249,10 +256,7 @@ def plot_decided(
                     annotation_clip=False)  # fmt: skip
     ax.set_yticks(places, shares.index)
     ax.set(ylim=(len(shares) - 0.5, -0.5), xlim=(0, 100))
-    ax.set_xlabel("runs (%), by the number of texts that decided")
-    ax.legend(ncols=shares.shape[1], loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=11,
-              frameon=False, handlelength=1, columnspacing=1.2,
-              title="texts at the stop")  # fmt: skip
+    ax.set_xlabel(f"runs (%); in the bars: texts at the stop (unnamed below {NARROW} %)")
     return ax
 
 

@@ -1,11 +1,11 @@
-"""Ideas as drawings: the method, an adapter, and the score as geometry. No model is needed."""
+"""Ideas as drawings: the method, an adapter, the score and its growth. No model is needed."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse, FancyBboxPatch, Rectangle
 
-from plop_nb.checks import positive_integer
+from plop_nb.checks import positive_integer, positive_number
 from plop_nb.palette import DARK, styled, tint
 
 PALE, MIDDLE = "0.93", "0.45"  # grounds, and what is not in focus
@@ -13,6 +13,7 @@ FROZEN, TRAINED = "#9A9A9A", "#B35C00"
 LONG, SHORT = "#2F7A8C", "#7A5C2E"  # axes of the ellipse: no colours of types
 LOWEST = 3  # types that get adapters in `draw_method`
 WEIGHT = np.array([[1.5, 0.7], [0.1, 0.8]])  # of `draw_alignment`: any map from 2 to 2 would do
+PUSH = 0.5 * np.sqrt(2 / np.pi)  # of `draw_pushes`: ten steps of eta = 0.05 in a wide network
 ARROW = {"arrowstyle": "-|>,head_width=0.35,head_length=0.7", "lw": 2, "shrinkA": 0, "shrinkB": 0}
 
 
@@ -97,8 +98,8 @@ def draw_adapter(ax: Axes | None = None, *, width: int = 576, rank: int = 8) -> 
     note = "Not to scale: B and A\nare much thinner."
     ax.text(8.4, 1.25, note, ha="center", va="center", size=11)
     ax.text(5.2, -1.35, "output = W z + B A z", ha="center", size=16)
-    share = 100 * trained / width**2
-    ax.set_title(f"An adapter adds B A to the frozen W, and trains {share:.1f} % as many numbers")
+    instead = f"{trained:,} numbers instead of {width * width:,}"
+    ax.set_title(f"An adapter adds B A to the frozen W, and trains {instead}")
     return ax
 
 
@@ -118,7 +119,8 @@ def draw_alignment(
     weight : numpy.ndarray
         The map, shape (2, 2), not all zeros.
     example : numpy.ndarray, optional
-        An input of length 1, drawn with its output and without its NFN.
+        An input of length 1, drawn with its output. Then no NFN is written, so that readers can
+        guess it.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def draw_alignment(
     baseline = np.sqrt(np.square(sizes).mean())
     high = max(1.0, baseline, sizes[0] * abs(images[1, 0]))
     middle = max(baseline, sizes[0]) + 2.5  # of the image: the circle of inputs is around (0, 0)
-    ax = _blank(ax, (11, 4.6), (-1.1, middle + sizes[0] + 1.9), (-high - 0.45, high + 0.4))
+    ax = _blank(ax, (9.8, 4.6), (-1.25, middle + sizes[0] + 1.5), (-high - 0.65, high + 0.4))
     ax.set_aspect("equal", anchor="W")
     outline = {"fc": PALE, "ec": MIDDLE, "lw": 1.5, "zorder": 0}
     angle = np.degrees(np.arctan2(images[1, 0], images[0, 0]))
@@ -156,9 +158,12 @@ def draw_alignment(
         _arrow(ax, (0, 0), inputs[:, axis], color)
         tip = images[:, axis] * sizes[axis]
         _arrow(ax, (middle, 0), (middle + tip[0], tip[1]), color)
-        text = f"NFN = {sizes[axis]:.2f} / {baseline:.2f} = {sizes[axis] / baseline:.2f}"
-        if axis:  # two lines, to fit into the dashed circle
-            text = "\n= ".join(text.rsplit(" = ", 1))
+        name, extent = ("x₁", "x₂")[axis], ("most", "least")[axis]
+        centred = {"ha": "center", "va": "center", **style(color)}
+        ax.text(*(1.13 * inputs[:, axis]), name, **centred)
+        text = f"W {name}, stretched\n{extent}"  # in lines that fit into the dashed circle
+        if example is None:
+            text = f"NFN = {sizes[axis]:.2f} / {baseline:.2f}\n= {sizes[axis] / baseline:.2f}"
         tip = (middle, 0) + images[:, axis] * (sizes[axis] + 0.1)
         ax.text(*tip, text, va=("top", "bottom")[axis], ha=("left", "center")[axis], **style(color))
     if example is not None:
@@ -172,11 +177,65 @@ def draw_alignment(
     on_ring = {"ha": "center", "va": "center", "size": 11, "weight": "bold"}
     ground = {"fc": "white", "ec": "none", "pad": 2}
     ax.text(middle + x, y, f"baseline {baseline:.2f}", bbox=ground, **on_ring)
-    ax.text(middle, -high - 0.1, "outputs W z, to the same scale", ha="center", va="top")
+    words = "outputs W z, to the same scale\n(dashed: their root mean square length)"
+    ax.text(middle, -high - 0.1, words, ha="center", va="top")
     ax.text(0, -high - 0.1, "inputs z of length 1", ha="center", va="top")
     ax.set_title(
         "Inputs that W sends to the long axis have NFN above 1,\n"
         "those sent to the short axis below 1"
+    )
+    return ax
+
+
+@styled()
+def draw_pushes(
+    ax: Axes | None = None, *, push: float = PUSH, pushes: int = 4, steps: int = 10
+) -> Axes:
+    """Why growth is quadratic: equal pushes, all at a right angle to the output before training.
+
+    To scale. Lengths are per neuron (root mean squares); the output before training has length 1.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes, optional
+        Where to draw: by default the axes of a new figure.
+    push : float
+        The length of one arrow; by default that of ten steps of 0.05 in a wide network.
+    pushes, steps : int
+        How many arrows, and how many steps of training each stands for.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `push` is no positive number, or `pushes` or `steps` is no positive integer.
+    """
+    push, pushes = positive_number("push", push), positive_integer("pushes", pushes)
+    steps, end = positive_integer("steps", steps), push * pushes
+    ax = _blank(ax, (8, 4.6), (-0.75, end + 0.4), (-0.22, 1.28))
+    ax.set_aspect("equal", anchor="W")
+    ax.plot([0, 0.07, 0.07], [0.93, 0.93, 1], color=MIDDLE, lw=1.2)  # the right angle
+    _arrow(ax, (0, 0), (0, 1), MIDDLE)
+    added = {"ha": "center", "va": "bottom", "size": 11, "color": LONG}
+    ax.text(-0.06, 1.06, "added to the\nsquared length:", **added | {"ha": "right"})
+    _arrow(ax, (0, 0), (end, 1), DARK)
+    for k in range(1, pushes + 1):
+        _arrow(ax, (push * (k - 1), 1), (push * k, 1), LONG)
+        ax.text(push * k, 1.06, f"step {steps * k}\n{k * k} × {push**2:.2f}", **added)
+        if k < pushes:
+            ax.plot([0, push * k], [0, 1], color="0.8", lw=1.2, zorder=0)
+    words = "$W_0 z$, before\ntraining: length 1"
+    ax.text(-0.06, 0.5, words, ha="right", va="center", color=MIDDLE)
+    words = f"$W_t z$ at step {steps * pushes}:\nlength {np.sqrt(1 + end**2):.2f}"
+    ax.text(0.6 * end + 0.1, 0.55, words, va="top", weight="bold")
+    note = f"to scale; lengths per neuron; an arrow of the upper row: {steps} steps, all equal"
+    ax.text(-0.75, -0.1, note, va="top", size=11, color="0.35")
+    ax.set_title(
+        f"Equal pushes at a right angle to the output: {pushes} times as many steps\n"
+        f"add {pushes**2} times as much to its squared length"
     )
     return ax
 
@@ -220,17 +279,16 @@ def _draw_text(ax: Axes, left: float) -> None:
 
 
 def _draw_inputs(ax: Axes, left: float) -> None:
-    """Two maps with a wire through each, and a probe on the wire."""
-    for height in (1.35, 0.4):
-        ax.plot([left + 0.2, left + 2.2], [height, height], color=MIDDLE, lw=2)
-        box = Rectangle((left + 1.2, height - 0.28), 0.6, 0.56, color=FROZEN, zorder=2)
-        ax.add_patch(box)
-        style = {"weight": "bold", "ha": "center", "va": "center"}
-        ax.text(left + 1.5, height, "W", color="white", **style)
-        ax.plot([left + 0.65, left + 0.65], [height, height + 0.35], color=DARK, lw=2)
-        ax.plot(left + 0.65, height + 0.35, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
-        ax.plot(left + 0.65, height, marker="o", ms=5, color=DARK)
-        ax.text(left + 0.38, height + 0.22, "z", ha="center", va="center", size=13)
+    """A map with a wire through it, and a hook on the wire."""
+    ax.plot([left + 0.2, left + 2.2], [0.95, 0.95], color=MIDDLE, lw=2)
+    ax.add_patch(Rectangle((left + 1.2, 0.55), 0.8, 0.8, color=FROZEN, zorder=2))
+    style = {"ha": "center", "va": "center"}
+    ax.text(left + 1.6, 0.95, "W", color="white", weight="bold", size=14, **style)
+    ax.plot([left + 0.65, left + 0.65], [0.95, 1.45], color=DARK, lw=2)
+    ax.plot(left + 0.65, 1.45, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
+    ax.plot(left + 0.65, 0.95, marker="o", ms=5, color=DARK)
+    ax.text(left + 0.36, 1.17, "z", size=13, **style)
+    ax.text(left + 0.65, 1.75, "hook", size=10, **style)
 
 
 def _draw_ratio(ax: Axes, left: float) -> None:
@@ -243,6 +301,7 @@ def _draw_ratio(ax: Axes, left: float) -> None:
     ax.text(left + 0.82, 0.48, "‖W z̃‖", size=13, color=MIDDLE, **style)
     ax.text(left + 0.82, 0.2, "noise", size=10, color=MIDDLE, **style)
     ax.text(left + 1.87, 1.1, "= score", size=12, weight="bold", **style)
+    ax.text(left + 1.87, 0.68, "shorter:\nbelow 1", size=9.5, **style)
 
 
 def _draw_types(ax: Axes, left: float) -> None:
@@ -259,16 +318,13 @@ def _draw_types(ax: Axes, left: float) -> None:
 
 
 def _draw_adapters(ax: Axes, left: float) -> None:
-    """The lowest types, each with its pair of thin matrices."""
-    for row in range(LOWEST):
-        low = 1.38 - 0.62 * row
-        ax.add_patch(Rectangle((left + 0.4, low), 0.5, 0.5, fc=FROZEN, ec=DARK))
-        style = {"ha": "center", "va": "center"}
-        ax.text(left + 0.28, low + 0.25, f"type {row + 1}", rotation=90, size=8.5, **style)
-        ax.text(left + 0.65, low + 0.24, "W", color="white", weight="bold", size=12, **style)
-        ax.text(left + 1.1, low + 0.23, "+", size=15, **style)
-        for corner, size in (((1.3, low), (0.13, 0.5)), ((1.52, low + 0.37), (0.5, 0.13))):
-            ax.add_patch(Rectangle((left + corner[0], corner[1]), *size, fc=TRAINED, ec=DARK))
-        if row == 0:
-            ax.text(left + 1.36, low + 0.6, "B", size=10, color=TRAINED, weight="bold", **style)
-            ax.text(left + 1.77, low + 0.6, "A", size=10, color=TRAINED, weight="bold", **style)
+    """A map of one of the lowest types with its pair of thin matrices."""
+    style = {"ha": "center", "va": "center"}
+    ax.add_patch(Rectangle((left + 0.3, 0.8), 0.8, 0.8, fc=FROZEN, ec=DARK))
+    ax.text(left + 0.7, 1.2, "W", color="white", weight="bold", size=14, **style)
+    ax.text(left + 1.28, 1.2, "+", size=16, **style)
+    for name, corner, size in (("B", (1.48, 0.8), (0.16, 0.8)), ("A", (1.74, 1.44), (0.5, 0.16))):
+        ax.add_patch(Rectangle((left + corner[0], corner[1]), *size, fc=TRAINED, ec=DARK))
+        middle = left + corner[0] + size[0] / 2
+        ax.text(middle, 1.78, name, size=11, color=TRAINED, weight="bold", **style)
+    ax.text(left + 1.2, 0.4, f"each map of types 1 to {LOWEST}", size=9.5, **style)

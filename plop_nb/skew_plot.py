@@ -48,19 +48,21 @@ def plot_looks(
     ax.set_title(title, pad=26 if source else 10)
     ax.annotate(source, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points",
                 color=PALE, size=11)  # fmt: skip
+    until = table if stop is None else table.loc[:stop]
+    after = table.loc[until.index[-1] :]
     for name, color, line in zip(table, LEVELS, ("-", "--"), strict=False):
-        ax.plot(table.index, table[name], color=color, lw=2, ls=line, marker="o", ms=5)
+        ax.plot(until.index, until[name], color=color, lw=2, ls=line, marker="o", ms=5)
+        if len(after) > 1:
+            ax.plot(after.index, after[name], color=color, lw=2, ls=line, marker="o", ms=5,
+                    alpha=0.3, zorder=0)  # fmt: skip
     if stop is not None:
         ring = (stop, table.iloc[:, 0][stop])
         ax.plot(*ring, "o", ms=15, mfc="none", color=DARK, mew=1.5)
         ax.annotate("stops", ring, (-6, 11), textcoords="offset points", ha="right", weight="bold")
-        after = table.index[table.index > stop]
-        if len(after):
-            ax.axvspan(stop * 1.1, 1.1 * after[-1], color="white", alpha=0.7, lw=0, zorder=3)
     ax.set_xscale("log")
     ax.set_xticks(table.index, [str(n) for n in table.index])
     ax.minorticks_off()
-    ax.set(xlabel="texts n at a look (logarithmic scale)", ylabel="t")
+    ax.set(xlabel="texts n at a look (logarithmic scale)", ylabel="t of the paired test")
     ax.set_ylim(min(0, table.min(axis=None)), 1.1 * table.max(axis=None))
     ends = zip(table.iloc[-1].items(), LEVELS, strict=False)
     label_lines(ax, {name: (table.index[-1], value, color) for (name, value), color in ends})
@@ -83,8 +85,8 @@ def plot_skew(
     Parameters
     ----------
     differences : array_like
-        One per text, in percent of the score, with a mean of about 0. To the left, with the normal
-        curve of the same mean and deviation.
+        One per text, in percent of the score, with a mean of about 0. To the left, with the same
+        histogram mirrored at 0: where the two differ, they are skewed.
     t : array_like
         Of many draws of `texts` texts. To the right, on a logarithmic scale, with Student's curve.
     texts : int
@@ -124,17 +126,14 @@ def plot_skew(
 
 
 def _draw_texts(ax: Axes, differences: np.ndarray) -> None:
-    """The histogram of single texts, and a normal curve."""
-    ax.hist(differences, bins=BINS, color=FOUND)
-    mean, deviation = differences.mean(), differences.std()
-    ends = differences.min() - deviation / 2, differences.max() + deviation / 2
-    grid = np.linspace(*ends, 200)
-    scale = len(differences) * np.ptp(differences) / BINS  # from a density to texts in a bin
-    ax.plot(grid, scale * stats.norm.pdf(grid, mean, deviation), color=DARK, lw=1.5, ls="--")
-    skewness = stats.skew(differences)
-    said = f"bars: single texts, skewness {skewness:.2f}\ndashed: a normal curve"
+    """The histogram of single texts, and its mirror image."""
+    end = 1.02 * abs(differences).max()
+    counts, edges, _ = ax.hist(differences, bins=np.linspace(-end, end, BINS + 1), color=FOUND)
+    mirrored = [*counts[::-1], counts[0]]  # the last bin has an end, too
+    ax.step(edges, mirrored, where="post", color=DARK, lw=1.3)
+    said = f"bars: single texts, skewness {stats.skew(differences):.2f}\nline: the same, mirrored"
     ax.annotate(said, (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", size=11)
-    ax.set(ylabel="texts in a bin", xlim=ends, ylim=(0, 1.3 * ax.get_ylim()[1]))
+    ax.set(ylabel="texts in a bin", xlim=(-end, end), ylim=(0, 1.3 * ax.get_ylim()[1]))
 
 
 def _draw_t(ax: Axes, t: np.ndarray, texts: int, level: float, pair: tuple[str, str]) -> None:
@@ -156,8 +155,8 @@ def _draw_t(ax: Axes, t: np.ndarray, texts: int, level: float, pair: tuple[str, 
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for side, share in tails.items():
         ax.axvline(side * least, color="0.6", lw=1, ls=":")
-        says = f"says {pair[0]}\n{'below' if side < 0 else 'above'} {pair[1]}:"
-        said = f"{says}\n{100 * share:.2f} %\nif normal:\n{100 * level:.2f} %"
+        says = f"{pair[0]} seems\n{'lower' if side < 0 else 'higher'} in {100 * share:.2f} %"
+        said = f"{says}\n(normal: {100 * level:.2f} %)"
         ax.annotate(said, (side * least * 1.08, top / 1.3), ha="right" if side < 0 else "left",
                     va="top", color=of_side[side], size=10)  # fmt: skip
     ax.annotate("dashed:\nStudent's t", (0, top / 1.3), ha="center", va="top", size=11)

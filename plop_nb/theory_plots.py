@@ -1,15 +1,53 @@
 """The rise of NFN in small networks until what drives it is used up, over what theory says."""
 
+import math
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from plop_nb.checks import positive_integer, positive_number
 from plop_nb.growth_plots import MEASURED, STEP, THEORY, check_table
 from plop_nb.palette import DARK, label_lines, styled
 
 COLUMNS = ["step", "seed", "nfn", "baseline"]
+WIDE = math.sqrt(2 / math.pi)  # the mean absolute value of a normal number: of z, and of n v
+
+
+def wide_theory(steps: int, *, eta: float, y: float) -> pd.Series:
+    """NFN by step in a linear network of unlimited width, by Theorem 1: one datapoint, SignSGD.
+
+    It is `sqrt(1 + (eta c t)^2)`, with c = sqrt(2 / pi), until the right answer y is reached at
+    t = y / (eta c^2); from there on it is constant.
+
+    Parameters
+    ----------
+    steps : int
+        The last step.
+    eta, y : float
+        The step size (muP), and how far the right answer is from the answer before training.
+
+    Returns
+    -------
+    pandas.Series
+        With the steps 0, 1, ... as its index.
+
+    Raises
+    ------
+    ValueError
+        `steps` is no positive integer, or `eta` or `y` no positive number.
+
+    Examples
+    --------
+    >>> wide_theory(80, eta=0.05, y=2.0)[[0, 40, 80]].round(2).tolist()
+    [1.0, 1.88, 2.7]
+    """
+    eta, y = positive_number("eta", eta), positive_number("y", y)
+    numbers = np.arange(positive_integer("steps", steps) + 1)
+    moved = eta * WIDE * np.minimum(numbers, y / (eta * WIDE**2))
+    return pd.Series(np.sqrt(1 + moved**2), index=numbers)
 
 
 @styled()
@@ -47,7 +85,7 @@ def plot_alignment(
     _check(runs, marks)
     ax = plt.subplots(figsize=(8.5, 4.4), layout="constrained")[1] if ax is None else ax
     ends = {"theory, n → ∞": (theory.index[-1], theory.iloc[-1], THEORY["color"])}
-    baseline = r"baseline $\|W\|_F\,/\,\sqrt{n}$"
+    baseline = "baseline " + r"$\|W\|_F\,/\,\sqrt{n}$" + "\n(length of the weights)"
     names = {"nfn": ("NFN", MEASURED, 5), "baseline": (baseline, "0.4", 2)}
     for column, (name, color, thick) in names.items():
         values = runs.groupby("step")[column]

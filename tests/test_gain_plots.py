@@ -32,7 +32,7 @@ def maps():
 
 
 def values():
-    return maps().query("type == 'v_proj'")
+    return maps().query("type == 'v_proj'").rename(columns={"change": "rise"})
 
 
 def dots(collection):
@@ -67,11 +67,11 @@ def test_larger_changes_are_triangles_at_the_edge():
     assert labels == {"30": tuple(dots(above)[0]), "-40": tuple(dots(below)[0])}
 
 
-def test_layers_are_dots_and_the_largest_changes_have_numbers():
-    table = values().assign(change=[5.0, 0.1, -7.0] * 2)
+def test_layers_are_dots_and_the_largest_rises_have_numbers():
+    table = values().assign(rise=[5.0, 0.1, -7.0] * 2)
     left, right = plots.plot_layer_gains(table, ["full", "lora"], named=2)
     assert dots(left.collections[0]).tolist() == [[0.5, 5], [0.75, 0.1], [1, -7]]
-    assert [text.get_text() for text in left.texts] == ["layer 2", "layer 0"]
+    assert [text.get_text() for text in left.texts] == ["layer 0", "layer 1"]
     assert left.collections[0].get_array().tolist() == [0, 1, 2]
     assert right.get_title(loc="left") == "lora: rank correlation -1.00"
 
@@ -88,36 +88,44 @@ def test_larger_scores_are_triangles_at_the_edge():
 
 def test_layers_of_several_types_are_refused():
     with pytest.raises(ValueError, match=r"types \['k_proj', 'v_proj'\], expected one"):
-        plots.plot_layer_gains(maps(), ["full"])
+        plots.plot_layer_gains(maps().assign(rise=0.0), ["full"])
 
 
 # Intervals
 
 
-def test_rows_of_intervals_are_named_from_the_top():
-    ax = plots.plot_intervals(intervals(), what="difference")
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["one", "other"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]
-    assert list(ax.lines[0].get_xdata()) == [0.2, 0.9]
-    assert list(ax.lines[3].get_xdata()) == [-0.5]
+def test_rows_of_intervals_are_named_once_from_the_top():
+    panels = {"a": intervals(), "b": intervals() / 2}
+    left, right = plots.plot_intervals(panels, what="difference", title="Finding")
+    assert [ax.get_title(loc="left") for ax in (left, right)] == ["a", "b"]
+    assert left.figure.get_suptitle() == "Finding" and right.get_xlabel() == "difference"
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["one", "other"]
+    assert not any(tick.label1.get_visible() for tick in right.yaxis.get_major_ticks())
+    assert left.get_ylim()[0] > left.get_ylim()[1]
+    assert list(left.lines[0].get_xdata()) == [0.2, 0.9]
+    assert list(right.lines[3].get_xdata()) == [-0.25]
 
 
 def test_the_sides_of_zero_may_have_words():
-    left, right = plots.plot_intervals(intervals(), what="a", sides=["fewer", "more"]).texts
+    [ax] = plots.plot_intervals({"a": intervals()}, what="a", sides=["fewer", "more"])
+    left, right = ax.texts
     assert (left.get_text(), left.get_ha()) == ("fewer", "right")
     assert (right.get_text(), right.get_ha()) == ("more", "left")
     assert left.xy[0] == right.xy[0] == 0 and left.xyann[0] < 0 < right.xyann[0]
 
 
 def test_rows_of_intervals_may_have_colours():
-    ax = plots.plot_intervals(intervals().assign(color=["#112233", "#445566"]), what="difference")
+    table = intervals().assign(color=["#112233", "#445566"])
+    [ax] = plots.plot_intervals({"a": table}, what="difference")
     assert [ax.lines[place].get_color() for place in (1, 3)] == ["#112233", "#445566"]
 
 
-def test_rows_are_drawn_on_axes_that_are_given():
-    _, (left, right) = plt.subplots(1, 2)
-    assert plots.plot_intervals(intervals(), what="a", ax=left) is left and not right.has_data()
-    assert plots.plot_intervals(intervals(), what="a").figure is not left.figure
+def test_what_is_expected_is_a_named_line():
+    panels = {"a": intervals(), "b": intervals()}
+    left, right = plots.plot_intervals(panels, what="a", expected={"a": -1}, expected_name="alike")
+    assert list(left.lines[-1].get_xdata()) == [-1, -1] and left.lines[-1].get_ls() == "--"
+    assert [text.get_text() for text in left.texts] == ["alike"] and left.texts[0].xy[0] == -1
+    assert len(right.lines) == len(left.lines) - 1 and not right.texts
 
 
 # What is refused
@@ -126,7 +134,12 @@ def test_rows_are_drawn_on_axes_that_are_given():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plots.plot_intervals(intervals().head(0), what="a"), "is empty"),
+        (lambda: plots.plot_intervals({"a": intervals().head(0)}, what="a"), "is empty"),
+        (lambda: plots.plot_intervals({}, what="a"), "nothing to draw"),
+        (
+            lambda: plots.plot_intervals({"a": intervals(), "b": intervals()[::-1]}, what="a"),
+            r"panels\['b'\] has other cases",
+        ),
         (lambda: plots.plot_gains(maps(), ["full", "none"]), r"no rows for \['none'\]"),
         (lambda: plots.plot_gains(maps(), []), r"panels=\[\]"),
         (lambda: plots.plot_gains(maps().drop(columns="type"), ["full"]), r"\['type'\]"),

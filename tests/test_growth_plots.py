@@ -24,21 +24,9 @@ def closed():
     plt.close("all")
 
 
-def runs():
-    """Two networks of each of two widths; every number is what its place says."""
-    rows = []
-    for width in (64, 256):
-        for seed in (0, 1):
-            run = pd.DataFrame({"step": STEPS, "growth": (1 + seed) * STEPS**2 / width})
-            run["ratio"] = 1 + (1 + seed) * STEPS / width
-            run = run.assign(moved=STEPS * (1 + seed), nfn=1 + STEPS * (1 + seed), baseline=1.0)
-            rows.append(run.assign(width=width, seed=seed))
-    return pd.concat(rows, ignore_index=True)
-
-
 def one_run():
     squares = STEPS**2.0
-    columns = {"step": STEPS, "growth": squares + 1, "closed": squares + 1, "pure": squares}
+    columns = {"step": STEPS, "growth": squares + 1, "closed": squares + 1, "quadratic": squares}
     return pd.DataFrame(columns)
 
 
@@ -48,34 +36,6 @@ def by_width():
 
 
 # What is drawn
-
-
-def heights(band, step):
-    """The lower and the upper edge of a filled band at this step."""
-    corners = band.get_paths()[0].vertices
-    at_step = corners[np.isclose(corners[:, 0], step), 1]
-    return at_step.min(), at_step.max()
-
-
-def test_bands_of_wider_networks_are_darker():
-    """Of ratios 1 + t / n and 1 + 2 t / n: nearly the whole range."""
-    ax = plots.plot_ratio(runs(), title="A finding")
-    narrow, wide = ax.collections
-    assert narrow.get_facecolor()[0, 0] > wide.get_facecolor()[0, 0]
-    assert heights(wide, 4) == pytest.approx((1 + 4.1 / 256, 1 + 7.9 / 256))
-    [exact] = ax.lines
-    assert set(exact.get_ydata()) == {1} and exact.get_ls() == "--"
-    said = {text.get_text() for text in ax.texts}
-    assert said == {"64 neurons", "256 neurons", "exactly quadratic"}
-    assert ax.get_title(loc="left") == "A finding" and ax.get_ylim() == (-0.5, 2.5)
-
-
-def test_a_width_is_named_at_the_upper_edge_of_its_band():
-    """In a grey that is readable, and darker for wider networks."""
-    ax = plots.plot_ratio(runs())
-    narrow, wide = (named(ax, f"{width} neurons") for width in (64, 256))
-    assert narrow.xy == (4, pytest.approx(1 + 7.9 / 64))
-    assert 0.6 > float(narrow.get_color()) > float(wide.get_color())
 
 
 def named(ax, words):
@@ -94,7 +54,7 @@ def test_the_share_of_the_cross_term_is_in_percent_of_the_quadratic():
         "step 4:\n6 %",
         "dots: loop, line: closed form",
     ]
-    assert ax.get_ylim() == (-20, 100)
+    assert ax.get_ylim() == (-5, 100)
 
 
 def test_steps_outside_of_the_frame_are_named():
@@ -105,14 +65,14 @@ def test_steps_outside_of_the_frame_are_named():
 def test_a_negative_share_is_below_the_line():
     run = one_run().assign(growth=STEPS**2 - 1.0, closed=STEPS**2 - 1.0)
     ax = plots.plot_cross_share(run)
-    assert ax.get_ylim() == (-100, 20)
+    assert ax.get_ylim() == (-100, 5)
     assert ax.texts[1].get_text() == "step 4:\n\N{MINUS SIGN}6 %" and ax.texts[1].xyann[1] < 0
 
 
 def test_the_closed_form_goes_through_the_dots():
-    dots, line, pure = plots.plot_closed_form(one_run()).lines
+    dots, line, quadratic = plots.plot_closed_form(one_run()).lines
     assert dots.get_marker() == "o" and line.get_ydata() == pytest.approx(dots.get_ydata())
-    assert pure.get_ydata() == pytest.approx(line.get_ydata() - 1)
+    assert quadratic.get_ydata() == pytest.approx(line.get_ydata() - 1)
 
 
 def test_intervals_of_widths_are_as_given():
@@ -137,17 +97,15 @@ def test_lines_of_widths_have_their_own_style_and_name():
 
 
 def test_runs_of_growth_fit():
-    run = growth(32, 5, seeds=2).assign(width=32)
-    run["closed"] = run["pure"] = run["growth"]
-    plots.plot_ratio(run.assign(ratio=1.0))
-    plots.plot_closed_form(run[run["seed"] == 0])
-    plots.plot_cross_share(run[run["seed"] == 0])
+    run = growth(32, 5, seeds=1)
+    run["closed"] = run["quadratic"] = run["growth"]
+    plots.plot_closed_form(run)
+    plots.plot_cross_share(run)
 
 
 # What is refused, and where it is drawn
 
 PICTURES = {
-    "plot_ratio": (runs, {}),
     "plot_closed_form": (one_run, {}),
     "plot_cross_share": (one_run, {}),
     "plot_by_width": (by_width, {"what": "a"}),
@@ -173,9 +131,8 @@ def test_empty_tables_are_refused(name):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plots.plot_ratio(runs().drop(columns="seed")), r"\['seed'\]"),
         (lambda: plots.plot_cross_share(one_run().drop(columns="closed")), r"\['closed'\]"),
-        (lambda: plots.plot_closed_form(one_run().drop(columns="pure")), r"\['pure'\]"),
+        (lambda: plots.plot_closed_form(one_run().drop(columns="quadratic")), r"\['quadratic'\]"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(draw, message):

@@ -108,14 +108,23 @@ def test_maps_of_the_attention_have_their_colours():
     (relu, gelu), [query] = left.lines, right.lines
     assert to_hex(query.get_color()) == type_color("q_proj").lower()
     assert relu.get_color() == gelu.get_color() and relu.get_ls() != gelu.get_ls()
-    assert [text.get_text() for ax in (left, right) for text in ax.texts] == ["ReLU", "GeLU", "q"]
+    names = [text.get_text() for ax in (left, right) for text in ax.texts]
+    assert names == ["flat: quadratic growth", "ReLU", "GeLU", "q"]
 
 
-def test_a_formula_is_dashed_over_its_run_only():
+def test_bands_that_overlap_have_edges():
+    [ax] = plots.plot_multiples({"attention": {"q": run(), "k": run(2)}}, unit=1.0)
+    for band, name in zip(ax.collections, ("q_proj", "k_proj"), strict=True):
+        assert to_hex(band.get_edgecolor()[0]) == type_color(name).lower()
+        assert band.get_facecolor()[0, 3] < band.get_edgecolor()[0, 3]
+
+
+def test_a_formula_is_circles_over_its_run_only():
     computed = pd.Series([0.6, 0.6, 0.5, 0.5], index=[1, 2, 3, 4])
     left, right = plots.plot_multiples(networks(), unit=1.0, formulas={"ReLU": computed})
-    _, dashed, _ = left.lines
-    assert dashed.get_ydata() == pytest.approx(computed) and dashed.get_ls() == "--"
+    _, circles, _ = left.lines
+    assert circles.get_ydata() == pytest.approx(computed)
+    assert circles.get_ls() == "None" and circles.get_marker() == "o"
     assert "formula" in [text.get_text() for text in left.texts]
     assert len(right.lines) == 1 and [text.get_text() for text in right.texts] == ["q"]
 

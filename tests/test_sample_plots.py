@@ -1,6 +1,7 @@
 """Pictures of how many texts a placement needs: what they draw, and what they refuse."""
 
 import importlib
+from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -106,40 +107,53 @@ def test_errors_are_lines_and_dots():
     assert {"math", "logic", "made up"} < {text.get_text() for text in ax.texts}
     assert ax.get_xscale() == ax.get_yscale() == "log"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "4", "16"]
-    solid = next(line for line in ax.lines if line.get_ls() == "-")
-    dashed = next(line for line in ax.lines if line.get_ls() == "--")
-    assert solid.get_ydata().tolist() == [1, 0.5] and dashed.get_ydata().tolist() == [0.5, 0.25]
+    lines = [line for line in ax.lines if line.get_ls() == "-" and line.get_marker() == "None"]
+    assert lines[0].get_ydata().tolist() == [1, 0.5, 0.25]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
-    assert dots[0].get_ydata() == pytest.approx([1.1, 0.55])  # the third is of four blocks only
+    assert dots[0].get_ydata() == pytest.approx([1.1, 0.55, 0.275])
 
 
-def test_agreement_is_a_line_and_a_band_for_each_ranking():
-    ax = plots.plot_agreement(agreement())
-    named = {text.get_text(): text.xy for text in ax.texts}
-    assert named["A, types"] == (64, 1.0) and named["A, maps"] == (64, 1 - 0.05 / 64)
-    assert [line.get_ydata().tolist() for line in ax.lines] == [
-        [1.0, 1.0, 1.0],
-        [1 - 0.05 / n for n in (1, 8, 64)],
-    ]
-    corners = ax.collections[1].get_paths()[0].vertices
-    assert corners[:, 1].min() == 1 - 0.08 and corners[:, 0].max() == 64
+def curves(ax):
+    """The lines through dots, without the caps of bars."""
+    return [line for line in ax.lines if line.get_marker() == "o"]
 
 
-def test_models_have_colours_and_what_is_ranked_has_styles():
+def test_agreement_has_a_panel_for_what_is_ranked_and_a_bar_at_each_dot():
+    types, maps = plots.plot_agreement(agreement(), title="A finding", source="made up")
+    assert [ax.get_title(loc="left") for ax in (types, maps)] == ["types", "maps"]
+    assert curves(types)[0].get_ydata().tolist() == [1.0, 1.0, 1.0]
+    assert curves(maps)[0].get_ydata() == pytest.approx([1 - 0.05 / n for n in (1, 8, 64)])
+    [bars] = maps.collections
+    assert bars.get_segments()[0][:, 1] == pytest.approx([1 - 0.08, 1 - 0.02])
+    named = {text.get_text(): text.xy for text in maps.texts}
+    assert named["A"] == (64, 1 - 0.05 / 64)
+    assert types.figure.get_suptitle() == "A finding"
+    assert types.figure.get_supxlabel().endswith("made up")
+
+
+def test_models_have_colours_in_every_panel():
     both = pd.concat([agreement(), agreement().assign(model="B")])
-    lines = plots.plot_agreement(both).lines
-    assert [line.get_ls() for line in lines] == ["-", "--", "-", "--"]
-    colors = [line.get_color() for line in lines]
-    assert colors[0] == colors[1] != colors[2] == colors[3]
+    colors = [[line.get_color() for line in curves(ax)] for ax in plots.plot_agreement(both)]
+    assert colors[0] == colors[1] and colors[0][0] != colors[0][1]
 
 
 def test_lines_that_end_together_have_labels_apart_and_are_seen():
     other = agreement().assign(model="B").query("of == 'types'")
     other.loc[other["texts"] == 8, "tau"] = 0.98
-    ax = plots.plot_agreement(pd.concat([agreement(), other]))
+    ax, maps = plots.plot_agreement(pd.concat([agreement(), other]))
     named = {text.get_text(): text.xy for text in ax.texts}
-    assert named["A, types"] == (64, 1.0) and named["B, types"] == (8, 0.98)
-    assert ax.lines[0].get_linewidth() > 2 * ax.lines[2].get_linewidth()  # the second is on top
+    assert named["A"] == (64, 1.0) and named["B"] == (pytest.approx(8, rel=0.1), 0.98)
+    first, second = curves(ax)
+    assert first.get_linewidth() > 2 * second.get_linewidth()  # the second is on top
+    assert [text.get_text() for text in maps.texts] == ["A"]  # B has no maps
+
+
+def test_rankings_without_an_interval_have_no_bar():
+    table = agreement()
+    table.loc[table["of"] == "types", ["low", "high"]] = np.nan
+    types, maps = plots.plot_agreement(table)
+    assert not any(len(bar) for bar in types.collections[0].get_segments())
+    assert [len(bar) for bar in maps.collections[0].get_segments()] == [2, 2, 2]
 
 
 def test_intervals_of_measured_errors_are_those_of_chi_square():
@@ -173,7 +187,6 @@ def test_what_is_foreseen_is_written_beside_each_bar():
     ax = plots.plot_decided(shares(), ["formula: 1", "formula: 7", "formula: 77"])
     beside = [text for text in ax.texts if text.get_text().startswith("formula")]
     assert [text.xy for text in beside] == [(100, 0), (100, 1), (100, 2)]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["8", "16", "undecided"]
 
 
 def test_numbers_can_be_read_on_their_bars():
@@ -240,7 +253,6 @@ def test_frames_of_real_scores_fit(tiny_llama, byte_tokenizer):
 
 PICTURES = {
     "plot_errors": errors,
-    "plot_agreement": agreement,
     "plot_decided": shares,
 }
 
@@ -260,11 +272,15 @@ def test_empty_tables_are_refused(name):
     assert not plt.get_fignums()
 
 
-@pytest.mark.parametrize("name", ["plot_errors", "plot_agreement"])
-def test_missing_columns_are_named(name):
-    table = PICTURES[name]()
+@pytest.mark.parametrize(
+    ("draw", "table"), [(plots.plot_errors, errors()), (plots.plot_agreement, agreement())]
+)
+def test_missing_columns_are_named(draw, table):
     with pytest.raises(ValueError, match=f"lacks the columns \\['{table.columns[1]}'\\]"):
-        getattr(plots, name)(table.drop(columns=table.columns[1]))
+        draw(table.drop(columns=table.columns[1]))
+    with pytest.raises(ValueError, match="is empty"):
+        draw(table.head(0))
+    assert not plt.get_fignums()
 
 
 def test_shares_that_do_not_add_up_are_refused():
@@ -314,8 +330,28 @@ def test_many_runs_at_once_decide_as_the_rule_does(recorder):
 
 def test_replays_count_every_run_once(recorder):
     found = recorder.replayed(pool(), 1)
-    assert sum(found.values()) - found["wrong"] == recorder.RUNS
-    assert found["8"] == recorder.RUNS and found["wrong"] == 0  # types are far apart
+    assert sum(found.values()) - found["kept"] - found["wrong"] == recorder.RUNS
+    assert found["8"] == found["kept"] == recorder.RUNS  # types are far apart
+    assert found["wrong"] == 0
+
+
+def test_at_a_tie_the_worst_order_counts(recorder):
+    """Of types b, c, d, which are tied, two are chosen; a is sure."""
+    table = pd.DataFrame([[1.0, 2.0, 2.0, 2.0, 3.0]], columns=list("abcde"))
+    sets = Counter({frozenset("abc"): 5, frozenset("abd"): 3, frozenset("acd"): 1})
+    found = recorder.judged(sets, table, 3, ["b", "c", "d"])
+    assert found == {"kept": 5, "wrong": 8}  # if a, c, d were the lowest
+    del sets[frozenset("abd")]
+    assert recorder.judged(sets, table, 3, ["b", "c", "d"])["wrong"] == 6  # if a, b, d were
+    assert recorder.judged(sets, table.drop(columns="b"), 2, []) == {"kept": 0, "wrong": 6}
+
+
+def test_tied_types_have_the_mean_of_the_k_th_and_others_stay(recorder):
+    table = pool().assign(gate_proj=2.0)
+    together, names = recorder.tied(table, (2, 3, 4))
+    assert names == ["up_proj", "k_proj", "gate_proj"]
+    assert together[names].mean().tolist() == pytest.approx([table["k_proj"].mean()] * 3)
+    assert together["v_proj"].equals(table["v_proj"])
 
 
 def test_a_moved_pool_has_the_gap_that_was_asked_for(recorder):

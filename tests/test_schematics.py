@@ -12,9 +12,9 @@ from matplotlib.patches import Ellipse, Rectangle
 
 from plop_nb.norms import baseline_gain
 from plop_nb.palette import COLORS
-from plop_nb.schematics import WEIGHT, draw_adapter, draw_alignment, draw_method
+from plop_nb.schematics import WEIGHT, draw_adapter, draw_alignment, draw_method, draw_pushes
 
-ALL = [draw_method, draw_adapter, draw_alignment]
+ALL = [draw_method, draw_adapter, draw_alignment, draw_pushes]
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +54,9 @@ def test_the_method_has_five_steps_in_order():
 def test_the_method_gives_no_type_away():
     """It stands before a question that asks for the lowest one."""
     texts = [text.get_text() for text in draw_method().texts]
-    bars, adapted = range(1, 8), range(1, 4)  # the three with adapters are the three lowest
     named = [text for text in texts if re.fullmatch(r"type \d", text)]
-    assert named == [f"type {n}" for n in [*bars, *adapted]]
+    assert named == [f"type {n}" for n in range(1, 8)]
+    assert "each map of types 1 to 3" in texts  # the three with adapters are the three lowest
     used = {to_hex(patch.get_facecolor()).upper() for patch in draw_method().patches}
     assert not used & set(COLORS.values())
 
@@ -72,7 +72,7 @@ def test_the_numbers_of_the_adapter_are_those_of_peft(width, rank):
     texts = [text.get_text() for text in ax.texts]
     assert f"trained: {trained:,} numbers" in texts and f"rank r = {rank}" in texts
     assert f"frozen: {total - trained:,} numbers" in texts
-    assert f"{100 * trained / (total - trained):.1f} %" in ax.get_title(loc="left")
+    assert f"{trained:,} numbers instead of {total - trained:,}" in ax.get_title(loc="left")
 
 
 def test_an_adapter_without_a_rank_is_refused():
@@ -92,7 +92,7 @@ def test_the_baseline_is_named_on_its_circle():
 def scores(ax):
     """{NFN} as written beside the arrows."""
     texts = [text.get_text() for text in ax.texts]
-    return [float(text.rpartition("= ")[2]) for text in texts if text.startswith("NFN")]
+    return [float(text.rpartition("= ")[2]) for text in texts if "NFN" in text]
 
 
 WEIGHTS = [WEIGHT, [[0, -2], [1, 0]], [[1, 2], [2, 4]], [[-1, 0], [0, -1]], [[0.1, -3], [0.2, -2]]]
@@ -137,10 +137,24 @@ def test_the_example_does_not_give_its_score_away():
     """It is drawn from z to W z, with names that touch no other text."""
     ax = draw_alignment(weight=np.array([[1.8, 0.6], [0.2, 0.7]]), example=np.array([0.8, 0.6]))
     texts = [text for text in ax.texts if text.get_text()]
-    assert {"z", "W z"} <= {text.get_text() for text in texts} and len(scores(ax)) == 2
+    assert {"z", "W z"} <= {text.get_text() for text in texts} and scores(ax) == []
     ax.figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in texts]
     assert not any(box.count_overlaps(boxes[n + 1 :]) for n, box in enumerate(boxes))
+
+
+def test_the_input_that_is_stretched_most_is_named():
+    """x₁ and x₂ stand beside the inputs whose outputs are the longest and the shortest."""
+    weight = np.array([[0.1, 0.3], [2.0, 0.4]])
+    at = {
+        text.get_text(): np.array(text.get_position())
+        for text in draw_alignment(weight=weight).texts
+    }
+    circle = np.stack([np.cos(np.arange(0, 7, 0.01)), np.sin(np.arange(0, 7, 0.01))])
+    lengths = np.linalg.norm(weight @ circle, axis=0)
+    for name, extreme in {"x₁": lengths.max(), "x₂": lengths.min()}.items():
+        length = np.linalg.norm(weight @ at[name]) / np.linalg.norm(at[name])
+        assert length == pytest.approx(extreme, abs=1e-3)
 
 
 def test_the_axes_have_no_colour_of_a_type():
@@ -160,3 +174,30 @@ def test_matrices_of_the_adapter_have_matching_sides():
     (w_in, w_out), (rank, b_out), (a_in, a_rank) = sizes
     assert (w_out, w_in, rank) == (b_out, a_in, a_rank)
     assert all(isinstance(patch, Rectangle) for patch in draw_adapter().patches)
+
+
+def test_pushes_add_up_at_a_right_angle():
+    """Each push starts where the one before ends; start and pushes together are the output."""
+    ax = draw_pushes(push=0.3, pushes=5, steps=8)
+    arrows = [(text.xyann, text.xy) for text in ax.texts if not text.get_text()]
+    (origin, tip), (bottom, end), *pushes = np.array(arrows)
+    assert len(pushes) == 5 and origin.tolist() == bottom.tolist() == [0, 0]
+    for tail, head in pushes:
+        assert tail == pytest.approx(tip) and head - tail == pytest.approx([0.3, 0])
+        tip = head
+    assert end == pytest.approx(tip) and end == pytest.approx([1.5, 1])
+    assert ax.get_aspect() == 1, "to scale"
+
+
+def test_what_pushes_add_is_written_above_them():
+    said = [text.get_text() for text in draw_pushes(push=0.5, pushes=3, steps=8).texts]
+    assert {"step 8\n1 × 0.25", "step 16\n4 × 0.25", "step 24\n9 × 0.25"} <= set(said)
+    [length] = [text for text in said if text.startswith("$W_t z$")]
+    assert length == f"$W_t z$ at step 24:\nlength {np.sqrt(1 + 9 * 0.25):.2f}"
+
+
+@pytest.mark.parametrize("wrong", [{"push": 0}, {"push": -1.0}, {"pushes": 0}, {"steps": 2.5}])
+def test_pushes_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*expected"):
+        draw_pushes(**wrong)
+    assert not plt.get_fignums()

@@ -42,9 +42,10 @@ def test_the_stop_of_a_run_has_a_ring_and_what_follows_is_pale():
     ring = ax.lines[-1]
     assert [*ring.get_xdata(), *ring.get_ydata()] == [16, 4.5]
     assert "stops" in {text.get_text() for text in ax.texts}
-    veil = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-    assert 16 < veil.x0 < 32 < veil.x1
-    assert not plot_looks(looks(), 32).patches  # nothing follows
+    pale = [line for line in ax.lines if line.get_alpha()]
+    assert [line.get_xdata().tolist() for line in pale] == [[16, 32], [16, 32]]
+    assert ax.lines[0].get_xdata().tolist() == [8, 16] and ax.lines[0].get_alpha() is None
+    assert not [line for line in plot_looks(looks(), 32).lines if line.get_alpha()]
 
 
 def test_looks_are_drawn_into_axes_that_are_given_and_not_without_rows():
@@ -55,12 +56,12 @@ def test_looks_are_drawn_into_axes_that_are_given_and_not_without_rows():
     assert len(plt.get_fignums()) == 1
 
 
-def test_every_text_is_in_a_bar_and_the_curve_has_their_spread(skewed):
+def test_every_text_is_in_a_bar_and_the_line_is_their_mirror(skewed):
     left, _ = plot_skew(*skewed, 8, 0.005, pair=("a", "b"), title="A finding", source="made up")
     heights = [bar.get_height() for bar in left.patches]
     assert len(heights) == BINS and sum(heights) == 500
-    grid, curve = left.lines[0].get_data()
-    assert grid[curve.argmax()] == pytest.approx(skewed[0].mean(), abs=0.05)
+    edges, mirrored = left.lines[0].get_data()
+    assert mirrored[:-1].tolist() == heights[::-1] and edges == pytest.approx(-edges[::-1])
     assert left.get_xlabel() == "a minus b, % of the score"
     assert left.figure.get_suptitle() == "A finding" and left.get_title(loc="left") == "made up"
 
@@ -68,8 +69,8 @@ def test_every_text_is_in_a_bar_and_the_curve_has_their_spread(skewed):
 def test_the_tails_are_counted_at_the_t_that_the_test_needs(skewed):
     _, right = plot_skew(*skewed, 8, 0.005, pair=("a", "b"))
     said = words(right)
-    assert "says a\nbelow b:\n2.00 %" in said and "says a\nabove b:\n0.30 %" in said
-    assert said.count("if normal:\n0.50 %") == 2
+    assert "a seems\nlower in 2.00 %" in said and "a seems\nhigher in 0.30 %" in said
+    assert said.count("(normal: 0.50 %)") == 2
     marks = [line.get_xdata()[0] for line in right.lines if line.get_linestyle() == ":"]
     assert marks == pytest.approx([-3.4995, 3.4995], abs=1e-4)  # of Student's t with 7 degrees
 
@@ -101,7 +102,7 @@ def test_the_skewness_is_said(skewed):
 
 
 def test_words_stay_inside_of_the_axes(skewed):
-    axes = plot_skew(*skewed, 8, 0.005)
+    axes = plot_skew(*skewed, 8, 0.005, pair=("output", "down"))
     axes[0].figure.draw_without_rendering()
     for ax in axes:
         frame = ax.get_window_extent()

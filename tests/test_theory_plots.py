@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from plop_nb.experiments import growth
-from plop_nb.theory_plots import plot_alignment
+from plop_nb.theory_plots import plot_alignment, wide_theory
 
 STEPS = np.arange(5)
 
@@ -59,6 +59,30 @@ def test_a_measured_line_under_the_theory_is_seen():
     """Where both agree, the mean is wider than the dashes on it."""
     mean, _, theory_line = plot_alignment(runs(), theory()).lines
     assert mean.get_lw() > 2 * theory_line.get_lw() and mean.get_zorder() < theory_line.get_zorder()
+
+
+def test_the_theory_is_what_wide_networks_do():
+    """NFN at every step, and the step at which it ends, of networks that are trained."""
+    y, eta, wide = 1.0, 0.1, np.sqrt(2 / np.pi)
+    expected = wide_theory(25, eta=eta, y=y)
+    assert expected[0] == 1 and expected.index.tolist() == list(range(26))
+    measured = growth(1024, 25, eta=eta, target=y, seeds=8).groupby("step")["nfn"].mean()
+    assert measured.to_numpy() == pytest.approx(expected.to_numpy(), rel=0.03)
+    assert expected.max() == pytest.approx(np.sqrt(1 + (y / wide) ** 2))
+    assert expected.idxmax() == np.ceil(y / (eta * wide**2)) < 25
+
+
+@pytest.mark.parametrize(
+    ("steps", "eta", "y"), [(0, 0.05, 2.0), (1.5, 0.05, 2.0), (9, 0, 2.0), (9, 0.05, -1)]
+)
+def test_no_theory_of_numbers_out_of_range(steps, eta, y):
+    with pytest.raises(ValueError, match="=(0|1.5|-1), expected a"):
+        wide_theory(steps, eta=eta, y=y)
+
+
+def test_the_baseline_says_what_it_is():
+    names = [text.get_text() for text in plot_alignment(runs(), theory()).texts]
+    assert any(name.endswith("\n(length of the weights)") for name in names)
 
 
 def test_runs_of_growth_fit():

@@ -3,7 +3,7 @@
     python notebooks/tools/record_samples.py texts      samples.csv and samples_tau.csv: 1,536 math
                                                         texts, two models (two cores: 20 minutes)
     python notebooks/tools/record_samples.py replays    samples_replays.csv: the stopping rule at
-                                                        near ties, 4,000 times (1 minute)
+                                                        ties, 4,000 times each (2 minutes)
     python notebooks/tools/record_samples.py networks   samples_networks.csv: narrow and wide
                                                         networks, trained shortly (3 minutes)
     python notebooks/tools/record_samples.py texts --pool 8    a trial, into build/
@@ -13,9 +13,15 @@ texts are the pool to draw from; the 512 after them are the reference that ranki
 with. samples_tau.csv holds Kendall's tau between the ranking by m texts of the pool and the ranking
 by the reference, of types and of single maps: its mean and its 5 and 95 % points over draws of m
 texts without replacement. Texts that are finished are kept in build/, so that it can go on.
+samples_replays.csv holds, for each gap and each tie, how many of 4,000 runs stopped at each look;
+`kept` of them with the lowest types of the texts as they are. `wrong` is with another set than the
+true one. At an exact tie any order of the `tied` types may be the true one, as the limit of ever
+smaller gaps: there `wrong` is the worst of them, all stops but those with the rarest set.
 """
 
 import argparse
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +44,8 @@ K, SURE = 3, 0.99
 TYPES = ["v_proj", "up_proj", "down_proj", "o_proj", "gate_proj", "q_proj", "k_proj"]
 LOOKS = 7  # at 8, 16, ..., 512 texts
 RUNS = 4000
-GAPS = [None, 0.01, 0.003, 0.001, 0.0001]  # between the K-th and the next type; None: as it is
+GAPS = [None, 0.01, 0.003, 0.001]  # between the K-th and the next type; None: as it is
+TIES = [(3, 4), (2, 3, 4), (3, 4, 5), (2, 3, 4, 5)]  # places of types that are moved together
 WIDTHS, STARTS, STEPS = [8, 16, 64, 128], 4, 150  # of the networks
 
 
@@ -87,7 +94,7 @@ def agreement(table: pd.DataFrame, pool: int, **labels: str) -> list[dict]:
     return rows
 
 
-# The stopping rule at near ties
+# The stopping rule at ties
 
 
 def replays() -> None:
@@ -99,12 +106,20 @@ def replays() -> None:
         for gap in GAPS:
             near = pool if gap is None else moved(pool, gap)
             rows.append({"domain": domain, "types": 7, "gap": gap} | replayed(near, K))
-        pair = near[near.mean().nsmallest(K + 1).index[K - 1 :]]  # the tied ones alone
-        rows.append({"domain": domain, "types": 2, "gap": gap} | replayed(pair, 1))
-        skewness = stats.skew(pair.iloc[:, 1] - pair.iloc[:, 0])
-        for row in rows[-2:]:
-            row["skewness"] = skewness  # of the difference of the tied types, over texts
-    record.save(pd.DataFrame(rows), "samples_replays.csv", runs=RUNS, command=f"{COMMAND} replays")
+        for places in TIES:
+            near, names = tied(pool, places)
+            labels = {"domain": domain, "gap": 0, "tied": " ".join(names)}
+            rows.append(labels | {"types": 7} | replayed(near, K, names))
+            if len(names) == 2:
+                pair = near[names]  # these alone, one of which is chosen
+                skewness = stats.skew(pair[names[1]] - pair[names[0]])  # over texts
+                rows[-1]["skewness"] = skewness
+                alone = replayed(pair, 1, names)
+                rows.append(labels | {"types": 2, "skewness": skewness} | alone)
+    looks = [str(8 * 2**look) for look in range(LOOKS)]
+    columns = ["domain", "types", "gap", "tied", *looks, "undecided", "kept", "wrong", "skewness"]
+    table = pd.DataFrame(rows)[columns]
+    record.save(table, "samples_replays.csv", runs=RUNS, command=f"{COMMAND} replays")
 
 
 def moved(pool: pd.DataFrame, gap: float) -> pd.DataFrame:
@@ -113,11 +128,21 @@ def moved(pool: pd.DataFrame, gap: float) -> pd.DataFrame:
     return pool.assign(**{best: pool[best] * (1 + gap) * pool[worst].mean() / pool[best].mean()})
 
 
-def replayed(pool: pd.DataFrame, k: int) -> dict:
-    """How many of RUNS runs each look decided, how many none did, and how many sets were wrong."""
+def tied(pool: pd.DataFrame, places: tuple[int, ...]) -> tuple[pd.DataFrame, list[str]]:
+    """The pool with the types at these places moved to the mean of the K-th, and their names."""
+    order = pool.mean().sort_values().index
+    names = [order[place - 1] for place in places]
+    together = pool[names] / pool[names].mean() * pool[order[K - 1]].mean()
+    return pool.assign(**together), names
+
+
+def replayed(pool: pd.DataFrame, k: int, tied: list[str] | None = None) -> dict:
+    """How many of RUNS runs each look decided, how many none did, and with which sets.
+
+    The names in `tied` are in the order of the texts as they are.
+    """
     generator, values = np.random.default_rng(0), pool.to_numpy()
-    truth = np.sort(values.mean(axis=0).argsort()[:k])
-    used, wrong = np.zeros(LOOKS + 1, dtype=int), 0
+    used, sets = np.zeros(LOOKS + 1, dtype=int), Counter()
     for _ in range(RUNS // 200):  # 200 at a time, which fit into memory
         draws = values[generator.integers(len(values), size=(200, 8 * 2 ** (LOOKS - 1)))]
         done = np.zeros(200, dtype=bool)
@@ -125,11 +150,23 @@ def replayed(pool: pd.DataFrame, k: int) -> dict:
             decided, chosen = looked(draws[:, : 8 * 2 ** (look - 1)], look, k)
             new = decided & ~done
             used[look - 1] += new.sum()
-            wrong += (new & (chosen != truth).any(axis=1)).sum()
+            sets.update(frozenset(pool.columns[places]) for places in chosen[new])
             done |= decided
         used[LOOKS] += (~done).sum()
     numbers = [str(8 * 2**look) for look in range(LOOKS)]
-    return dict(zip([*numbers, "undecided"], used, strict=True)) | {"wrong": wrong}
+    found = dict(zip([*numbers, "undecided"], used, strict=True))
+    return found | judged(sets, pool, k, tied or [])
+
+
+def judged(sets: Counter, pool: pd.DataFrame, k: int, tied: list[str]) -> dict:
+    """How many stops kept the lowest types of the texts as they are, and how many were wrong."""
+    means = pool.mean()
+    sure = [*means.nsmallest(k).index]
+    if tied:  # then only those below the tie are sure
+        sure = [name for name in sure if name not in tied]
+    possible = [frozenset([*sure, *some]) for some in combinations(tied, k - len(sure))]
+    fewest = min(sets[names] for names in possible)
+    return {"kept": sets[possible[0]], "wrong": sets.total() - fewest}
 
 
 def looked(draws: np.ndarray, look: int, k: int) -> tuple[np.ndarray, np.ndarray]:
