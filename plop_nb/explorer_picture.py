@@ -97,7 +97,8 @@ def _types(means: Means, placement: Placement, ax: Axes) -> None:
     places = range(len(table))
     ax.barh(places, table["nfn"], xerr=interval_arms(table), color=faces, error_kw=bars)
     for place, value in zip(places, table["high"].fillna(table["nfn"]), strict=True):
-        ax.text(value, place, f" {table['nfn'].iloc[place]:.2f}", va="center", size=8)
+        number = f"{table['nfn'].iloc[place]:.2f}"
+        ax.annotate(number, (value, place), (4, 0), textcoords="offset points", va="center", size=8)
     _rows(means, ax)
 
 

@@ -67,7 +67,8 @@ def plot_knobs(
         if met and name in met:
             ax.axvline(met[name], color=DARK, ls=":", lw=1.5)
             at = ax.get_xaxis_transform()
-            ax.text(met[name], 0.03, f"{met_name} ", transform=at, ha="right")
+            words = met_name.replace("\n", " \n") + " "  # a space before the dotted line
+            ax.text(met[name], 0.03, words, transform=at, ha="right")
         ax.set_title(name, size=12)
         _steps(ax)
     middle = reference.index[len(reference) // 4]

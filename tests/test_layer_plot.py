@@ -23,28 +23,52 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_each_type_is_a_line_in_its_colour_with_its_mean(ax):
+def summaries(ax):
+    """{summary: the two numbers that stand beside its dots}, as the inset axes show them."""
+    [beside] = ax.child_axes
+    written = texts(beside)
+    return {written[place + 2]: written[place : place + 2] for place in range(0, len(written), 3)}
+
+
+def test_each_type_is_a_line_in_its_colour_with_its_name(ax):
     plot_layers(LAYERS, PAIR, ax=ax)
-    scores, means = ax.lines[0:4:2], ax.lines[1:4:2]
-    for line, mean, name in zip(scores, means, PAIR, strict=True):
+    for line, name in zip(ax.lines, PAIR, strict=False):
         assert list(line.get_ydata()) == LAYERS[name].tolist()
-        assert set(mean.get_ydata()) == {LAYERS[name].mean()}
-        assert line.get_color() == mean.get_color() == type_color(name)
-    assert texts(ax) == ["down_proj, mean 1.00", "o_proj, mean 1.45"]
-    assert set(ax.lines[4].get_ydata()) == {1}  # a random input
+        assert line.get_color() == type_color(name)
+    assert texts(ax) == list(PAIR)
+    assert set(ax.lines[2].get_ydata()) == {1}  # a random input
+
+
+def test_the_mean_and_the_median_stand_beside_the_layers(ax):
+    plot_layers(LAYERS, PAIR, ax=ax)
+    assert summaries(ax) == {"mean of 4 layers": ["1.00", "1.45"], "median": ["1.00", "1.00"]}
+    [beside] = ax.child_axes
+    dots = [line for line in beside.lines if line.get_marker() == "o"]
+    assert [dot.get_color() for dot in dots] == [type_color(name) for name in PAIR] * 2
+    assert [float(dot.get_xdata()[0]) for dot in dots[:2]] == pytest.approx([1.0, 1.45])
+
+
+def test_the_lower_number_stands_on_the_left(ax):
+    """So that the numbers of two close dots do not run into each other."""
+    plot_layers(LAYERS, PAIR, marked=[0], ax=ax)
+    assert summaries(ax)["mean without numbered layers"] == ["1.00", "0.93"]
+    [beside] = ax.child_axes
+    last = beside.texts[-3:-1]
+    assert [text.get_ha() for text in last] == ["left", "right"]
 
 
 def test_the_layers_that_decide_are_numbered_and_named_in_the_title(ax):
     plot_layers(LAYERS, PAIR, marked=[0], ax=ax)
     assert texts(ax)[0] == "0"
-    title = ax.get_title("left").replace("\n", " ")
-    assert title == "Without layer 0, o_proj's mean would be below down_proj's"
+    assert ax.get_title("left") == "Layer 0 raises o_proj's mean above down_proj's"
+    plot_layers(LAYERS, PAIR, marked=[0, 3], ax=ax)
+    assert ax.get_title("left") == "2 layers raise o_proj's mean above down_proj's"
 
 
 def test_numbers_of_layers_are_whole_whatever_their_type(ax):
     floats = LAYERS.set_axis(LAYERS.index.astype(float))
     plot_layers(floats, PAIR, marked=floats.index[:1], ax=ax)
-    assert texts(ax)[0] == "0" and "Without layer 0, " in ax.get_title("left")
+    assert texts(ax)[0] == "0" and "Layer 0 raises" in ax.get_title("left")
 
 
 def test_layers_that_do_not_decide_are_not_said_to(ax):

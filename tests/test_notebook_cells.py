@@ -36,11 +36,12 @@ def before_the_race(tiny_llama, byte_tokenizer):
     names = {"plop": plop, "ex": ex, "pd": pd, "Placement": Placement, "random": random}
     names |= {"model": tiny_llama, "tokenizer": byte_tokenizer, "scores": scores}
     by_layer = plop.by_module(scores).pivot_table(index="layer", columns="type", values="nfn")
-    names |= {"layers": by_layer, "k": 2}
+    names |= {"layers": by_layer}
     return names | {"explorer": explorer, "config": config, "SECONDS": 30, "EXAMPLES": None}
 
 
-RACE = ("def parts_of", "isinstance(EXAMPLES", "def rivals_of", "rivals = rivals_of", "ex.race(")
+RIVALS = ("others = {", "rivals = {")
+RACE = ("def parts_of", "isinstance(EXAMPLES", *RIVALS, "best = chosen", "ex.race(")
 
 
 def test_the_race_of_notebook_07(before_the_race, monkeypatch):
@@ -58,7 +59,7 @@ def test_the_race_of_notebook_07(before_the_race, monkeypatch):
     assert placements["chosen"] == names["explorer"].placement
     assert {"largest maps", "all"} <= set(placements) <= {*placements, "by the median"}
     assert set(placements["all"].types) == set(names["scores"]["type"])
-    # the winner and its settings are what section 10 trains
+    # the winner and its settings are what section 9 trains
     assert names["best"] is placements["all"] and names["settings"] is won.settings
     splits = [task.train, task.validation, task.test]
     assert [len(split) for split in splits] == [60, 20, 20]
@@ -76,28 +77,44 @@ def test_without_examples_notebook_07_trains_the_choice(before_the_race):
     assert before_the_race["settings"]["r"] == 4 and "race" not in before_the_race
 
 
-def test_a_rival_that_equals_the_choice_is_left_out(before_the_race):
-    [cell] = cells_of_notebook_07("def rivals_of")
-    exec(cell, before_the_race)
-    scores, rivals_of = before_the_race["scores"], before_the_race["rivals_of"]
-    largest = plop.place(scores, k=2, rule="size")
-    found = rivals_of(largest)
-    assert found["chosen"] == largest and "largest maps" not in found and "all" in found
+def rivals_in_notebook_07(names, chosen):
+    """The placements that race when this one is chosen in the widget."""
+    names = names | {"explorer": SimpleNamespace(placement=chosen)}
+    for cell in cells_of_notebook_07(*RIVALS):
+        exec(cell, names)
+    assert names["rivals"]["chosen"] == chosen
+    return names["rivals"]
+
+
+def test_a_rival_that_equals_another_placement_is_left_out(before_the_race):
+    scores = before_the_race["scores"]
+    found = rivals_in_notebook_07(before_the_race, plop.place(scores, k=2, rule="size"))
+    assert "largest maps" not in found and "all" in found
     everything = Placement.of_types(scores, scores["type"].unique())
-    assert "all" not in rivals_of(everything)
+    assert list(rivals_in_notebook_07(before_the_race, everything)) == ["chosen"]
+    # two rivals that are alike race once
+    six = plop.place(scores, k=6)
+    layers = pd.DataFrame([range(7)], columns=plop.place(scores, k=7, rule="size").types)
+    found = rivals_in_notebook_07(before_the_race | {"layers": layers}, six)
+    assert "by the median" in found and "largest maps" not in found
 
 
-def test_the_choice_by_the_median_races_with_as_many_types(before_the_race):
+@pytest.mark.parametrize("types", [1, 4])
+def test_the_rivals_have_as_many_types_as_the_choice(before_the_race, types):
+    """As chosen in the widget, whatever k was scored with."""
+    chosen = plop.place(before_the_race["scores"], k=types)
+    found = rivals_in_notebook_07(before_the_race, chosen)
+    assert {len(rival.types) for who, rival in found.items() if who != "all"} == {types}
+
+
+def test_the_choice_by_the_median_is_not_that_by_the_mean(before_the_race):
     """A single layer that lifts a type in the mean does not lift it in the median."""
-    [cell] = cells_of_notebook_07("def rivals_of")
     names = before_the_race
     mean_first, median_first = plop.by_type(names["scores"])["type"][[0, 6]]
     layers = pd.DataFrame(1.0, index=range(5), columns=names["scores"]["type"].unique())
     layers[median_first] = [0.1, 0.1, 0.1, 9.0, 9.0]
-    names |= {"layers": layers, "k": 1}
-    exec(cell, names)
     chosen = plop.place(names["scores"], k=1)
-    found = names["rivals_of"](chosen)
+    found = rivals_in_notebook_07(names | {"layers": layers}, chosen)
     assert chosen.types == [mean_first] and found["by the median"].types == [median_first]
 
 
@@ -116,16 +133,15 @@ def test_a_file_of_other_lines_or_another_choice_is_no_solution(
 ):
     """Exercise 3 asks for the types that ten lines of one's own give within the budget."""
     names = {"plop": plop, "model": tiny_llama, "tokenizer": byte_tokenizer, "exercise": tmp_path}
-    names |= {"read_texts": plop.read_texts, "LoraConfig": LoraConfig}
+    names |= {"LoraConfig": LoraConfig}
     names |= {"mine_txt": tmp_path / "mine.txt", "limit": 2000, "my_placement": None}
     [cell] = cells_of_notebook_07("def check_file")
-    exec(cell, names)
+    exec(cell, names)  # shows "not yet filled in"
     check = names["check_file"]
     names["mine_txt"].write_text("\n".join(f"line {number}" for number in range(10)))
     scores = plop.nfn_scores(tiny_llama, plop.read_texts(names["mine_txt"]), byte_tokenizer)
     right = plop.place(scores, parameters=2000, r=8)
     right.lora_config(tiny_llama, r=8).save_pretrained(tmp_path)
-    assert check(None) == "not yet filled in"
     assert check(right).startswith(", ".join(right.types))
     other = Placement.of_types(scores, plop.by_type(scores)["type"][-1:])
     with pytest.raises(AssertionError, match="by these lines the types are"):
@@ -161,7 +177,7 @@ def test_the_exercise_on_forms_compares_the_same_texts(tiny_llama, byte_tokenize
     parts = ("def tokens_of", "def check_folded")
     cells = [c.source for c in notebook.cells if any(part in c.source for part in parts)]
     scores = plop.nfn_scores(tiny_llama, TEXTS, byte_tokenizer, progress=False)
-    names = {"plop": plop, "scores": scores, "folded_scores": None}
+    names = {"plop": plop, "scores": scores, "folded_scores": None, "k": 3}
     for cell in cells:
         exec(cell, names)
     check = names["check_folded"]
@@ -179,4 +195,27 @@ def test_the_copied_call_of_notebook_07_scores_and_places_the_same_k():
     """`stop=` decides which `k` types are lowest, for one k."""
     notebook = jupytext.read(ROOT / "notebooks" / "07_explore_your_model.py")
     [cell] = [c.source for c in notebook.cells if "stop=0.99, k=k" in c.source]
-    assert "plop.place(scores, k=k)" in cell and "k, folder = 3" in cell
+    assert "plop.place(scores, k=k)" in cell and "k = 3  #" in cell
+    # and so do the checks of the exercises
+    checks = [c.source for c in notebook.cells if "plop.place(found" in c.source]
+    assert len(checks) == 2 and all("plop.place(found, k=k)" in check for check in checks)
+
+
+def test_offloaded_scores_are_compared_type_by_type():
+    """By name: the order of the types is that of their scores, and may differ."""
+    [cell] = cells_of_notebook_07("in_memory = ")
+    names = ["v_proj", "o_proj"]
+    frames = [
+        pd.DataFrame({"type": names, "nfn": [0.5, 0.5004]}),  # whole
+        pd.DataFrame({"type": names[::-1], "nfn": [0.5002, 0.5003]}),  # from disk
+    ]
+    given = SimpleNamespace(
+        load_model=lambda *_, **__: (None, None),
+        nfn_scores=lambda *_: 0,
+        by_type=frames.__getitem__,
+    )
+    offloaded = SimpleNamespace(dtype=None)
+    known = {"plop": given, "large": "", "offloaded": offloaded, "texts": [], "from_disk": 1}
+    known["its_tokenizer"] = None
+    exec(cell, known)
+    assert known["difference"] == pytest.approx(0.0003)  # and by rank 0.0002

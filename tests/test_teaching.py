@@ -1,5 +1,6 @@
 """What the notebooks teach with: words that are explained, and exercises whose checks can tell."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from plop_nb.experiments import grpo
 from plop_nb.texts import data_file
@@ -89,6 +91,15 @@ def run_cells(stem, *parts, **names):
         if any(part in cell.source for part in parts):
             exec(compile(cell.source, stem, "exec"), names)
     return names
+
+
+def test_who_forgets_the_side_of_the_right_answer_does_not_pass():
+    """The sign of notebook 01's cross term needs that of the residual, too."""
+    given = {"torch": torch, "math": math, "ETA": 0.05, "grows_more": None}
+    parts = ("def start", "def growth_of", "def check_sign")
+    check = run_cells("01_why_alignment_grows", *parts, **given)["check_sign"]
+    with pytest.raises(AssertionError, match="wrong for network"):
+        check(lambda W0, z, v, y: (W0 @ z) @ v.sign() > 0)
 
 
 def test_only_a_cheat_passes_for_one():
