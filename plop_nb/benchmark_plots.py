@@ -1,4 +1,4 @@
-"""Pictures of a benchmark: what types do to the loss, at which rates, and who is behind whom."""
+"""Pictures of a benchmark: losses by seed and learning rate, and who is behind whom."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from plop_nb.stats import mean_interval
 
 BLUE, ORANGE = (sns.color_palette("colorblind")[place] for place in (0, 3))
 GREY = "0.65"
+MINUS = "−"  # as on the axes
 VERDICTS = {"better": BLUE, "undecided": "0.55", "worse": ORANGE}
 COLORS = {"better": "blue", "undecided": "grey", "worse": "orange"}
 GROUPS = {"single": "single types", "triple": "sets of three", "fixed": "usual sets"}
@@ -32,6 +33,7 @@ def plot_agreement(
     seeds: tuple[int, int],
     named: Mapping[str, str],
     finding: Mapping | None = None,
+    note: str = "",
 ) -> np.ndarray:
     """Losses of placements with one seed against those with another.
 
@@ -45,6 +47,8 @@ def plot_agreement(
         {placement: its label}: these are dark.
     finding : dict, optional
         {task: what its title says}. By default, the rank correlation (Spearman).
+    note : str
+        Of which model and placements this is: a line below.
 
     Returns
     -------
@@ -77,12 +81,59 @@ def plot_agreement(
         rows = own[["placement", first, second]].to_numpy()
         label_dots(ax, [(named.get(name, ""), tuple(at), DARK) for name, *at in rows], [])
 
-    labels = (
-        f"loss with seed {first} (nats per token)",
-        f"loss with seed {second}",
-        "grey: the other sets; on the line both seeds have the same loss",
-    )
+    below = "grey: the other sets; on the line both seeds have the same loss"
+    below = f"{below}\n{note}" if note else below
+    labels = f"loss with seed {first} (nats per token)", f"loss with seed {second}", below
     return panels_of(tasks, 4.6, labels, draw, finding, fit=fit)
+
+
+@styled()
+def plot_seeds(losses: pd.DataFrame, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Losses of a few placements at each learning rate: a dot a seed, a line through their means.
+
+    Parameters
+    ----------
+    losses : pandas.DataFrame
+        A row a placement, from left to right; columns of learning rate and seed, as
+        `pivot(index="placement", columns=["lr", "seed"])` gives them; nats per token. A loss that
+        is missing (NaN) is left out.
+    title : str, optional
+        None by default.
+    ax : matplotlib Axes, optional
+        Where to draw: by default the current axes, or new ones where no figure is open.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `losses` has no rows, or columns without the two levels.
+    """
+    if not len(losses) or list(losses.columns.names) != ["lr", "seed"]:
+        raise ValueError(
+            f"losses has {len(losses)} rows and columns of {list(losses.columns.names)}: "
+            f"pass rows of placements and columns of lr and seed"
+        )
+    ax = axes_for(ax, width=9, height=4.2)
+    rates = losses.columns.unique("lr")
+    places = np.arange(len(rates))
+    for number, (name, own) in enumerate(losses.iterrows()):
+        across = number * (len(rates) + 1) + places
+        table = own.unstack("seed").loc[rates]
+        ax.plot(across, table.mean(axis=1), color=DARK, lw=1.6)
+        for seed in table:
+            ax.scatter(across, table[seed], s=36, color=GREY, edgecolor=DARK, lw=0.8, zorder=3)
+        style = {"transform": ax.get_xaxis_transform(), "fontsize": FONT + 1, "va": "top"}
+        ax.text(across.mean(), 0.98, name, ha="center", **style)
+    ax.set_ylim(top=ax.get_ylim()[1] + 0.12 * np.ptp(ax.get_ylim()))  # room for the names
+    ticks = [number * (len(rates) + 1) + place for number in range(len(losses)) for place in places]
+    ax.set_xticks(ticks, [_short(rate) for rate in rates] * len(losses), fontsize=FONT)
+    ax.set_xlabel("learning rate; a dot for each seed, lines through the means")
+    ax.set_ylabel("loss (nats per token)")
+    ax.set_title(title or "", loc="left")
+    return ax
 
 
 def plot_rates(
@@ -133,6 +184,7 @@ def plot_trainings(
     label: str,
     *,
     title: str | None = None,
+    sides: tuple[str, str] | None = None,
     unit: str = "problem",
     level: float = 0.95,
     ax: Axes | None = None,
@@ -151,7 +203,9 @@ def plot_trainings(
     label : str
         What a difference is, on the x axis.
     title : str, optional
-        None by default.
+        None by default. Its lines are wrapped one by one.
+    sides : tuple of two str, optional
+        What it means to be left of 0 and right of it, above the first training.
     unit : str
         What there is a difference for, such that an "s" makes more of it.
     level : float
@@ -182,19 +236,25 @@ def plot_trainings(
         marker = "D" if place == places[-1] else "o"
         ax.plot([low, high], [place, place], color=DARK, lw=2.5, solid_capstyle="butt")
         ax.plot(mean, place, color=DARK, mfc=face, mew=1.6, marker=marker, ms=9)
-        said = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
-        start = (max(low, 0), 3, "left") if mean >= 0 else (min(high, 0), -3, "right")  # beside 0
+        said = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", MINUS)
+        start = (max(low, 0), 6, "left") if mean >= 0 else (min(high, 0), -6, "right")  # beside 0
         ax.annotate(said, (start[0], place), (start[1], 8), ha=start[2], **style)
     ax.axhline(count - 0.4, color="0.8", lw=1)
     ax.set_yticks(places, [*differences, f"mean of\nthe {count}"])
-    ax.set_ylim(count + 0.8, -0.8)
+    ax.set_ylim(count + 0.8, -1.3 if sides else -0.8)
+    if sides:
+        style = {"transform": ax.transAxes, "va": "top", "size": 11}
+        ax.text(0.01, 0.98, f"← {sides[0]}", **style)
+        ax.text(0.99, 0.98, f"{sides[1]} →", ha="right", **style)
     problems = {len(own) for own in differences.values()}
     over = f"{problems.pop()} {unit}s" if len(problems) == 1 else f"{unit}s"
-    bars = f"bars: {level:.0%} intervals, over {over}; last row: over the {count} above"
+    bars = f"bars: {level:.0%} intervals, over {over}; last row: over the {count} means"
     ax.set_xlabel(f"{label}\n{bars}")
+    ax.margins(x=0.08)
     ax.locator_params(axis="x", nbins=7)
     if title:
-        ax.set_title(textwrap.fill(title, TITLE), loc="left")
+        lines = [textwrap.fill(line, TITLE) for line in title.split("\n")]
+        ax.set_title("\n".join(lines), loc="left")
     return ax
 
 

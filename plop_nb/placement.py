@@ -46,13 +46,13 @@ def place(
 
         In the benchmark of notebooks 05 and 05b (SmolLM2-135M at the beginning of trainings, all 35
         sets of three types at equal parameters, sums and spelling) no rule is shown to choose
-        better than "size"; with an equal scale of all adapters, at one learning rate, "size" is
-        not ahead of the average set. At tuned rates the choice of "nfn" (value in the place of
-        gate) is 0.25 nats per token behind it on spelling (0.09 to 0.40, intervals for all
-        comparisons at once), mostly as "size" can be trained at twice the rate, and cannot be told
-        from it on sums and on syllogisms. On Gemma-3-270M and sums the choice of "nfn" is 0.04
-        ahead of "size", each at its own rate, which is undecided (0.11 ahead to 0.04 behind,
-        three seeds).
+        better than "size". At one learning rate "size" is not shown to be ahead of the average set,
+        with either scale of the adapters; at a higher one it is. At tuned rates the choice of "nfn"
+        (value in the place of gate) is 0.25 nats per token behind it on spelling (0.09 to 0.40,
+        intervals for all comparisons at once), mostly as "size" can be trained at twice the rate,
+        and cannot be told from it on sums and on syllogisms. On Gemma-3-270M and sums the choice of
+        "nfn" is 0.04 ahead of "size", each at its own rate, which is undecided (0.11 ahead to 0.04
+        behind, three seeds).
     parameters : number, optional
         Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.

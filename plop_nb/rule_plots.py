@@ -1,79 +1,107 @@
 """Pictures of rules that choose a placement: how good their choices are, and what is forgotten."""
 
-from collections.abc import Mapping
-from functools import partial
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 
-from plop_nb.benchmark_plots import BLUE, GREY, GROUPS, MAIN
 from plop_nb.checks import number_between
-from plop_nb.palette import DARK, type_color
-from plop_nb.panels import FONT, by_task, draw_intervals, label_dots, panels_of
+from plop_nb.palette import DARK, label_lines, styled, type_color, type_role
+from plop_nb.panels import FONT, by_task, label_dots, panels_of
+from plop_nb.plots import axes_for
 
-RIVAL = "#86653A"  # not the colour of a type
-MARKERS = {"single": "o", "triple": "o", "fixed": "s", "rival": "D", "full": "*"}
+LETTERS = 15  # in a line of the name of a kind
+APART = 0.28  # of a row, from a choice to the next
+AREA = 110  # of the largest dot, in square points
+LINEAR = 0.1  # nats: forgetting is drawn linearly up to here, by its logarithm above
+TICKS = np.array([-0.1, 0, 0.1, 0.3, 1, 3, 10, 30])
+LOOKS = [("-", "o"), ("--", "s"), (":", "^"), ("-.", "D")]
 
 
-def plot_rules(
+@styled()
+def plot_choices(
     judged: pd.DataFrame,
-    random: float | Mapping = 0.5,
-    finding: Mapping | None = None,
+    chance: Mapping[str, float],
+    colors: Mapping[str, Any],
     *,
-    marked: Mapping[str, Any] | None = None,
+    reference: str,
+    titles: Sequence[str] | None = None,
     note: str = "",
 ) -> np.ndarray:
-    """How good the choices of rules are, between the best (0) and the worst (1) of all sets.
+    """Choices of a few rules between the best and the worst of all sets, and against one of them.
 
     Parameters
     ----------
     judged : pandas.DataFrame
-        Columns `task`, `choice` (the name of a row: a set of types, the rules that choose it, or
-        both), `regret`, `regret_low`, `regret_high`.
-    random : float or dict
-        The mean regret of a choice at random, from 0 to 1, or {task: this}: the dashed line.
-    finding : dict, optional
-        {task: what its title says}. By default, which are better than chance (how many, if more
-        than two).
-    marked : dict, optional
-        {choice: its colour}: all others are grey. By default, all are blue.
+        From `experiments.judge_choices`: `task` (the kind of runs), `choice`, `regret`,
+        `regret_low`, `regret_high`, `difference` (nats per token), `low`, `high`.
+    chance : dict
+        {kind: the mean regret of a choice at random}, from 0 to 1: the dashed lines on the left.
+    colors : dict
+        {choice: its colour}: these are drawn, from the top in this order.
+    reference : str
+        The choice that the others were compared with: the line at zero on the right.
+    titles : two of str, optional
+        What the panels say. By default, in how many kinds each choice is ahead of chance, and how
+        many differences are decided.
     note : str
         What the intervals hold for, and of which model and seeds: a line below.
 
     Returns
     -------
     numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure; choices from the top, in the order of the rows.
+        Two, of a new figure: regrets, differences. A row a kind, in the order of `judged`.
 
     Raises
     ------
     ValueError
-        A column or rows are missing, a number is not finite, `finding` or `random` lacks a task.
+        A column, a choice or rows are missing, a number is not finite, `chance` lacks a kind.
     """
-    numbers = ["regret", "regret_low", "regret_high"]
-    tasks = by_task("judged", judged, ["choice"], numbers)
-    chance = dict(random) if isinstance(random, Mapping) else dict.fromkeys(tasks, random)
-    if missing := [task for task in tasks if task not in chance]:
-        raise ValueError(f"random={random!r} lacks {missing}: add a number for each task")
-    for task in tasks:
-        number_between("random", chance[task], 0, 1)
-    choices = judged["choice"].unique().tolist()
-
-    def draw(ax, own):
-        places = [choices.index(choice) for choice in own["choice"]]
-        line = chance[own["task"].iloc[0]]
-        colors = [BLUE if marked is None else marked.get(name, GREY) for name in own["choice"]]
-        draw_intervals(ax, places, own[numbers], colors, line, "at random")
-        ax.set_xlim(min(0, *own["regret_low"]) - 0.04, max(1, *own["regret_high"]) + 0.04)
-        ahead = own.loc[own["regret_high"] < line, "choice"].tolist()
-        said = " and ".join(ahead or ["none"]) if len(ahead) < 3 else f"{len(ahead)} of {len(own)}"
-        return f"{said} ahead of chance"
-
-    labels = "regret (0: best of all sets, 1: worst)", "", note
-    options = {"rows": choices}
-    return panels_of(tasks, 0.4 * len(choices) + 1.9, labels, draw, finding, **options)
+    numbers = ["regret", "regret_low", "regret_high", "difference", "low", "high"]
+    kinds = by_task("judged", judged, ["choice"], numbers)
+    if unknown := {*colors, reference} - {*judged["choice"]}:
+        raise ValueError(f"judged has no rows of {sorted(unknown)}: take them out of colors")
+    if missing := [kind for kind in kinds if kind not in chance]:
+        raise ValueError(f"chance={dict(chance)!r} lacks {missing}: add a number for each kind")
+    options = {"sharey": True, "layout": "constrained"}
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.75 * len(kinds) + 1.7), **options)
+    sns.despine(fig=figure)
+    ahead, decided = dict.fromkeys(colors, 0), 0
+    for row, (kind, own) in enumerate(kinds.items()):
+        line = number_between("chance", chance[kind], 0, 1)
+        axes[0].vlines(line, row - 0.42, row + 0.42, color=DARK, lw=1, ls="--")
+        for number, (name, color) in enumerate(colors.items()):
+            place = row + APART * (number - (len(colors) - 1) / 2)
+            found = own.loc[own["choice"] == name, numbers].to_numpy()
+            for ax, (value, low, high) in zip(axes, found.reshape(-1, 3)[:2], strict=True):
+                if ax is axes[0] or name != reference:
+                    ax.hlines(place, low, high, color=color, lw=1.8)
+                    ax.scatter(value, place, color=color, s=34, zorder=3)
+            regret_high, low, high = found[0, [2, 4, 5]]
+            ahead[name] += int(regret_high < line)
+            decided += int(name != reference and not low <= 0 <= high)
+            if row == 0:
+                style = {"textcoords": "offset points", "va": "center", "color": color}
+                axes[0].annotate(name, (regret_high, place), (6, 0), size=FONT + 1, **style)
+    style = {"ha": "center", "va": "bottom", "fontsize": FONT}
+    axes[0].text(chance[next(iter(kinds))], -0.44, "at random", **style)
+    axes[1].vlines(0, -0.42, len(kinds) - 0.5, color=DARK, lw=1, ls="--", zorder=0)
+    axes[1].text(0, -0.44, reference, **style)
+    wrapped = [textwrap.fill(str(kind), LETTERS) for kind in kinds]
+    axes[0].set(yticks=range(len(kinds)), yticklabels=wrapped, ylim=(len(kinds) - 0.5, -0.8))
+    axes[0].set(xlim=(-0.03, 1.03), xlabel="regret (0: the best of all sets, 1: the worst)")
+    axes[1].set_xlabel(f"loss minus that of {reference} (nats per token)")
+    counts = ", ".join(f"{name} in {count} of {len(kinds)}" for name, count in ahead.items())
+    told = f"Ahead of chance: {counts}", f"{decided} of {len(kinds) * (len(colors) - 1)} decided"
+    for ax, title in zip(axes, titles or told, strict=True):
+        ax.set_title(title, loc="left", fontsize=FONT + 2)
+    figure.supxlabel(note, fontsize=FONT + 1)
+    return axes
 
 
 def plot_alone(
@@ -86,7 +114,7 @@ def plot_alone(
     losses : pandas.DataFrame
         Columns `task`, `type`, `value` (such as the type's score), `loss` (nats per token).
         Several losses of a type are its runs: a line joins the lowest and the highest, and a dot
-        is their mean.
+        is their mean. If there is a column `size`, the areas of the dots follow it.
     label : str
         What `value` is, on the x axis.
     finding : dict, optional
@@ -104,15 +132,17 @@ def plot_alone(
     ValueError
         A column or rows are missing, a number is not finite, `finding` lacks a task.
     """
-    tasks = by_task("losses", losses, ["type"], ["value", "loss"])
+    sized = ["size"] if "size" in getattr(losses, "columns", ()) else []
+    tasks = by_task("losses", losses, ["type"], ["value", "loss", *sized])
 
     def draw(ax, own):
-        means = own.groupby("type")[["value", "loss"]].mean()
-        for name, (value, loss) in means.iterrows():
+        means = own.groupby("type")[["value", "loss", *sized]].mean()
+        for name, (value, loss, *size) in means.iterrows():
             runs = own.loc[own["type"] == name, "loss"]
             color = type_color(str(name))
+            area = AREA * size[0] / means["size"].max() if size else 50
             ax.vlines(value, runs.min(), runs.max(), color=color, lw=1.6)
-            ax.scatter(value, loss, s=50, color=color, zorder=3)
+            ax.scatter(value, loss, s=area, color=color, zorder=3)
         ax.margins(0.15)
         return f"rank correlation {means['value'].corr(means['loss'], method='spearman'):.2f}"
 
@@ -120,79 +150,81 @@ def plot_alone(
     return panels_of(tasks, 4.4, labels, draw, finding, fit=_label_types)
 
 
+@styled()
 def plot_forgetting(
     runs: pd.DataFrame,
-    finding: Mapping | None = None,
+    named: Mapping[str, str],
     *,
-    named: Mapping[str, str] | None = None,
+    title: str | None = None,
     note: str = "",
-) -> np.ndarray:
-    """What placements gain on the task against what they lose on unrelated texts.
+    ax: Axes | None = None,
+) -> Axes:
+    """What placements lose on unrelated texts, over the learning rate.
 
-    Single types are coloured dots, usual sets squares, rivals diamonds, full finetuning is a star;
-    sets of three are grey and without a name, but for the named ones, which are dark.
+    A line through the means of the seeds, and at each rate a bar from the lowest to the highest.
+    Single types have their colours. The axis is linear up to 0.1 nats, and logarithmic above.
 
     Parameters
     ----------
     runs : pandas.DataFrame
-        Columns `task`, `placement`, `group` (as for `plot_rates`), `gain` (loss before minus after
-        training) and `forgetting` (unrelated loss after minus before), both in nats per token.
-    finding : dict, optional
-        {task: what its title says}. By default, which placement gains most.
-    named : dict, optional
-        {placement: its label}: by default "all", "attention" and "down+gate+up" (MLP).
+        Columns `placement`, `lr`, `forgetting` (unrelated loss after the training minus before,
+        nats per token).
+    named : dict
+        {placement: its label}: these are drawn.
+    title : str, optional
+        None by default.
     note : str
-        Of which rate and seeds the runs are: a line below.
+        Of which model and seeds the runs are: a line below.
+    ax : matplotlib Axes, optional
+        Where to draw: by default the current axes, or new ones where no figure is open.
 
     Returns
     -------
-    numpy.ndarray of matplotlib.axes.Axes
-        One per task, of a new figure.
+    matplotlib.axes.Axes
 
     Raises
     ------
     ValueError
-        A column or rows are missing, a number is not finite, a group is unknown, `finding` lacks
-        a task.
+        A column or the runs of a placement are missing, a number is not finite, or a rate is not
+        positive.
     """
-    keys, numbers = ["placement", "group"], ["gain", "forgetting"]
-    tasks = by_task("runs", runs, keys, numbers, group=GROUPS)
-    tables = {task: own.groupby(keys)[numbers].mean().reset_index() for task, own in tasks.items()}
-    named = MAIN if named is None else named
-    said = "forgetting: loss added on unrelated texts; grey: the other sets of three"
-    labels = "gain (nats per token)", "forgetting (nats per token)", f"{said}\n{note}".strip()
-    options = {"fit": partial(_label_gains, named=named)}
-    draw = partial(_draw_forgetting, named=named)
-    return panels_of(tables, 5.4, labels, draw, finding, **options)
-
-
-def _draw_forgetting(ax: Axes, table: pd.DataFrame, named: Mapping[str, str]) -> str:
-    ax.margins(x=0.1, y=0.2)
-    for name, group, gain, forgetting in table.to_numpy():
-        color, size = _color(name, group, named), 200 if group == "full" else 50
-        style = {"edgecolor": "white", "lw": 0.5, "zorder": 2 if color == GREY else 3}
-        ax.scatter(gain, forgetting, size, color=color, marker=MARKERS[group], **style)
-    name, _, gain, forgetting = table.loc[table["gain"].idxmax()]
-    return f"{name} gains most ({gain:.2f}), forgets {forgetting:+.2f}"
-
-
-def _label_gains(ax: Axes, table: pd.DataFrame, named: Mapping[str, str]) -> None:
-    """Names of all but the sets of three."""
-    note = {"xycoords": "axes fraction", "ha": "right", "va": "bottom", "fontsize": FONT + 1}
-    taken = [ax.annotate("better ↘", (0.995, 0.01), **note).get_window_extent()]
-    labels = []
-    for name, group, *at in table[["placement", "group", "gain", "forgetting"]].to_numpy():
-        told = "" if group == "triple" and name not in named else named.get(name, name)
-        labels.append((told, tuple(at), _color(name, group, named)))
-    label_dots(ax, labels, taken)
+    told = runs.assign(task="all placements") if hasattr(runs, "assign") else runs
+    by_task("runs", told, ["placement"], ["lr", "forgetting"])
+    if missing := [name for name in named if name not in {*runs["placement"]}]:
+        raise ValueError(f"runs has no runs of {missing}: take them out of named")
+    if (runs["lr"] <= 0).any():
+        raise ValueError(f"runs holds lr={runs['lr'].min()}: pass rates above 0")
+    ax = axes_for(ax, width=8.5, height=5)
+    ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=LINEAR, linscale=0.6)
+    ends, top = {}, LINEAR
+    for number, (placement, label) in enumerate(named.items()):
+        own = runs.loc[runs["placement"] == placement].groupby("lr")["forgetting"]
+        table = own.agg(["min", "max", "mean"])
+        across = table.index * 1.015 ** (number - (len(named) - 1) / 2)  # so that bars stay apart
+        color = type_color(placement) if type_role(placement) else DARK
+        dashes, marker = LOOKS[number % len(LOOKS)]
+        ax.plot(across, table["mean"], color=color, ls=dashes, marker=marker, lw=1.6, zorder=3)
+        ax.vlines(across, table["min"], table["max"], color=color, lw=1.2)
+        ends[label] = (table.index[-1] * 1.015 ** (len(named) / 2), table["mean"].iloc[-1], color)
+        top = max(top, table["max"].max())
+    rates = sorted(runs.loc[runs["placement"].isin(list(named)), "lr"].unique())
+    ax.set_xticks(
+        rates, [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates]
+    )
+    ax.set_yticks(
+        TICKS[top >= TICKS], [f"{tick:g}".replace("-", "−") for tick in TICKS[top >= TICKS]]
+    )
+    ax.minorticks_off()
+    ax.axhline(0, color="0.8", lw=0.8, zorder=0)
+    ax.set_xlabel(f"learning rate\n{note}".strip())
+    ax.set_ylabel("forgetting (nats per token;\nlinear up to 0.1, logarithmic above)")
+    ax.set_title(title or "", loc="left")
+    label_lines(ax, ends, size=FONT + 1)
+    return ax
 
 
 def _label_types(ax: Axes, runs: pd.DataFrame) -> None:
     means = runs.groupby("type")[["value", "loss"]].mean()
     labels = [(str(name), tuple(at), type_color(str(name))) for name, at in means.iterrows()]
     label_dots(ax, labels, [])
-
-
-def _color(placement: str, group: str, named: Mapping[str, str]) -> Any:
-    others = {"single": type_color(placement), "triple": GREY, "rival": RIVAL}
-    return DARK if placement in named else others.get(group, DARK)

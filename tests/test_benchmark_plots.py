@@ -10,15 +10,15 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from plop_nb.benchmark_plots import (
-    BLUE,
     GREY,
     plot_agreement,
     plot_differences,
     plot_rates,
+    plot_seeds,
     plot_trainings,
 )
 from plop_nb.palette import DARK, type_color
-from plop_nb.rule_plots import plot_alone, plot_forgetting, plot_rules
+from plop_nb.rule_plots import plot_alone
 from plop_nb.stats import mean_interval
 
 SINGLE = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -68,23 +68,6 @@ def differences(tasks=1):
     return pd.DataFrame(rows, columns=columns)
 
 
-def rules(tasks=1):
-    rows = []
-    for task in TASKS[:tasks]:
-        rows.append((task, "lowest scores", 0.2, 0.1, 0.3))
-        rows.append((task, "highest scores", 0.9, 0.8, 1.0))
-        rows.append((task, "gradients", 0.4, 0.2, 0.6))
-    return pd.DataFrame(rows, columns=["task", "choice", "regret", "regret_low", "regret_high"])
-
-
-def forgetting(tasks=1):
-    generator = np.random.default_rng(0)
-    rows = []
-    for task, (name, group) in itertools.product(TASKS[:tasks], GROUP.items()):
-        rows.append((task, name, group, *generator.normal([3, 0], 0.1)))
-    return pd.DataFrame(rows, columns=["task", "placement", "group", "gain", "forgetting"])
-
-
 def alone(tasks=1):
     """The higher its value, the higher a type's loss; two runs each, 0.1 apart."""
     rows = []
@@ -100,8 +83,6 @@ DRAWN = {
     "agreement": (agreement, lambda frame: plot_agreement(frame, (1, 2), LABELS), 1),
     "rates": (rates, plot_rates, "loss"),
     "differences": (differences, lambda frame: plot_differences(frame, "attention"), "high"),
-    "rules": (rules, plot_rules, "regret_low"),
-    "forgetting": (forgetting, plot_forgetting, "gain"),
     "alone": (alone, lambda frame: plot_alone(frame, "score"), "value"),
 }
 
@@ -162,9 +143,34 @@ def test_agreement_shows_both_seeds_and_the_named_sets_on_top():
     assert line.get_slope() == 1 and line.get_xy1()[0] == line.get_xy1()[1]
     (ax,) = plot_agreement(agreement(), (1, 2), LABELS)
     assert ax.get_xlabel() == "loss with seed 1 (nats per token)"
+    (ax,) = plot_agreement(agreement(), (1, 2), LABELS, note="35 sets")
+    assert ax.figure._supxlabel.get_text().endswith("the same loss\n35 sets")
     same = agreement()
     same[2] = 2 * same[1]
     assert titles(plot_agreement(same, (1, 2), LABELS)) == ["short sums: rank correlation 1.00"]
+
+
+def test_seeds_are_dots_about_the_line_of_their_means():
+    columns = pd.MultiIndex.from_product([[1e-3, 2e-3], [0, 1, 2]], names=["lr", "seed"])
+    values = [[1, 2, 3, 4, 6, 5], [2, 2, 2, 3, 4, np.nan]]
+    table = pd.DataFrame(values, index=["MLP", "attention"], columns=columns)
+    ax = plot_seeds(table, title="A finding")
+    assert ax.get_title(loc="left") == "A finding"
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[2, 5], [2, 3.5]]
+    names = {text.get_text(): text.get_position()[0] for text in ax.texts}
+    assert names == {
+        name: line.get_xdata().mean() for name, line in zip(names, ax.lines, strict=True)
+    }
+    points = np.concatenate([np.ma.filled(own.get_offsets(), np.nan) for own in ax.collections])
+    assert len(points[np.isfinite(points).all(axis=1)]) == 11
+    for line, own in zip(ax.lines, table.to_numpy(), strict=True):
+        for place, wanted in zip(line.get_xdata(), own.reshape(2, 3), strict=True):
+            found = points[points[:, 0] == place, 1]
+            assert sorted(found[np.isfinite(found)]) == sorted(wanted[np.isfinite(wanted)])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1e-3", "2e-3"] * 2
+    for wrong in (table.head(0), table[1e-3]):
+        with pytest.raises(ValueError, match="pass rows of placements and columns of lr and seed"):
+            plot_seeds(wrong)
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -259,31 +265,6 @@ def test_rows_that_a_task_lacks_say_so():
     assert "not compared" not in {text.get_text() for text in second.texts}
 
 
-def test_rules_stand_in_order_with_what_they_choose():
-    (ax,) = plot_rules(rules(), random=0.45)
-    assert row_names(ax) == ["lowest scores", "highest scores", "gradients"]
-    bars, points = ax.collections
-    assert np.asarray(points.get_offsets()) == pytest.approx(
-        np.array([[0.2, 0], [0.9, 1], [0.4, 2]])
-    )
-    ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
-    assert ends == [[0.1, 0.3], [0.8, 1.0], [0.2, 0.6]]
-    (said,) = ax.texts
-    assert said.get_text() == "at random" and said.get_position()[0] == 0.45
-    assert ax.lines[0].get_xdata()[0] == 0.45
-    assert titles([ax]) == ["short sums: lowest scores ahead of chance"]
-    assert {to_rgba(color) for color in bars.get_colors()} == {to_rgba(BLUE)}
-    (ax,) = plot_rules(rules(), 0.7, marked={"gradients": "red"}, note="two seeds")
-    assert titles([ax]) == ["short sums: lowest scores and gradients ahead of chance"]
-    colors = [tuple(color) for color in ax.collections[0].get_colors()]
-    assert colors == [to_rgba("0.65"), to_rgba("0.65"), to_rgba("red")]
-    assert ax.figure._supxlabel.get_text() == "two seeds"
-    many = rules().assign(regret_high=0.5)
-    assert titles(plot_rules(many, random=0.6)) == ["short sums: 3 of 3 ahead of chance"]
-    with pytest.raises(ValueError, match="random=2"):
-        plot_rules(rules(), random=2)
-
-
 def test_trainings_have_a_row_each_and_their_mean_has_an_interval_over_them():
     gaps = {"seed 0": [0.3, 0.2, 0.25], "seed 1": [-0.3, -0.2, -0.25], "seed 2": [0.1, -0.1, 0.02]}
     ax = plot_trainings(gaps, "a minus b", title="told", unit="text", level=0.9)
@@ -299,9 +280,24 @@ def test_trainings_have_a_row_each_and_their_mean_has_an_interval_over_them():
     assert [line.get_markerfacecolor() for line in dots] == [DARK, "white", GREY, GREY]
     assert {line.get_color() for line in dots + bars} == {DARK}  # no type's colour
     said = [text.get_text() for text in ax.texts]
-    assert said == [f"{own.mean:+.2f} ({own.low:+.2f} to {own.high:+.2f})" for own in found]
+    expected = [f"{own.mean:+.2f} ({own.low:+.2f} to {own.high:+.2f})" for own in found]
+    assert said == [words.replace("-", "−") for words in expected]  # a minus, as on the axis
     assert ax.get_xlabel().startswith("a minus b\n") and ax.get_title(loc="left") == "told"
-    assert "90% intervals, over 3 texts; last row: over the 3 above" in ax.get_xlabel()
+    assert "90% intervals, over 3 texts; last row: over the 3 means" in ax.get_xlabel()
+
+
+def test_trainings_say_which_side_is_better_above_all_dots():
+    gaps = {"seed 0": [0.3, 0.1, 0.2], "seed 1": [-0.3, -0.1, -0.2]}
+    sides = ("a is better", "b is better")
+    ax = plot_trainings(gaps, "a minus b", sides=sides, title="Undecided: one each\nthe setting")
+    assert ax.get_title(loc="left") == "Undecided: one each\nthe setting"
+    left, right = (text for text in ax.texts if "better" in text.get_text())
+    assert (left.get_text(), right.get_text()) == ("← a is better", "b is better →")
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in (left, right)]
+    numbers = [text.get_window_extent() for text in ax.texts if text not in (left, right)]
+    assert boxes[0].x1 < boxes[1].x0
+    assert min(box.y0 for box in boxes) > max(box.y1 for box in numbers)
 
 
 def test_one_training_has_no_interval_over_trainings():
@@ -310,17 +306,6 @@ def test_one_training_has_no_interval_over_trainings():
     with pytest.raises(ValueError, match="expected two or more finite numbers"):
         plot_trainings({"seed 0": [0.1], "seed 1": [0.1]}, "a minus b")
     assert not plt.get_fignums()
-
-
-def test_chance_may_differ_between_panels():
-    first, second = plot_rules(rules(2), random={"short_sums": 0.3, "spelling": 0.95})
-    assert [ax.lines[0].get_xdata()[0] for ax in (first, second)] == [0.3, 0.95]
-    assert titles([first, second]) == [
-        "short sums: none ahead of chance",
-        "spelling: lowest scores and gradients ahead of chance",
-    ]
-    with pytest.raises(ValueError, match=r"lacks \['spelling'\]: add a number for each task"):
-        plot_rules(rules(2), random={"short_sums": 0.3})
 
 
 def test_types_alone_are_coloured_dots_at_their_means_with_a_line_over_their_runs():
@@ -338,28 +323,6 @@ def test_types_alone_are_coloured_dots_at_their_means_with_a_line_over_their_run
     assert (
         plot_alone(table, "score", note="two seeds")[0].figure._supxlabel.get_text() == "two seeds"
     )
-
-
-def test_forgetting_has_a_dot_per_placement_and_names_the_main_ones():
-    table = forgetting()
-    (ax,) = plot_forgetting(table)
-    expected = table.sort_values("placement")[["gain", "forgetting"]].to_numpy()
-    found = np.concatenate([np.asarray(own.get_offsets()) for own in ax.collections])
-    assert found == pytest.approx(expected)
-    named = {text.get_text(): text.xy for text in ax.texts}
-    assert named.pop("better ↘")
-    assert set(named) == {"MLP", *[n for n, group in GROUP.items() if group != "triple"]}
-    row = table.set_index("placement").loc["v"]
-    assert named["v"] == pytest.approx((row["gain"], row["forgetting"]))
-    best = table.loc[table["gain"].idxmax()]
-    (title,) = titles([ax])
-    assert title.startswith(f"short sums: {best['placement']} gains most ({best['gain']:.2f})")
-    (ax,) = plot_forgetting(table, named={"down+up+v": "PLoP's choice"}, note="one seed")
-    assert {"PLoP's choice", "all"} < {text.get_text() for text in ax.texts}
-    assert "MLP" not in {text.get_text() for text in ax.texts}
-    assert ax.figure._supxlabel.get_text().endswith("\none seed")
-    table.loc[table["placement"] == "v", ["gain", "forgetting"]] = [4.0, -0.25]
-    assert titles(plot_forgetting(table)) == ["short sums: v gains most (4.00), forgets -0.25"]
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -384,7 +347,7 @@ def test_frames_with_gaps_are_refused_before_anything_is_drawn(name):
 
 @pytest.mark.parametrize(
     ("name", "column", "value"),
-    [("rates", "group", "pair"), ("differences", "verdict", "?"), ("forgetting", "group", "pair")],
+    [("rates", "group", "pair"), ("differences", "verdict", "?")],
 )
 def test_unknown_words_are_refused(name, column, value):
     made, plot, _ = DRAWN[name]

@@ -83,7 +83,8 @@ def test_a_naive_analysis_of_gemma_finds_the_same(gemma):
 # What the notebooks cite
 
 
-def test_the_replays_that_notebook_05_cites():
+def test_the_replays_that_notebook_05_names():
+    """A race is ahead of a grid at a tenth of the cost, and level with it at a fifth."""
     race = pd.read_csv(data_file("results/race.csv"), comment="#").query("placements == 35")
     shares = race.query("reduction == 3 or share != share").set_index(["way", "share"])
     within = shares["within_0.05"].round(2)
@@ -103,3 +104,43 @@ def test_the_published_rows_that_notebooks_05_and_05b_cite():
         "Qwen3-0.6B": -1.3,
         "Qwen3-1.7B": 0.91,
     }
+
+
+def test_what_notebook_05b_says_of_rules_and_single_types():
+    sets = ["down+up+v", "gate+up+v", "down+gate+up", "down+gate+k"]
+    choices = ex.recorded_choices("SmolLM2-135M-Instruct", sets)
+    for rule in ("frobenius", "condition"):
+        assert choices.loc[rule, ["short_sums", "spelling"]].eq("down+up+v").all()
+    assert choices.loc["nfn", "short_sums"] == choices.loc["first-order gain", "short_sums"]
+    rules = pd.read_csv(data_file("results/rules.csv"), comment="#")
+    scores = rules.query("model == 'gemma-3-270m' and rule == 'nfn'").set_index("type")["value"]
+    assert scores.nsmallest(4).index.tolist() == ["v_proj", "up_proj", "gate_proj", "k_proj"]
+    assert scores["k_proj"] - scores["gate_proj"] == pytest.approx(0.04, abs=0.005)
+
+
+def test_the_best_rates_that_notebook_05b_says_of_gemma(gemma):
+    means = gemma.pivot_table(index="placement", columns="lr", values="loss")
+    assert means.loc["gate+up+v"].idxmin() == pytest.approx(1e-3)
+    assert means.loc[MLP, 5e-4:].idxmin() == pytest.approx(5e-4)
+
+
+def test_who_forgets_more_turns_round_with_the_rate():
+    """With each seed: query + value at 1e-3, the MLP at 4e-3."""
+    runs = ex.load_benchmark().round({"lr": 6})
+    runs = runs.query("model == 'SmolLM2-135M-Instruct' and task == 'short_sums' and seed < 3")
+    after = runs.pivot_table(index=["lr", "seed"], columns="placement", values="unrelated_loss")
+    more = after["query + value"] - after[MLP]
+    assert len(more[1e-3]) == len(more[4e-3]) == 3
+    assert (more[1e-3] > 0).all() and (more[4e-3] < 0).all()
+    least = ["gate", "up", "last third of layers"]
+    untrained = pd.read_csv(data_file("results/benchmark_untrained.csv"), comment="#")
+    before = untrained.query("model == 'SmolLM2-135M-Instruct' and task == 'short_sums'")
+    at_all = after.loc[[1e-3, 2e-3, 4e-3], least] - before["unrelated_loss"].item()
+    assert at_all.max().max() < 0.035
+
+
+def test_the_24_problems_of_code_that_notebook_05b_cites():
+    code = pd.read_csv(data_file("results/code.csv"), comment="#").query("split == 'validation'")
+    lowest = code.groupby("placement")["loss"].min()
+    ahead = lowest[lowest < lowest["PLoP"]].index.tolist()
+    assert ahead == ["MLP", "all", "random 2"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plop_nb.experiments.pooling import interval, pooled_losses, seed_variance
+from plop_nb.experiments.pooling import interval, judge_choices, pooled_losses, seed_variance
 
 TYPES = "qkvogud"
 TRIPLES = {"".join(three): set(three) for three in itertools.combinations(TYPES, 3)}
@@ -68,6 +68,34 @@ def test_chance_is_the_mean_regret_of_all_choices():
     regrets = [pooled.judged(name)["regret"] for name in TRIPLES]
     assert pooled.chance == pytest.approx(np.mean(regrets))
     assert 0.2 < pooled.chance < 0.8
+
+
+def test_choices_are_judged_and_compared_with_one_placement_all_at_once():
+    random = np.random.default_rng(8)
+    losses = truth(random, own=0) | {"qkv": 1.5}  # surely the worst
+    pooled = {"usual": pooled_losses(measured(losses, random, noise=0.01), TRIPLES)}
+    pooled["noisy"] = pooled_losses(measured(losses, random, noise=0.5), TRIPLES)
+    choices = {"usual": pd.Series({"a": "qkv", "b": "ogu", "c": "gud"})}  # as of a frame
+    choices["noisy"] = {"a": "ogu", "b": "ogu", "c": "gud"}
+    table = judge_choices(pooled, choices, "gud")
+    assert table["task"].tolist() == ["usual"] * 3 + ["noisy"] * 3
+    assert table["choice"].tolist() == ["a", "b", "c"] * 2
+    first = table.iloc[0]
+    assert first["verdict"] == "worse" and first["low"] < 1.5 - losses["gud"] < first["high"]
+    judged = pooled["usual"].judged("qkv")
+    assert {key: first[key] for key in judged if "regret" in key} == {
+        key: value for key, value in judged.items() if "regret" in key
+    }
+    same = table.query("choice == 'c'")
+    assert same["verdict"].tolist() == ["same"] * 2
+    assert not same[["difference", "low", "high"]].to_numpy().any()
+    gaps = pooled["noisy"].draws["ogu"] - pooled["noisy"].draws["gud"]
+    undecided = table.iloc[3]
+    assert undecided["verdict"] == "undecided"
+    # three comparisons: qkv and ogu of the first kind, ogu (chosen twice) of the second
+    expected = interval(gaps.to_numpy(), 1 - 0.05 / 3)
+    assert (undecided["low"], undecided["high"]) == pytest.approx(expected)
+    assert judge_choices(pooled, {"usual": {"a": "gud"}}, "qkv")["verdict"].tolist() == ["better"]
 
 
 def test_where_all_is_noise_no_choice_is_good_or_bad():
@@ -140,3 +168,10 @@ def test_bad_input():
         pooled_losses(results[results["seed"] == 0], TRIPLES)
     with pytest.raises(ValueError, match="choice='x'"):
         pooled_losses(results, TRIPLES).judged("x")
+    pooled = {"usual": pooled_losses(results, TRIPLES)}
+    with pytest.raises(ValueError, match=r"choices has \['other'\], expected .*usual"):
+        judge_choices(pooled, {"other": {"a": "qkv"}}, "gud")
+    with pytest.raises(ValueError, match="reference='x' is no placement of 'usual'"):
+        judge_choices(pooled, {"usual": {"a": "qkv"}}, "x")
+    with pytest.raises(ValueError, match="choice='x'"):
+        judge_choices(pooled, {"usual": {"a": "x"}}, "gud")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from plop_nb.experiments.gradients import completion_gradients
     from plop_nb.experiments.grids import curves, grid, read_runs
     from plop_nb.experiments.norms_callback import NormsCallback
-    from plop_nb.experiments.pooling import pooled_losses
+    from plop_nb.experiments.pooling import judge_choices, pooled_losses
     from plop_nb.experiments.power_law import power_fit
     from plop_nb.experiments.races import race
     from plop_nb.experiments.small_networks import growth
@@ -41,6 +41,7 @@ HOMES = {
     "first_step_gain": "plop_nb.experiments.first_steps",
     "grid": "plop_nb.experiments.grids",
     "growth": "plop_nb.experiments.small_networks",
+    "judge_choices": "plop_nb.experiments.pooling",
     "load_benchmark": "plop_nb.experiments.benchmarking",
     "load_task": "plop_nb.experiments.tasks",
     "mean_interval": "plop_nb.stats",

@@ -149,6 +149,63 @@ def pooled_losses(
     )
 
 
+def judge_choices(
+    pooled: Mapping[str, Pooled],
+    choices: Mapping[str, Mapping[str, str]],
+    reference: str,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """How good the choices of rules are, and by how much they differ from one placement.
+
+    Parameters
+    ----------
+    pooled : dict
+        {kind of runs: their losses}.
+    choices : dict
+        {kind of runs: {rule: the placement that it chooses}}; kinds as in `pooled`.
+    reference : str
+        The placement to compare with.
+    level : float
+        How probably all intervals of differences hold at once (Bonferroni over the different
+        choices), and the coverage of the interval of each regret by itself.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per kind and rule: `task` (the kind), `choice` (the rule), `placement`, `regret`,
+        `regret_low`, `regret_high` (as from `Pooled.judged`), `difference` (loss minus that of the
+        reference, nats per token), `low`, `high`, `verdict` ("better", "worse", "undecided", or
+        "same" for the reference itself).
+
+    Raises
+    ------
+    ValueError
+        A kind, a choice or the reference is not in `pooled`.
+    """
+    if missing := [kind for kind in choices if kind not in pooled]:
+        raise ValueError(f"choices has {missing}, expected kinds among {sorted(pooled)}")
+    chosen = {kind: dict(own) for kind, own in choices.items()}
+    sets = {(kind, name) for kind, own in chosen.items() for name in own.values()}
+    tail = (1 - coverage_level(level)) / max(1, sum(name != reference for _, name in sets))
+    found = {}
+    for kind, name in sets:
+        judged = pooled[kind].judged(name, level)
+        if reference not in pooled[kind].draws:
+            raise ValueError(f"reference={reference!r} is no placement of {kind!r}")
+        gaps = (pooled[kind].draws[name] - pooled[kind].draws[reference]).to_numpy()
+        low, high = interval(gaps, 1 - tail)
+        verdict = "worse" if low > 0 else "better" if high < 0 else "undecided"
+        own = {"placement": name} | {key: judged[key] for key in judged if "regret" in key}
+        own |= {"difference": gaps.mean(), "low": low, "high": high}
+        found[kind, name] = own | {"verdict": "same" if name == reference else verdict}
+    rows = [
+        {"task": kind, "choice": rule, **found[kind, name]}
+        for kind, own in chosen.items()
+        for rule, name in own.items()
+    ]
+    return pd.DataFrame(rows)
+
+
 @dataclass(frozen=True)
 class _Fit:
     """The least-squares effects of types, with the variances of all that moves them.
