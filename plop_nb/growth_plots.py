@@ -14,6 +14,7 @@ THEORY: dict = {"color": "#C2410C", "ls": "--", "lw": 2, "zorder": 5}
 MEASURED = "#2F7A8C"  # of what is no type of maps
 STEP = "training step"
 GROWTH = "growth since step 0\n" + r"$\|W_t z\|^2 / n \,-\, \|W_0 z\|^2 / n$"
+KEY = "dots: measured in the loop\nline: closed form"
 STYLES = ("-", "--", ":", "-.")  # of lines without a type
 SHADES = (DARK, "0.55", MEASURED)  # their colours
 
@@ -45,8 +46,8 @@ def plot_closed_form(run: pd.DataFrame, *, title: str = "", ax: Axes | None = No
     ax.plot(run["step"], run["quadratic"], **THEORY)
     last = run.iloc[-1]
     ax.set(xlabel=STEP, ylabel=GROWTH, xlim=(0, None))
-    style = {"transform": ax.transAxes, "va": "top", "color": MEASURED}
-    ax.text(0.04, 0.97, "dots: measured in the loop", **style)
+    style = {"transform": ax.transAxes, "va": "top", "color": "0.35", "size": 11}
+    ax.text(0.04, 0.97, KEY, **style)
     named = {"closed form": ("closed", DARK), "its quadratic term": ("quadratic", THEORY["color"])}
     label_lines(ax, {k: (last["step"], last[of], color) for k, (of, color) in named.items()})
     return ax
@@ -89,7 +90,7 @@ def plot_cross_share(
         style = {"textcoords": "offset points", "ha": ha, "va": "center", "color": MEASURED}
         words = f"step {step}:\n{dots[step]:.0f} %".replace("-", "\N{MINUS SIGN}")
         ax.annotate(words, (step, dots[step]), (6 if ha == "right" else 0, 28 * up), **style)
-    note = ["dots: loop, line: closed form"]
+    note = [KEY]
     if len(outside := dots[dots.abs() > limit]):
         note.append("outside: " + ", ".join(f"step {k} ({s:.0f} %)" for k, s in outside.items()))
     place = {"x": 0.98, "y": 0.5 + 0.25 * up, "ha": "right", "va": "center", "color": "0.35"}

@@ -41,8 +41,8 @@ def place(
     rule : {"nfn", "size"} or pandas.Series
         Which types come first. "nfn": those with the lowest score. "size": those whose adapters
         have the most parameters at the same rank, which in most decoders are the three of the MLP;
-        the scores do not matter, so those of one text will do. A Series {type: number} is a rule of your own: the
-        lowest numbers come first.
+        the scores do not matter, so those of one text will do. A Series {type: number} is a rule
+        of your own: the lowest numbers come first.
 
         In the benchmark of notebooks 05 and 05b (SmolLM2-135M at the beginning of trainings, all 35
         sets of three types at equal parameters, sums and spelling) no rule is shown to choose

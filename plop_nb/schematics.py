@@ -37,7 +37,7 @@ def draw_method(ax: Axes | None = None) -> Axes:
         "texts": ("run a few texts\nthrough the model", _draw_text),
         "inputs": ("record the input z\nof every linear map W", _draw_inputs),
         "score": ("compare with noise z̃\nof the same norm", _draw_ratio),
-        "types": ("mean of each type over\ntokens, texts and layers", _draw_types),
+        "types": ("mean over tokens, texts\nand layers; black: chosen", _draw_types),
         "adapters": ("train B and A on the\nlowest-scoring types", _draw_adapters),
     }
     for place, (name, (what, draw)) in enumerate(steps.items()):
@@ -119,8 +119,8 @@ def draw_alignment(
     weight : numpy.ndarray
         The map, shape (2, 2), not all zeros.
     example : numpy.ndarray, optional
-        An input of length 1, drawn with its output. Then no NFN is written, so that readers can
-        guess it.
+        An input of length 1, drawn with its output. Its NFN is not written, so that readers can
+        guess it from those of the two axes.
 
     Returns
     -------
@@ -158,12 +158,10 @@ def draw_alignment(
         _arrow(ax, (0, 0), inputs[:, axis], color)
         tip = images[:, axis] * sizes[axis]
         _arrow(ax, (middle, 0), (middle + tip[0], tip[1]), color)
-        name, extent = ("x₁", "x₂")[axis], ("most", "least")[axis]
+        name = ("x₁", "x₂")[axis]
         centred = {"ha": "center", "va": "center", **style(color)}
         ax.text(*(1.13 * inputs[:, axis]), name, **centred)
-        text = f"W {name}, stretched\n{extent}"  # in lines that fit into the dashed circle
-        if example is None:
-            text = f"NFN = {sizes[axis]:.2f} / {baseline:.2f}\n= {sizes[axis] / baseline:.2f}"
+        text = f"‖W {name}‖ = {sizes[axis]:.2f}\nNFN = {sizes[axis] / baseline:.2f}"
         tip = (middle, 0) + images[:, axis] * (sizes[axis] + 0.1)
         ax.text(*tip, text, va=("top", "bottom")[axis], ha=("left", "center")[axis], **style(color))
     if example is not None:
@@ -177,9 +175,9 @@ def draw_alignment(
     on_ring = {"ha": "center", "va": "center", "size": 11, "weight": "bold"}
     ground = {"fc": "white", "ec": "none", "pad": 2}
     ax.text(middle + x, y, f"baseline {baseline:.2f}", bbox=ground, **on_ring)
-    words = "outputs W z, to the same scale\n(dashed: their root mean square length)"
+    words = "outputs, to the same scale\n(dashed: their root mean square length)"
     ax.text(middle, -high - 0.1, words, ha="center", va="top")
-    ax.text(0, -high - 0.1, "inputs z of length 1", ha="center", va="top")
+    ax.text(0, -high - 0.1, "inputs of length 1", ha="center", va="top")
     ax.set_title(
         "Inputs that W sends to the long axis have NFN above 1,\n"
         "those sent to the short axis below 1"
@@ -189,11 +187,17 @@ def draw_alignment(
 
 @styled()
 def draw_pushes(
-    ax: Axes | None = None, *, push: float = PUSH, pushes: int = 4, steps: int = 10
+    ax: Axes | None = None,
+    *,
+    push: float = PUSH,
+    pushes: int = 4,
+    steps: int = 10,
+    setting: str = "",
 ) -> Axes:
     """Why growth is quadratic: equal pushes, all at a right angle to the output before training.
 
-    To scale. Lengths are per neuron (root mean squares); the output before training has length 1.
+    To scale. Lengths are divided by the root of the width (root mean squares); the output before
+    training has length 1.
 
     Parameters
     ----------
@@ -203,6 +207,8 @@ def draw_pushes(
         The length of one arrow; by default that of ten steps of 0.05 in a wide network.
     pushes, steps : int
         How many arrows, and how many steps of training each stands for.
+    setting : str
+        What the pushes are of, such as the width and the step size; written below.
 
     Returns
     -------
@@ -221,7 +227,7 @@ def draw_pushes(
     _arrow(ax, (0, 0), (0, 1), MIDDLE)
     added = {"ha": "center", "va": "bottom", "size": 11, "color": LONG}
     ax.text(-0.06, 1.06, "added to the\nsquared length:", **added | {"ha": "right"})
-    _arrow(ax, (0, 0), (end, 1), DARK)
+    _arrow(ax, (0, 0), (end, 1), DARK, shrinkB=12)  # so that its head is clear of the last push
     for k in range(1, pushes + 1):
         _arrow(ax, (push * (k - 1), 1), (push * k, 1), LONG)
         ax.text(push * k, 1.06, f"step {steps * k}\n{k * k} × {push**2:.2f}", **added)
@@ -231,11 +237,11 @@ def draw_pushes(
     ax.text(-0.06, 0.5, words, ha="right", va="center", color=MIDDLE)
     words = f"$W_t z$ at step {steps * pushes}:\nlength {np.sqrt(1 + end**2):.2f}"
     ax.text(0.6 * end + 0.1, 0.55, words, va="top", weight="bold")
-    note = f"to scale; lengths per neuron; an arrow of the upper row: {steps} steps, all equal"
-    ax.text(-0.75, -0.1, note, va="top", size=11, color="0.35")
+    note = f"to scale; lengths divided by √n; each arrow of the upper row: {steps} steps"
+    ax.text(-0.75, -0.1, f"{note}\n{setting}", va="top", size=11, color="0.35")
     ax.set_title(
-        f"Equal pushes at a right angle to the output: {pushes} times as many steps\n"
-        f"add {pushes**2} times as much to its squared length"
+        f"Equal pushes at a right angle to the first output: {pushes} times as many\n"
+        f"steps add {pushes**2} times as much to the squared length"
     )
     return ax
 
@@ -259,8 +265,9 @@ def _blank(ax: Axes | None, size: tuple, across: tuple, up: tuple) -> Axes:
     return ax
 
 
-def _arrow(ax: Axes, start, end, color: str = MIDDLE) -> None:
-    ax.annotate("", tuple(end), tuple(start), arrowprops=ARROW | {"color": color}, zorder=3)
+def _arrow(ax: Axes, start, end, color: str = MIDDLE, **props) -> None:
+    arrow = ARROW | {"color": color, **props}
+    ax.annotate("", tuple(end), tuple(start), arrowprops=arrow, zorder=3)
 
 
 def _matrix(ax: Axes, corner: tuple, size: tuple, name: str, color: str) -> None:
@@ -279,7 +286,7 @@ def _draw_text(ax: Axes, left: float) -> None:
 
 
 def _draw_inputs(ax: Axes, left: float) -> None:
-    """A map with a wire through it, and a hook on the wire."""
+    """A map with a wire through it, and a tap on the wire."""
     ax.plot([left + 0.2, left + 2.2], [0.95, 0.95], color=MIDDLE, lw=2)
     ax.add_patch(Rectangle((left + 1.2, 0.55), 0.8, 0.8, color=FROZEN, zorder=2))
     style = {"ha": "center", "va": "center"}
@@ -288,19 +295,18 @@ def _draw_inputs(ax: Axes, left: float) -> None:
     ax.plot(left + 0.65, 1.45, marker="o", ms=9, mfc="white", mec=DARK, mew=2)
     ax.plot(left + 0.65, 0.95, marker="o", ms=5, color=DARK)
     ax.text(left + 0.36, 1.17, "z", size=13, **style)
-    ax.text(left + 0.65, 1.75, "hook", size=10, **style)
 
 
 def _draw_ratio(ax: Axes, left: float) -> None:
     """The norm of an output over that of a random input's output."""
     _arrow(ax, (left + 0.35, 1.45), (left + 0.95, 1.45), DARK)
-    ax.plot([left + 0.25, left + 1.4], [1.1, 1.1], color=DARK, lw=2)
+    ax.plot([left + 0.25, left + 1.35], [1.1, 1.1], color=DARK, lw=2)
     _arrow(ax, (left + 0.35, 0.8), (left + 1.3, 0.8), MIDDLE)
     style = {"ha": "center", "va": "center"}
     ax.text(left + 0.82, 1.75, "‖W z‖", size=13, **style)
     ax.text(left + 0.82, 0.48, "‖W z̃‖", size=13, color=MIDDLE, **style)
     ax.text(left + 0.82, 0.2, "noise", size=10, color=MIDDLE, **style)
-    ax.text(left + 1.87, 1.1, "= score", size=12, weight="bold", **style)
+    ax.text(left + 1.91, 1.1, "= score", size=12, weight="bold", **style)
     ax.text(left + 1.87, 0.68, "shorter:\nbelow 1", size=9.5, **style)
 
 
@@ -318,13 +324,16 @@ def _draw_types(ax: Axes, left: float) -> None:
 
 
 def _draw_adapters(ax: Axes, left: float) -> None:
-    """A map of one of the lowest types with its pair of thin matrices."""
+    """A map of one of the lowest types, with thin matrices that are as high and as wide."""
     style = {"ha": "center", "va": "center"}
-    ax.add_patch(Rectangle((left + 0.3, 0.8), 0.8, 0.8, fc=FROZEN, ec=DARK))
-    ax.text(left + 0.7, 1.2, "W", color="white", weight="bold", size=14, **style)
-    ax.text(left + 1.28, 1.2, "+", size=16, **style)
-    for name, corner, size in (("B", (1.48, 0.8), (0.16, 0.8)), ("A", (1.74, 1.44), (0.5, 0.16))):
-        ax.add_patch(Rectangle((left + corner[0], corner[1]), *size, fc=TRAINED, ec=DARK))
-        middle = left + corner[0] + size[0] / 2
-        ax.text(middle, 1.78, name, size=11, color=TRAINED, weight="bold", **style)
-    ax.text(left + 1.2, 0.4, f"each map of types 1 to {LOWEST}", size=9.5, **style)
+    side, thin, low = 0.7, 0.14, 0.95
+    ax.add_patch(Rectangle((left + 0.1, low), side, side, fc=FROZEN, ec=DARK))
+    ax.text(left + 0.45, low + side / 2, "W", color="white", weight="bold", size=14, **style)
+    ax.text(left + 1.06, low + side / 2, "+ α/r", size=11, **style)
+    places = {"B": (1.36, low, thin, side), "A": (1.59, low + side - thin, side, thin)}
+    for name, (x, y, width, height) in places.items():
+        ax.add_patch(Rectangle((left + x, y), width, height, fc=TRAINED, ec=DARK))
+        middle = left + x + width / 2
+        ax.text(middle, 1.83, name, size=11, color=TRAINED, weight="bold", **style)
+    ax.text(left + 1.2, 0.64, "W z + (α/r) B A z", size=11, **style)
+    ax.text(left + 1.2, 0.28, f"each map of types 1 to {LOWEST}", size=9.5, **style)

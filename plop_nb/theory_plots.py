@@ -1,7 +1,7 @@
-"""The rise of NFN in small networks until what drives it is used up, over what theory says."""
+"""The rise of NFN in small networks: over what theory says, and beside inputs not trained on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 
 from plop_nb.checks import positive_integer, positive_number
 from plop_nb.growth_plots import MEASURED, STEP, THEORY, check_table
-from plop_nb.palette import DARK, label_lines, styled
+from plop_nb.palette import DARK, label_lines, styled, tint
 
 COLUMNS = ["step", "seed", "nfn", "baseline"]
+PALE = tint(MEASURED, 0.35)  # of histograms
 WIDE = math.sqrt(2 / math.pi)  # the mean absolute value of a normal number: of z, and of n v
 
 
@@ -98,11 +99,62 @@ def plot_alignment(
     for words, step in marks.items():
         ax.plot(step, nfn[step], "o", ms=8, color=DARK, zorder=6)
         style = {"textcoords": "offset points", "ha": "right", "color": DARK, "size": 11}
-        ax.annotate(f"{words}:\nmean NFN {nfn[step]:.2f}", (step, nfn[step]), (-12, 6), **style)
+        said = f"{words}\n(mean NFN of the networks: {nfn[step]:.2f})"
+        ax.annotate(said, (step, nfn[step]), (-12, 6), **style)
     ax.set_title(title, pad=10)
-    ax.set(xlabel=STEP, ylabel="NFN; baseline (no unit)", xlim=(0, nfn.index[-1]))
+    ax.set(xlabel=STEP, ylabel="NFN, and the baseline", xlim=(0, nfn.index[-1]))
     ax.margins(y=0.15)  # room for the words of a mark
     label_lines(ax, ends)
+    return ax
+
+
+@styled()
+def plot_control(
+    scores: Mapping[str, tuple[float, Sequence[float]]], *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """NFN of the example that a network is trained on, beside other inputs: a row for each time.
+
+    Of the other inputs: a histogram, a bar over their middle 95 %, and its ends in words.
+
+    Parameters
+    ----------
+    scores : dict
+        {time: (NFN of the example, NFN of each of the other inputs)}, from top to bottom.
+    title, ax : str, matplotlib Axes, optional
+        The finding in a line; where to draw, a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+
+    Raises
+    ------
+    ValueError
+        `scores` is empty, or a row of it has no other inputs.
+    """
+    if not scores or not all(len(others) for _, others in scores.values()):
+        raise ValueError("scores is empty, expected {time: (NFN of the example, NFN of others)}")
+    ax = plt.subplots(figsize=(8.5, 3.4), layout="constrained")[1] if ax is None else ax
+    style = {"textcoords": "offset points", "va": "center", "size": 11}
+    right = max(max(others) for _, others in scores.values())
+    ground = {"fc": "white", "ec": "none", "pad": 1}
+    for row, (example, others) in enumerate(scores.values()):
+        foot = -float(row)
+        counts, edges = np.histogram(others, bins=30)
+        ax.stairs(foot + 0.6 * counts / counts.max(), edges, baseline=foot, fill=True, fc=PALE)
+        low, high = np.quantile(others, [0.025, 0.975])
+        ax.plot([low, high], [foot, foot], color=MEASURED, lw=4, solid_capstyle="butt")
+        said = f"{len(others):,} other inputs:\n95 % from {low:.2f} to {high:.2f}"
+        ax.annotate(said, (right, foot + 0.3), (8, 0), color=MEASURED, **style)
+        ax.plot(example, foot, "o", ms=9, color=DARK, zorder=6)
+        said = f"the example: {example:.2f}"
+        ax.annotate(said, (example, foot), (0, -14), ha="center", bbox=ground, **style)
+    ax.axvline(1, color="0.6", lw=1, zorder=0)
+    ax.set(xlabel="NFN (1: like noise of the same length)", ylim=(0.55 - len(scores), 0.7))
+    ax.set_yticks([-float(row) for row in range(len(scores))], list(scores))
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_title(title, pad=10)
     return ax
 
 

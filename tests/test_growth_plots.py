@@ -52,7 +52,7 @@ def test_the_share_of_the_cross_term_is_in_percent_of_the_quadratic():
     assert [text.get_text() for text in ax.texts] == [
         "step 2:\n25 %",
         "step 4:\n6 %",
-        "dots: loop, line: closed form",
+        "dots: measured in the loop\nline: closed form",
     ]
     assert ax.get_ylim() == (-5, 100)
 

@@ -51,6 +51,15 @@ def test_the_method_has_five_steps_in_order():
     assert names == ["1. texts", "2. inputs", "3. score", "4. types", "5. adapters"]
 
 
+def test_the_matrices_of_the_last_step_fit_each_other():
+    """B is as high as W, A as wide, and both are equally thin; their product is written below."""
+    ax = draw_method()
+    sizes = [(p.get_width(), p.get_height()) for p in ax.patches if isinstance(p, Rectangle)]
+    (width, height), (rank, b_height), (a_width, a_rank) = sizes[-3:]
+    assert (b_height, a_width, a_rank) == pytest.approx((height, width, rank)) and rank < width / 4
+    assert "W z + (α/r) B A z" in [text.get_text() for text in ax.texts]
+
+
 def test_the_method_gives_no_type_away():
     """It stands before a question that asks for the lowest one."""
     texts = [text.get_text() for text in draw_method().texts]
@@ -134,10 +143,11 @@ def test_outputs_end_on_the_ellipse(weight):
 
 
 def test_the_example_does_not_give_its_score_away():
-    """It is drawn from z to W z, with names that touch no other text."""
+    """It is drawn from z to W z, with names that touch no other text; the axes have theirs."""
     ax = draw_alignment(weight=np.array([[1.8, 0.6], [0.2, 0.7]]), example=np.array([0.8, 0.6]))
     texts = [text for text in ax.texts if text.get_text()]
-    assert {"z", "W z"} <= {text.get_text() for text in texts} and scores(ax) == []
+    assert {"z", "W z"} <= {text.get_text() for text in texts}
+    assert scores(ax) == [1.35, 0.41]
     ax.figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in texts]
     assert not any(box.count_overlaps(boxes[n + 1 :]) for n, box in enumerate(boxes))
@@ -194,6 +204,10 @@ def test_what_pushes_add_is_written_above_them():
     assert {"step 8\n1 × 0.25", "step 16\n4 × 0.25", "step 24\n9 × 0.25"} <= set(said)
     [length] = [text for text in said if text.startswith("$W_t z$")]
     assert length == f"$W_t z$ at step 24:\nlength {np.sqrt(1 + 9 * 0.25):.2f}"
+
+
+def test_the_setting_of_pushes_is_written_below():
+    assert draw_pushes(setting="n → ∞").texts[-1].get_text().endswith("\nn → ∞")
 
 
 @pytest.mark.parametrize("wrong", [{"push": 0}, {"push": -1.0}, {"pushes": 0}, {"steps": 2.5}])

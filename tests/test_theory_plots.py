@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from plop_nb.experiments import growth
-from plop_nb.theory_plots import plot_alignment, wide_theory
+from plop_nb.theory_plots import plot_alignment, plot_control, wide_theory
 
 STEPS = np.arange(5)
+MEANS = [("half way", "4.00"), ("the end", "7.00")]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_marks_are_on_the_mean_and_say_its_value():
     dots = ax.lines[3:]
     assert [(dot.get_xdata()[0], dot.get_ydata()[0]) for dot in dots] == [(2, 4), (4, 7)]
     said = [text.get_text() for text in ax.texts]
-    assert "half way:\nmean NFN 4.00" in said and "the end:\nmean NFN 7.00" in said
+    assert {f"{words}\n(mean NFN of the networks: {mean})" for words, mean in MEANS} <= set(said)
 
 
 def test_a_measured_line_under_the_theory_is_seen():
@@ -109,3 +110,50 @@ def test_what_cannot_be_drawn_is_named(table, marks, message):
     with pytest.raises(ValueError, match=message):
         plot_alignment(table, theory(), marks=marks)
     assert not plt.get_fignums()
+
+
+# The example beside other inputs
+
+CONTROL = {"before": (1.05, np.linspace(0.8, 1.2, 401)), "after": (1.9, np.linspace(0.7, 1.3, 601))}
+
+
+def test_the_example_and_the_middle_of_the_others_are_as_given():
+    ax = plot_control(CONTROL, title="A finding")
+    bars, dots = ax.lines[0:4:2], ax.lines[1:4:2]
+    assert [bar.get_xdata() for bar in bars] == [
+        pytest.approx([0.81, 1.19]),
+        pytest.approx([0.715, 1.285]),
+    ]
+    assert [dot.get_xdata()[0] for dot in dots] == [1.05, 1.9]
+    said = [text.get_text() for text in ax.texts]
+    assert "401 other inputs:\n95 % from 0.81 to 1.19" in said and "the example: 1.90" in said
+    assert ax.get_title(loc="left") == "A finding"
+
+
+def test_times_go_down_and_each_histogram_stands_on_its_row():
+    ax = plot_control(CONTROL)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["before", "after"]
+    assert ax.get_yticks().tolist() == [0, -1]
+    for row, (_, others) in zip((0, -1), CONTROL.values(), strict=True):
+        shape = next(p for p in ax.patches if p.get_data().baseline == row)
+        assert shape.get_data().edges[[0, -1]] == pytest.approx([others.min(), others.max()])
+        assert shape.get_data().values.max() < row + 1
+
+
+def test_words_of_the_control_do_not_touch():
+    ax = plot_control(CONTROL)
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(box.count_overlaps(boxes[n + 1 :]) for n, box in enumerate(boxes))
+
+
+@pytest.mark.parametrize("empty", [{}, {"before": (1.0, [])}])
+def test_a_control_without_others_is_refused(empty):
+    with pytest.raises(ValueError, match="scores is empty"):
+        plot_control(empty)
+    assert not plt.get_fignums()
+
+
+def test_a_control_is_drawn_where_it_is_told():
+    _, (left, right) = plt.subplots(1, 2)
+    assert plot_control(CONTROL, ax=left) is left and not right.has_data()
