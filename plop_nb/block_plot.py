@@ -108,8 +108,9 @@ def plot_block(
         for place, name in enumerate(names):
             corner = starts[column], _height(place, len(names), top)
             _draw_map(ax, corner, name, means[name], CMAP(norm(means[name])), name in chosen)
-    note = f"thick outline: adapters go here; norms and biases are not drawn\n{_sure(types)}"
-    ax.text(right, STREAM - 0.35, note.rstrip(), ha="right", va="top", size=12)
+    note = "drawn: one layer, without normalisation layers and biases\n"
+    note += "; ".join(["thick outline: adapters go here", *_sure(types)])
+    ax.text(right, STREAM - 0.35, note, ha="right", va="top", size=12)
     _add_scale(ax, norm, f"{mean_in_words(types)}, log scale".replace(" (", "\n("))
     ax.set_title(fill(title or adapters_in_words(chosen), TITLE), loc="left")
     return ax
@@ -132,10 +133,10 @@ def _add_scale(ax: Axes, norm: LogNorm, label: str) -> None:
     bar.set_ticks(shown, labels=[f"{round(mark, 2):g}" for mark in shown])
 
 
-def _sure(types: pd.DataFrame) -> str:
+def _sure(types: pd.DataFrame) -> list[str]:
     """How wide the widest interval of a type's score is; nothing where one text gives none."""
     half = ((types["high"] - types["low"]) / 2).max()
-    return "" if np.isnan(half) else f"{interval_in_words(types, 0.95)}: ± {half:.2g} at most"
+    return [] if np.isnan(half) else [f"{interval_in_words(types, 0.95)}: ± {half:.2g} at most"]
 
 
 def _columns(names: list[str]) -> dict[str, list[str]]:
@@ -204,7 +205,7 @@ def _draw_wires(ax: Axes, panel: str, starts: list, names: list, top: float) -> 
             ax.plot(start - 0.1, height, marker=">", **WIRE)
     if len(starts) > 1:
         _draw_joint(ax, panel, starts, names[0], top / 2)
-    ax.plot(out, STREAM + 0.4, marker="v", **WIRE)
+    ax.plot(out, STREAM + 0.2, marker="v", **WIRE)  # touches the sum
     ax.plot(out, STREAM, marker="o", ms=16, mfc="white", mec="0.45", mew=1.5, zorder=2)
     ax.text(out, STREAM, "+", ha="center", va="center", size=14, zorder=3)
 

@@ -139,10 +139,25 @@ def test_a_note_says_how_wide_the_widest_interval_is():
     (note,) = [t.get_text() for t in ax.texts if "thick outline" in t.get_text()]
     types = plop.by_type(scores)
     half = ((types["high"] - types["low"]) / 2).max()
-    assert note.split("\n")[1] == f"95% interval over 3 texts: ± {half:.2g} at most"
+    assert note.endswith(f"; 95% interval over 3 texts: ± {half:.2g} at most")
     one_text = scores[scores["sample"] == 0]
     ax = plop.plot_block(one_text, ax=Figure().subplots())
     assert not [text for text in ax.texts if "interval" in text.get_text()]
+
+
+def test_what_is_added_ends_at_the_stream():
+    """Each arrow touches the circle with the plus, and does not lie on it."""
+    ax = plop.plot_block(frame(LLAMA))
+    ax.figure.draw_without_rendering()
+    circles = [line for line in ax.lines if line.get_marker() == "o"]
+    arrows = [line for line in ax.lines if line.get_marker() == "v"]
+    assert len(circles) == len(arrows) == 2
+    for circle, arrow in zip(circles, arrows, strict=True):
+        below, above = (line.get_window_extent() for line in (circle, arrow))
+        points = 72 / ax.figure.dpi
+        gap = ((above.y0 + above.y1) / 2 - (below.y0 + below.y1) / 2) * points
+        assert arrow.get_xdata()[0] == circle.get_xdata()[0]
+        assert abs(gap - (circle.get_markersize() + arrow.get_markersize()) / 2) < 3
 
 
 def joints(ax):
