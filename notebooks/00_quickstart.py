@@ -96,7 +96,8 @@ plop.plot_block(scores, placement=placement, title=f"{', '.join(placement.types)
 # **How to read the table and the picture.** The picture shows one *layer*; SmolLM2 has 30. Its *attention* moves information
 # between tokens, and its *MLP* treats each token by itself. Both read the *residual stream*, the vector of each token, and add to
 # it. Each coloured box is one linear map, also called a *module*: `q_proj`, `k_proj`, `v_proj` and `o_proj` are query, key, value
-# and output. `gate_proj` and `up_proj` widen the vector, their outputs are multiplied, and `down_proj` brings the product back.
+# and output. `gate_proj` and `up_proj` widen the vector, gate's output passes a non-linear function and is multiplied by up's,
+# and `down_proj` brings the product back.
 #
 # The number in a box is the score of its type, the *Normalized Feature Norm* (NFN): the mean over the tokens of each text, the 32
 # texts (`samples`) and the 30 maps of the type. Noise would get about 1. In the table, `low` and `high` are the 95 % confidence
@@ -144,11 +145,11 @@ table.groupby(["type", "in_features", "out_features"])[["parameters", "adapters"
 # PLoP's argument: training turns a map towards its inputs, so its score rises. A type that still scores low on your texts has
 # been turned least, so adapters there have most to gain.
 #
-# *Proved* is this of the numerator only: in a wide linear network with one trained matrix, one example and steps by the sign of
-# the gradient, $\|Wz\|^2$ grows about with the square of the number of steps (conditions: notebook 01). That the score of a
-# transformer rises, and that a low one marks much to gain, is *assumed*. Untrained weights score about 1 (recorded in notebook
-# 04), so growth cannot explain scores below 1, which two of the three chosen types have here. The paper reports such scores for
-# the value maps of Qwen3 and Gemma3, and has no explanation.
+# *Proved* is this for a toy: in a wide linear network with one trained matrix, one example and steps by the sign of the gradient,
+# $\|Wz\|^2$ grows about with the square of the number of steps, as long as the error keeps its sign, and the denominator hardly
+# moves (notebook 01). That the score of a transformer rises, and that a low one marks much to gain, is *assumed*. Untrained
+# weights score about 1 (recorded in notebook 04), so growth cannot explain scores below 1, which two of the three chosen types
+# have here. The paper reports such scores for the value maps of Qwen3 and Gemma3, and has no explanation.
 
 # %% [markdown]
 # **Predict.** The value type scores 0.60. Will the value map of the *first* layer, on the *first* text, be near 0.60 as well?
@@ -174,7 +175,7 @@ print(f"it met {z.shape[0]} tokens of {z.shape[1]} numbers each")
 
 # %% [markdown]
 # Then we need the noise: $\tilde z = \|z\| \, u$ with a random direction $u$ of norm 1 and $d$ numbers. As $\|W \tilde z\| =
-# \|z\| \, \|W u\|$, all tokens share one *baseline*, the length of $W u$. No direction is preferred and $E \|u\|^2 = 1$, so $E[u
+# \|z\| \, \|W u\|$, one number can serve all tokens as *baseline*: the typical length of $W u$. No direction is preferred and $E \|u\|^2 = 1$, so $E[u
 # u^\top] = I / d$, and
 #
 # $$E \|W u\|^2 = \mathrm{tr}\left(W \, E[u u^\top] \, W^\top\right) = \|W\|_F^2 / d,$$
@@ -247,7 +248,7 @@ pd.concat(forms, axis=1).round(2)
 # **What we saw.** On the same eight texts gate falls from 1.26 to 0.81 and takes down's place. The function is the same, PLoP's
 # choice is not. This alone does not refute PLoP, as LoRA's training depends on the stored numbers, too. [Notebook
 # 04](04_what_nfn_measures.ipynb) trains one function in two forms: the types that were made to score lowest did not become the
-# better place, though on one of two tasks the lead moved with the scores.
+# better place on either of two tasks; on one of them the gap between the two places moved in the direction of the scores.
 
 # %% [markdown]
 # ## 3. Do other texts change the order?
@@ -350,9 +351,9 @@ print(f"most sums right after one of these {len(sums)} trainings: {sums['exact']
 sums.groupby("placement")[["r", "lora_alpha", "parameters"]].first()
 
 # %% [markdown]
-# So what is learned is probably mostly the form of answers, not arithmetic. The ranks give equally many parameters and unequal
-# scales
-# $\alpha / r$. `losses` adds up the tokens of an answer, so we divide by their mean number:
+# So what is learned is probably mostly the form of answers, not arithmetic. The ranks give parameter counts within 1 %, and
+# unequal scales $\alpha / r$. The column `losses` holds the loss of each problem, summed over the tokens of its answer, so we
+# divide by their mean number:
 
 # %%
 tokens_per_answer = sums["tokens"].iloc[0].mean()
@@ -373,8 +374,9 @@ plot_trainings(trainings, label, sides=sides, title=title);
 
 # %% [markdown]
 # **What we saw.** With seeds 0 and 2 the lowest types are ahead, with seed 1 the highest. Each interval over 500 test problems is
-# far from zero, and yet does not tell what another training would give. The unit is a pair of trainings with the same seed. The
-# interval over the three pairs contains 0: **undecided**.
+# excludes zero, and yet does not tell what another training would give. The unit is a pair of trainings with the same seed. The
+# interval over the three pairs contains 0: **undecided**. The rate was chosen for v, up, down, so the comparison favours them if
+# anything.
 
 # %% [markdown]
 # **And the usual choices?** Notebook 05 compares five placements of equally many parameters on three tasks (3, 5 and 2 seeds),
@@ -401,12 +403,13 @@ pd.concat(verdicts, axis=1).round(2)
 
 # %% [markdown]
 # **What we saw.** Above 0 the MLP is ahead. On spelling, each at its own rate, it leads PLoP's choice by 0.25 (0.09 to 0.40);
-# with both at 2e-3 by 0.04, undecided. (Notebook 05 has the rates.) It leads attention and query + value either way, and *all*
-# not surely. Part of a lead may be the scale $\alpha / r$, 2.0 for PLoP's choice and 2.5 for the MLP. On sums and syllogisms
-# nothing is decided.
+# with both at 2e-3 by 0.04, undecided: most of it is that the MLP stands a higher rate (notebook 05). On spelling the MLP leads
+# attention and query + value in both analyses; its comparison with *all* is undecided in both. Part of a lead may be the scale:
+# $\alpha$ is 32 throughout, so $\alpha / r$ is 4 for *all*, 2.5 for the MLP, 2.0 for PLoP's choice, 1.5 for attention and 0.8 for
+# query + value. The smaller the scale, the less such a lead says about the place. On sums and syllogisms nothing is decided.
 #
-# **So where do the adapters go?** For a model like this one, begin with the MLP, which no placement here is shown to beat, and
-# spend your time on the learning rate ([notebook 05](05_lora_finetuning.ipynb)).
+# **So where do the adapters go?** For a model like this one, begin with the MLP or with all types: nothing here is shown to beat
+# either. Then spend your time on the learning rate ([notebook 05](05_lora_finetuning.ipynb)).
 
 # %% [markdown]
 # ## Exercises
@@ -463,8 +466,10 @@ print("not yet filled in" if within_budget is None else told)
 # * On SmolLM2 PLoP's choice is not shown to beat the MLP; on spelling, each at its own rate, it is worse. On Gemma-3-270M it is
 #   ahead on sums by 0.04, undecided (from 0.11 ahead to 0.04 behind; [notebook 05b](05b_rules_and_rivals.ipynb)).
 # * The paper reports gains on larger models, such as 75.4 % on ANLI with 44 million adapter parameters against 73.9 % with 70
-#   million. Two public notes on its [ICLR version](https://openreview.net/forum?id=3lGkVgNZ5a) give four results against the MLP,
-#   without intervals; PLoP leads in three (table: notebook 05b). One reviewer saw no substantial difference.
+#   million elsewhere (one difference, without an interval). Two public notes on its [ICLR
+#   version](https://openreview.net/forum?id=3lGkVgNZ5a) give four results against the MLP, without intervals; PLoP leads in two,
+#   in a third if its unnamed columns are read rightly, and the MLP in one (table: notebook 05b). One reviewer saw no substantial
+#   difference.
 #
 # **Where next.** Notebook 05: where do adapters train best? [Notebook 07](07_explore_your_model.ipynb): the same with your own
 # model and texts.
