@@ -92,8 +92,9 @@ plot_alignment(widest, theory, marks=marks, title=title);
 # learn $y = -2$, so that nothing hangs on one sign. The dashed line on top of it is the theory for a network of unlimited width,
 # which part 6 derives from Theorem 1 of the paper. The grey line is the *baseline* $\|W\|_F / \sqrt n$; NFN divides by it times
 # $\|z\|$. Before step 60 the band is too narrow to be seen: single networks lie only a little above or below the mean (part 5).
-# Each network reaches the right answer within a few steps of 63. Then its $f$ jumps back and forth around it, so the band is
-# wider and jagged there. *SignSGD* is training that uses only the sign of each gradient.
+# Each network reaches the right answer within a few steps of 63. The band is wider there, mostly because the networks stop at
+# different values (part 6), and jagged because $f$ jumps back and forth around the right answer. *SignSGD* is training that uses
+# only the sign of each gradient.
 #
 # | part | question | in the paper | minutes |
 # |---|---|---|---|
@@ -267,10 +268,11 @@ exponents = np.log2(moves.iloc[-1] / moves.iloc[0]) / doublings
 # entries. The move is the same at every width only if $s \propto 1/n$. All $n$ products have the same sign, because the step was
 # made for this input. If their signs were random, the products would partly cancel, and their sum would grow like $\sqrt n$ only.
 #
-# The rule has a name: **muP** (maximal update parametrisation, [Yang & Hu](https://arxiv.org/abs/2011.14522)). It sets initial
-# sizes and learning rates so that outputs move by $\Theta(1)$: equally far at any width, up to a constant factor. For a map like
-# ours, under SignSGD or Adam, $s = \eta / n$ with a step size $\eta$. Entries of $W_0$ with variance $1/n$ give outputs of size
-# 1, and entries of $v$ of size $1/n$ let $f$ move by $\eta c \|v\|_1$ a step, which is the same at any width, too.
+# The rule has a name: **muP** (maximal update parametrisation, [Yang & Hu](https://arxiv.org/abs/2011.14522); for Adam [Yang et
+# al.](https://arxiv.org/abs/2203.03466)). It sets initial sizes and learning rates so that outputs move by $\Theta(1)$: equally
+# far at any width, up to a constant factor. For a map like ours, under SignSGD or Adam, $s = \eta / n$ with a step size $\eta$.
+# Entries of $W_0$ with variance $1/n$ give outputs of size 1, and entries of $v$ of size $1/n$ let $f$ move by $\eta c \|v\|_1$ a
+# step, which is the same at any width, too.
 #
 # **Recap.** A training step is aligned with its input, so its $n$ small contributions add up. With $s = \eta/n$ every output
 # moves by $\eta c$, at any width.
@@ -310,7 +312,7 @@ print(f"growth after 1 step: {loop['growth'][1]:.4f}, after 20 steps: {loop['gro
 
 # %% [markdown]
 # **Predict.** If growth were exactly quadratic, 40 steps would give four times 0.58. After the first step the output has become
-# shorter. Does this early shortening make the factor from step 20 to step 40 larger than four, or smaller?
+# shorter. Does what shortened it make the factor from step 20 to step 40 larger than four, or smaller?
 
 # %%
 factor = loop["growth"][40] / loop["growth"][20]
@@ -342,7 +344,7 @@ draw_pushes(push=10 * ETA * math.sqrt(2 / math.pi), pushes=4, steps=10, setting=
 # > $$\frac1n\|W_t z\|^2 = \frac1n\|W_0 z\|^2 + \underbrace{(\eta c t)^2}_{\text{quadratic term}} + \underbrace{2\,\eta c t \cdot \kappa}_{\text{cross term}},
 # > \qquad c = \frac{\|z\|_1}{n}, \quad \kappa = -\frac1n\, S(f_0 - y)\,\langle W_0 z, S(v)\rangle ,$$
 # >
-# > where $f_0$ is $f$ before training, $\langle a, b \rangle = a^\top b$, and $\kappa$ is a random number whose standard deviation is about $n^{-1/2}$. *The wider the network and the later the step, the closer growth is
+# > where $f_0$ is $f$ before training, $\langle a, b \rangle = a^\top b$, and $\kappa$ is a random number with mean zero and a standard deviation of about $n^{-1/2}$ (where $|y|$ is large against $|f_0|$). *The wider the network and the later the step, the closer growth is
 # > to quadratic:* the two terms are in the ratio $2\kappa / (\eta c t)$, which falls like $1 / (t \sqrt n)$.
 #
 # The equation itself needs of assumption 4 only that no entry of $v$ is zero. The size of $\kappa$ needs a $z$ of this size and a
@@ -502,7 +504,8 @@ for neurons, guess in guesses.items():
 # $$\mathrm{NFN} \approx \frac{\sqrt{1 + (\eta c t)^2}}{\sqrt{1 + (\eta t)^2 / n}}$$
 #
 # (This is for inputs whose squared entries have mean 1, as ours.) The numerator is the dashed line of the first picture, up to
-# the end of growth at step 63.
+# the end of growth at step 63. It starts like $1 + (\eta c t)^2 / 2$, and from about step 25, where $\eta c t = 1$, it bends into
+# a nearly straight line: the squared length grows like $t^2$, the length itself like $t$.
 #
 # **What we do.** We compare NFN and the growth of the weights with these formulas. Each column of intervals has its own 95 %.
 
@@ -540,7 +543,7 @@ plot_control(scores, title=title);
 # **What we saw.** NFN rises from 1.06 to 1.90 on the example. On 95 % of the others it lies between 0.91 and 1.09, nearly as
 # before. By line 3 of the proof $t$ steps move each output of another input $z'$ by $\eta t\, |S(z)^\top z'| / n$. For $z' = z$
 # this is $\eta c t$, here 1.63. For an unrelated $z'$ the $n$ products have random signs, and their mean has size $n^{-1/2}$, so
-# the outputs move by about 0.125.
+# the outputs move by about 0.125. This move, too, is nearly at a right angle to the old output, and makes it only 0.8 % longer.
 #
 # **How far does it go?** Every step brings $f$ closer to $y$, so growth has to end.
 #
@@ -621,7 +624,7 @@ print(f"the change of {change.numel():,} weights, in {B.numel() + A.numel()} num
 # multiple of it, even after the residual has changed its sign.
 #
 # This is the shape of a LoRA adapter. LoRA (*low-rank adaptation*) freezes $W$ and trains a second path beside it: the output is
-# $Wz + BAz$, up to a constant, where $A$ has $r$ rows and $B$ has $r$ columns. The rank $r$ is small, so $B$ and $A$ are thin.
+# $Wz$ plus a constant times $BAz$, where $A$ has $r$ rows and $B$ has $r$ columns. The rank $r$ is small, so $B$ and $A$ are thin.
 #
 # How can so small a matrix do so much? We compare the change with $W_0$ in three ways: by how much it stretches our $z$, by the
 # most that it stretches any input (the largest singular value), and by the Frobenius norm.
