@@ -130,16 +130,16 @@ def plot_errors(
         ends_of = np.sqrt(free / stats.chi2.ppf([[0.975], [0.025]], free)) * measured
         ax.errorbar(rows["texts"] * APART**number, measured, yerr=abs(ends_of - measured), fmt="o",
                     color=color, capsize=2, ms=4)  # fmt: skip
-        beside = 1.06 * rows["texts"].iloc[-1]  # clear of the last dots
+        beside = 1.1 * APART**number * rows["texts"].iloc[-1]  # clear of the last dots
         ends[name] = (beside, rows["computed"].iloc[-1], color)
     ax.set(xscale="log", yscale="log", xlabel="texts n (logarithmic scale)")
-    ax.set_ylabel("standard error (%)")
+    ax.set_ylabel("standard error (%, logarithmic)")
     ax.set_xticks(ticks := sorted(set(table["texts"])), [str(n) for n in ticks])
     _plain_numbers(ax.yaxis, (1, 2, 5))
     ax.minorticks_off()
     said = (
         "lines: computed from single texts\n"
-        "dots (set apart sideways): measured, with 95 % intervals (chi-square)"
+        "dots (set apart sideways): means of n neighbouring texts, with 95 % intervals"
     )
     ax.annotate(said, (0.02, 0.04), xycoords="axes fraction", color=PALE, size=11)
     label_lines(ax, ends)
@@ -226,7 +226,7 @@ def plot_decided(
     ----------
     shares : pandas.DataFrame
         Rows are cases, from the top; columns are numbers of texts, and last those that were never
-        decided. Values are shares of the runs, 0 to 1, and add up to 1 in each row.
+        decided, with their share. Values are shares of the runs, 0 to 1: 1 in each row.
     foreseen : sequence of str
         What a formula foresees for each case, written to the right of its bar.
     title, source, ax : str, str, matplotlib Axes, optional
@@ -239,7 +239,8 @@ def plot_decided(
     """
     if not np.size(shares) or not np.allclose(shares.sum(axis=1), 1):
         raise ValueError("shares is empty, or has a row that does not add up to 1")
-    ax = _axes(ax, (10, 0.55 * len(shares) + 1.6), title, source)
+    key = "in bars: texts at the stop"
+    ax = _axes(ax, (10, 0.55 * len(shares) + 1.6), title, f"{source}; {key}" if source else key)
     colors = [plt.cm.YlGnBu(level) for level in np.linspace(0.1, 1, shares.shape[1] - 1)]
     places, left = np.arange(len(shares)), np.zeros(len(shares))
     for name, color in zip(shares, [*colors, "white"], strict=True):
@@ -249,14 +250,15 @@ def plot_decided(
         ink = "white" if np.dot(to_rgb(color), LUMINANCE) < 0.5 else DARK
         for place in places[width > NARROW]:
             where = (left[place] + width[place] / 2, place)
-            ax.annotate(str(name), where, ha="center", va="center", color=ink)
+            said = f"{name}: {width[place]:.3g} %" if name == shares.columns[-1] else str(name)
+            ax.annotate(said, where, ha="center", va="center", color=ink)
         left += width
     for place, said in zip(places, foreseen, strict=False):
         ax.annotate(said, (100, place), (8, 0), textcoords="offset points", va="center",
                     annotation_clip=False)  # fmt: skip
     ax.set_yticks(places, shares.index)
     ax.set(ylim=(len(shares) - 0.5, -0.5), xlim=(0, 100))
-    ax.set_xlabel(f"runs (%); in the bars: texts at the stop (unnamed below {NARROW} %)")
+    ax.set_xlabel(f"runs (%; slices below {NARROW} % have no number)")
     return ax
 
 

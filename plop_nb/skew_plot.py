@@ -58,7 +58,8 @@ def plot_looks(
     if stop is not None:
         ring = (stop, table.iloc[:, 0][stop])
         ax.plot(*ring, "o", ms=15, mfc="none", color=DARK, mew=1.5)
-        ax.annotate("stops", ring, (-6, 11), textcoords="offset points", ha="right", weight="bold")
+        said = "stops (pale: if it went on)" if len(after) > 1 else "stops"
+        ax.annotate(said, ring, (-6, 11), textcoords="offset points", ha="right", weight="bold")
     ax.set_xscale("log")
     ax.set_xticks(table.index, [str(n) for n in table.index])
     ax.minorticks_off()
@@ -85,7 +86,7 @@ def plot_skew(
     Parameters
     ----------
     differences : array_like
-        One per text, in percent of the score, with a mean of about 0. To the left, with the same
+        One per text, in percent of the second type, about 0 in the mean. To the left, with the same
         histogram mirrored at 0: where the two differ, they are skewed.
     t : array_like
         Of many draws of `texts` texts. To the right, on a logarithmic scale, with Student's curve.
@@ -118,8 +119,9 @@ def plot_skew(
         raise ValueError(f"texts={texts}, expected two or more: t needs a deviation")
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     _draw_texts(axes[0], differences)
-    axes[0].set_xlabel(f"{pair[0]} minus {pair[1]}, % of the score")
+    axes[0].set_xlabel(f"{pair[0]} minus {pair[1]}, % of the score of {pair[1]}")
     axes[0].set_title(source, color=PALE, weight="normal", size=11)
+    figure.get_layout_engine().set(wspace=0.05)
     _draw_t(axes[1], t, texts, level, pair)
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=14)
     return axes
@@ -127,7 +129,7 @@ def plot_skew(
 
 def _draw_texts(ax: Axes, differences: np.ndarray) -> None:
     """The histogram of single texts, and its mirror image."""
-    end = 1.02 * abs(differences).max()
+    end = 1.2 * abs(differences).max()  # the tails shall not touch the frame
     counts, edges, _ = ax.hist(differences, bins=np.linspace(-end, end, BINS + 1), color=FOUND)
     mirrored = [*counts[::-1], counts[0]]  # the last bin has an end, too
     ax.step(edges, mirrored, where="post", color=DARK, lw=1.3)

@@ -41,7 +41,8 @@ def test_the_stop_of_a_run_has_a_ring_and_what_follows_is_pale():
     ax = plot_looks(looks(), 16)
     ring = ax.lines[-1]
     assert [*ring.get_xdata(), *ring.get_ydata()] == [16, 4.5]
-    assert "stops" in {text.get_text() for text in ax.texts}
+    assert "stops (pale: if it went on)" in {text.get_text() for text in ax.texts}
+    assert "stops" in {text.get_text() for text in plot_looks(looks(), 32).texts}
     pale = [line for line in ax.lines if line.get_alpha()]
     assert [line.get_xdata().tolist() for line in pale] == [[16, 32], [16, 32]]
     assert ax.lines[0].get_xdata().tolist() == [8, 16] and ax.lines[0].get_alpha() is None
@@ -62,7 +63,7 @@ def test_every_text_is_in_a_bar_and_the_line_is_their_mirror(skewed):
     assert len(heights) == BINS and sum(heights) == 500
     edges, mirrored = left.lines[0].get_data()
     assert mirrored[:-1].tolist() == heights[::-1] and edges == pytest.approx(-edges[::-1])
-    assert left.get_xlabel() == "a minus b, % of the score"
+    assert left.get_xlabel() == "a minus b, % of the score of b"
     assert left.figure.get_suptitle() == "A finding" and left.get_title(loc="left") == "made up"
 
 
@@ -102,7 +103,7 @@ def test_the_skewness_is_said(skewed):
 
 
 def test_words_stay_inside_of_the_axes(skewed):
-    axes = plot_skew(*skewed, 8, 0.005, pair=("output", "down"))
+    axes = plot_skew(*skewed, 8, 0.005, pair=("o_proj", "down_proj"))
     axes[0].figure.draw_without_rendering()
     for ax in axes:
         frame = ax.get_window_extent()
