@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from plop_nb.palette import DARK, styled
 from plop_nb.plots import CHOSEN, axes_for
@@ -24,7 +25,8 @@ def plot_cost(
     Parameters
     ----------
     measured : pandas.DataFrame
-        Columns `run` (a name), `seconds`, `work` (billions of weights times thousands of tokens).
+        Columns `run` (a name), `seconds`, `work` (billions of weights in scored maps times
+        thousands of tokens).
     estimated : dict
         {name: work} of what was not run.
     ax : matplotlib Axes, optional
@@ -43,7 +45,7 @@ def plot_cost(
     ax = axes_for(ax, width=9, height=5)
     ends = np.array([min(works) / 1.3, max(works) * 1.3])
     ax.fill_between(ends, low * ends, high * ends, color="0.92", lw=0, zorder=0)
-    ax.plot(measured["work"], measured["seconds"], "o", ms=8, color=DARK, mec="white")
+    ax.plot(measured["work"], measured["seconds"], "o", ms=8, mfc="none", mec=DARK, mew=1.5)
     # Runs go from the lower left to the upper right: there is room in the other two corners.
     below, above = {"xytext": (10, -6), "ha": "left"}, {"xytext": (-10, 6), "ha": "right"}
     style = {"textcoords": "offset points", "va": "center", "size": 11}
@@ -55,8 +57,10 @@ def plot_cost(
         told = f"{name},\nestimate: {low * work:.0f} to {high * work:.0f} s"
         ax.annotate(told, (work, low * work), color=CHOSEN, **style, **below)
     ax.set(xscale="log", yscale="log", xlim=ends * [1 / 5, 2.5], ylabel="seconds of scoring")
-    band = f"grey: from the lowest to the highest rate of the {len(measured)} runs (dots)"
-    ax.set_xlabel(f"billions of weights × thousands of tokens\n{band}")
+    band = f"grey and blue: lowest to highest rate of the {len(measured)} runs (circles)"
+    ax.set_xlabel(f"billions of weights in scored maps × thousands of tokens\n{band}")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
     ax.set_title(f"Scoring takes {low:.0f} to {high:.0f} s per billion weights and thousand tokens")

@@ -65,10 +65,12 @@ def picture(means: Means, statistic: str, placement: Placement) -> str:
     PROFILES[statistic](means, placement, profile)
     profile.set_title(f"Profile by {statistic[:-1]}", loc="left")
     if has_grid:
-        start = right + (0.3 if statistic != "layers" else left)
+        roomy = WIDTH - 0.7 - right - left > 2
+        named = roomy or statistic == "layers"  # else the profile's names must do
+        start = right + (left if named else 0.3)
         beside = figure.add_axes((start / WIDTH, bottom, (WIDTH - 0.7 - start) / WIDTH, tall))
         scale = figure.add_axes(((WIDTH - 0.6) / WIDTH, bottom, 0.1 / WIDTH, tall))
-        _grid(means, placement, beside, names if statistic == "layers" else None)
+        _grid(means, placement, beside, names if named else None)
         _scale(scale)
     return _themed(figure, f"Profile by {statistic[:-1]}: adapters on {', '.join(placement.types)}")
 
@@ -193,6 +195,7 @@ def _scale(ax: Axes) -> None:
     ax.imshow(values, aspect="auto", cmap=CMAP, norm=NORM, interpolation="none", origin="lower")
     spread = np.log(NORM.vmax / NORM.vmin)
     heights = [63 * np.log(value / NORM.vmin) / spread for value in TICKS.values()]
+    ax.set_title("NFN", size=8)
     ax.set_yticks(heights, list(TICKS))
     ax.yaxis.tick_right()
     ax.set_xticks([])

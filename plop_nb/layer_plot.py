@@ -13,7 +13,7 @@ from plop_nb.plots import NFN, axes_for
 
 WIDTH = 78  # letters in a line of the title
 STYLES = ("o-", "s--")
-BESIDE = (1.2, 0.12, 0.42, 0.82)  # of the summaries, in units of the axes of the layers
+BESIDE = (1.5, 0.12, 0.42, 0.82)  # of the summaries, in units of the axes of the layers
 
 
 @styled()
@@ -39,8 +39,8 @@ def plot_layers(
     marked : collection of int
         Layers to number.
     title : str, optional
-        By default it says whether the marked layers raise the second type's mean above the first
-        one's, else in how many layers it is above it.
+        By default it says whether the second type's mean would be below the first one's without the
+        marked layers, else in how many layers it is above it.
     ax : matplotlib Axes, optional
         Where to draw: by default the current axes, or a new figure of fitting size where no figure
         is open.
@@ -58,7 +58,7 @@ def plot_layers(
         raise ValueError(f"pair={pair!r}, expected two of the types {list(layers.columns)}")
     if unknown := set(marked) - set(layers.index):
         raise ValueError(f"marked={sorted(unknown)}, expected layers of {list(layers.index)}")
-    ax = axes_for(ax, width=10, height=3.9)
+    ax = axes_for(ax, width=9, height=3.9)
     layers = layers.set_axis(layers.index.astype(int))[list(pair)]
     numbers = sorted(map(int, marked))
     for name, style in zip(pair, STYLES, strict=True):
@@ -79,9 +79,9 @@ def plot_layers(
 
 def _summaries(layers: pd.DataFrame, marked: list[int]) -> pd.DataFrame:
     """What one may take for the score of a type: a row each, types across."""
-    found = {f"mean of {len(layers)} layers": layers.mean(), "median": layers.median()}
+    found = {f"mean of\n{len(layers)} layers": layers.mean(), "median": layers.median()}
     if marked:
-        found["mean without numbered layers"] = layers.drop(marked).mean()
+        found["mean without\nnumbered layers"] = layers.drop(marked).mean()
     return pd.DataFrame(found).T
 
 
@@ -90,16 +90,17 @@ def _draw_summaries(ax: Axes, summaries: pd.DataFrame) -> None:
     left, right = {"xytext": (-8, 0), "ha": "right"}, {"xytext": (8, 0)}
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the line at 1 stops there
     words: dict[str, Any] = {"va": "center", "size": 11, "bbox": ground}
-    for place, (what, row) in enumerate(summaries.iterrows()):
+    for place, (_, row) in enumerate(summaries.iterrows()):
         ax.plot(row, [place] * 2, color="0.8", lw=2, zorder=0)
         for name, value in row.items():
             style: dict[str, Any] = {"textcoords": "offset points", **words}
             style |= left if name == row.idxmin() else right
             ax.plot(value, place, "o", ms=8, color=type_color(name))
             ax.annotate(f"{value:.2f}", (value, place), color=type_color(name), **style)
-        ax.text(0, place - 0.32, what, transform=ax.get_yaxis_transform(), **words)
     ax.axvline(1, color=DARK, lw=1, ls=":", zorder=0)
-    ax.set(ylim=(len(summaries) - 0.5, -0.6), yticks=[], xlabel=f"{NFN}\nover the layers")
+    ax.set_yticks(range(len(summaries)), summaries.index, size=11)
+    ax.tick_params(axis="y", length=0, pad=10)
+    ax.set(ylim=(len(summaries) - 0.5, -0.6), xlabel=NFN)
     ax.spines["left"].set_visible(False)
     ax.margins(x=0.35)
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -110,6 +111,6 @@ def _finding(layers: pd.DataFrame, marked: list[int]) -> str:
     first, second = layers.columns
     above = layers[second] - layers[first]
     if marked and above.mean() > 0 > above.drop(marked).mean():
-        few = f"Layer {marked[0]} raises" if len(marked) == 1 else f"{len(marked)} layers raise"
-        return f"{few} {second}'s mean above {first}'s"
+        few = f"layer {marked[0]}" if len(marked) == 1 else f"{len(marked)} of {len(layers)} layers"
+        return f"Without {few} {second} would score below {first}"
     return f"{second} scores above {first} in {(above > 0).sum()} of {len(layers)} layers"

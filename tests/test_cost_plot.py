@@ -35,7 +35,7 @@ def test_the_band_is_explained_under_the_axis():
     """Outside of the axes, where it cannot run into the names of the runs."""
     ax = plot_cost(RUNS, {}, ax=Figure().subplots())
     told = ax.get_xlabel().splitlines()[1]
-    assert told == "grey: from the lowest to the highest rate of the 3 runs (dots)"
+    assert told == "grey and blue: lowest to highest rate of the 3 runs (circles)"
 
 
 def test_slow_runs_have_their_names_on_the_left():

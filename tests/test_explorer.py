@@ -398,3 +398,12 @@ def test_modules_outside_of_layers_are_no_obstacle_to_choosing_layers(scores):
     explorer.statistic.value = "layers"
     assert explorer.placement is not None
     assert "projector" not in explorer.placement.modules
+
+
+def test_the_heat_map_names_its_rows_and_its_colours(scores):
+    """Beside the bars with the same names; where names are too long, the bars' must do."""
+    drawn = plop.explore(scores, k=3).picture.value
+    assert drawn.count(">v_proj<") == drawn.count(">down_proj<") == 2
+    assert ">NFN<" in drawn
+    long = scores.assign(type=scores["type"].str.replace("v_proj", "v_projection_" + 25 * "x"))
+    assert plop.explore(long, k=3).picture.value.count(f">v_projection_{25 * 'x'}<") == 1

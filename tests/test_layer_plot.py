@@ -26,8 +26,9 @@ def texts(ax):
 def summaries(ax):
     """{summary: the two numbers that stand beside its dots}, as the inset axes show them."""
     [beside] = ax.child_axes
-    written = texts(beside)
-    return {written[place + 2]: written[place : place + 2] for place in range(0, len(written), 3)}
+    written, rows = texts(beside), [label.get_text() for label in beside.get_yticklabels()]
+    numbers = [written[place : place + 2] for place in range(0, len(written), 2)]
+    return dict(zip((row.replace("\n", " ") for row in rows), numbers, strict=True))
 
 
 def test_each_type_is_a_line_in_its_colour_with_its_name(ax):
@@ -53,22 +54,22 @@ def test_the_lower_number_stands_on_the_left(ax):
     plot_layers(LAYERS, PAIR, marked=[0], ax=ax)
     assert summaries(ax)["mean without numbered layers"] == ["1.00", "0.93"]
     [beside] = ax.child_axes
-    last = beside.texts[-3:-1]
+    last = beside.texts[-2:]
     assert [text.get_ha() for text in last] == ["left", "right"]
 
 
 def test_the_layers_that_decide_are_numbered_and_named_in_the_title(ax):
     plot_layers(LAYERS, PAIR, marked=[0], ax=ax)
     assert texts(ax)[0] == "0"
-    assert ax.get_title("left") == "Layer 0 raises o_proj's mean above down_proj's"
+    assert ax.get_title("left") == "Without layer 0 o_proj would score below down_proj"
     plot_layers(LAYERS, PAIR, marked=[0, 3], ax=ax)
-    assert ax.get_title("left") == "2 layers raise o_proj's mean above down_proj's"
+    assert ax.get_title("left") == "Without 2 of 4 layers o_proj would score below down_proj"
 
 
 def test_numbers_of_layers_are_whole_whatever_their_type(ax):
     floats = LAYERS.set_axis(LAYERS.index.astype(float))
     plot_layers(floats, PAIR, marked=floats.index[:1], ax=ax)
-    assert texts(ax)[0] == "0" and "Layer 0 raises" in ax.get_title("left")
+    assert texts(ax)[0] == "0" and "Without layer 0" in ax.get_title("left")
 
 
 def test_layers_that_do_not_decide_are_not_said_to(ax):

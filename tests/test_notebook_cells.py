@@ -37,11 +37,13 @@ def before_the_race(tiny_llama, byte_tokenizer):
     names |= {"model": tiny_llama, "tokenizer": byte_tokenizer, "scores": scores}
     by_layer = plop.by_module(scores).pivot_table(index="layer", columns="type", values="nfn")
     names |= {"layers": by_layer}
-    return names | {"explorer": explorer, "config": config, "SECONDS": 30, "EXAMPLES": None}
+    names |= {"EXAMPLES": None, "TEXTS": None, "CHAT": False, "SECONDS": 30}
+    return names | {"explorer": explorer, "config": config}
 
 
 RIVALS = ("others = {", "rivals = {")
-RACE = ("def parts_of", "isinstance(EXAMPLES", *RIVALS, "best = chosen", "ex.race(")
+READ = ("isinstance(EXAMPLES", 'rule="size")\ndefault', "def parts_of", "parts = parts_of(")
+RACE = (*READ, *RIVALS, "best = largest", "ex.race(")
 
 
 def test_the_race_of_notebook_07(before_the_race, monkeypatch):
@@ -70,11 +72,24 @@ def test_the_race_of_notebook_07(before_the_race, monkeypatch):
     assert [example["prompt"] for example in examples] == [str(number) for number in range(100)]
 
 
-def test_without_examples_notebook_07_trains_the_choice(before_the_race):
+def test_without_examples_notebook_07_trains_the_mlp(before_the_race):
+    """As its rule says; the config that it saves is that of the MLP, too."""
     for cell in cells_of_notebook_07(*RACE):
         exec(cell, before_the_race)
-    assert before_the_race["best"] == before_the_race["explorer"].placement
-    assert before_the_race["settings"]["r"] == 4 and "race" not in before_the_race
+    mlp = {"gate_proj", "up_proj", "down_proj"}
+    assert set(before_the_race["best"].types) == before_the_race["default"].target_modules == mlp
+    assert before_the_race["settings"]["r"] == 16 and "race" not in before_the_race
+
+
+def test_notebook_07_races_on_chats_where_it_scores_chats(before_the_race):
+    examples = [{"prompt": f"{number}", "completion": " x"} for number in range(10)]
+    names = before_the_race | {"EXAMPLES": examples, "CHAT": True}
+    names |= {"tokenizer": SimpleNamespace(chat_template="t"), "as_chat": "<{}>".format}
+    for cell in cells_of_notebook_07("def parts_of", "parts = parts_of("):
+        exec(cell, names)
+    prompts = [example["prompt"] for part in names["parts"].values() for example in part]
+    assert sorted(prompts) == [f"<{number}>" for number in range(10)]
+    assert examples[0]["prompt"] == "0"
 
 
 def rivals_in_notebook_07(names, chosen):
@@ -155,8 +170,9 @@ def test_the_race_of_notebook_07_reads_examples_from_a_file(before_the_race, tmp
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "a", "completion": " b"}\n{"prompt": "c", "completion": " d"}\n')
     names = before_the_race | {"EXAMPLES": str(path)}
-    for cell in cells_of_notebook_07(*RACE[:2]):
+    for cell in cells_of_notebook_07(*READ):
         exec(cell, names)
+    assert names["texts"] == ["a", "c"]  # that are scored
     assert names["EXAMPLES"] == [
         {"prompt": "a", "completion": " b"},
         {"prompt": "c", "completion": " d"},
