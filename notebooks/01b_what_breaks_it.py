@@ -17,23 +17,25 @@
 # # What breaks the growth, and what real networks do
 #
 # **The question.** Notebook 01 showed that training raises the score NFN (Normalized Feature Norm) of a linear network on one
-# datapoint. What breaks this growth? And does it happen in a real language model, most of all in the maps with a low score?
+# datapoint, because its features move ever further. What breaks this growth? And does NFN rise in a real language model, most of
+# all in the maps with a low score?
 #
 # **The answer.** The squared displacement (how far features move, squared) grows with the square of the number of steps if all
 # steps are equally long and point the same way, or at least agree on average (then only after many steps). In
-# SmolLM2-135M-Instruct, finetuned for 20 steps, NFN rises in 52 to 68 % of the maps. Low scores did not gain more, although
-# geometry alone would favour them:
+# SmolLM2-135M-Instruct, finetuned for 20 steps, NFN rises in 52 to 68 % of the maps. Low scores did not clearly gain more,
+# although equal steps of all weights would favour them:
 #
-# * In percent, score and gain are not clearly correlated within a layer (0.03 to 0.07). If all features moved equally far, the
-#   correlation would be near -1. Value, the lowest type, gains most in three of four settings, but down, third lowest, does not
+# * In percent, score and gain are not clearly correlated within a layer (0.03 to 0.07). With equal steps it would be about -0.8.
+#   Value, the lowest type, has the largest mean in three of four settings, but by a few layers, and down, third lowest, does not
 #   follow.
-# * The square of NFN, which such a geometry raises equally, rose more where the score was *high* (correlations of 0.15 to 0.31).
-# * Among value maps, in contrast, layers with a low score tended to gain more. Both are *leads*, to be tested on other models.
+# * The *square* of NFN rose more where the score was high (0.15 to 0.31; with equal steps about 0). But only seven types are
+#   compared, and chance may do as much (p is 0.02 to 0.17).
+# * Among value maps, in contrast, layers with a low score tended to gain more. Both are *leads*.
 #
 # | | |
 # |---|---|
 # | **You need** | notebook 01; what a rank correlation is; the words are in the [glossary](GUIDE.md#words) |
-# | **It takes** | an hour of reading, and 20 minutes for the exercises; it runs in a minute or two on one CPU core, without a GPU |
+# | **It takes** | an hour of reading, and 15 minutes for the exercise; it runs in a minute or two on one CPU core, without a GPU |
 # | **It runs** | small networks, live; finetunings of SmolLM2-135M-Instruct are read from a record |
 #
 # PLoP ([Hayou, Ghosh, Yu](https://arxiv.org/abs/2506.20629)) puts adapters on the types with the lowest NFN, because these are
@@ -62,6 +64,7 @@ ETA = 0.05  # step size eta
 
 # %% tags=["nbval-ignore-output"]
 import math
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -74,8 +77,8 @@ from plop_nb.experiments import growth, mean_interval, power_fit
 # The record `growth.csv` holds eight short finetunings of SmolLM2-135M-Instruct. They train all weights (*full*) or adapters on
 # all maps (*LoRA*: the product of two small matrices is added to frozen weights), on short sums (*sums*) or on spelling words
 # backward (*spelling*), with two seeds each. The model has 210 maps, seven types in each of 30 layers: query, key, value and
-# output (q, k, v, o) in the attention, and gate, up and down in the MLP. The *change* of a map, also called its *gain*, is the
-# rise of its NFN in percent.
+# output (q, k, v, o) in the attention, and gate, up and down in the MLP. The *change* of a map is that of its NFN in percent, the
+# *rise of the square* is NFN squared after training minus before; *gain* means either.
 
 # %%
 record = pd.read_csv(plop.data_file("results/growth.csv"), comment="#")
@@ -87,23 +90,25 @@ print(f"{record.groupby(['setting', 'seed']).ngroups} runs, {record.groupby(['ty
 
 # %%
 record["change"] = 100 * (record["after"] / record["before"] - 1)
-record["rise"] = record["after"] ** 2 - record["before"] ** 2  # for part 5
+record["rise"] = record["after"] ** 2 - record["before"] ** 2  # of the square
 seeds = record.groupby(["setting", "texts", "type", "layer"], sort=False)
 maps = seeds[["before", "change", "rise"]].mean().reset_index()
 own = maps[maps["texts"] == "own task"]
 settings = list(own["setting"].unique())
 
 # %% tags=["nbval-ignore-output", "picture"]
-title = "SmolLM2-135M-Instruct: in percent value often gains most, but the types show no clear order"
-title += "\n(20 steps; cross: mean, 95 % t interval over layers; triangles: beyond 15 %, largest named)"
+title = "In percent, value often has the largest mean, but never the largest median"
+title += "\n(SmolLM2-135M-Instruct, 20 steps; cross: mean, 95 % t interval over layers; circle: median; "
+title += "triangles: beyond 15 %)"
 gain_plots.plot_gains(own, settings, column="setting", limit=15, title=title);
 
 # %% [markdown]
-# The types stand in the order of their score. Every dot is a mean over two seeds, on held-out texts of the trained task. If low
-# scores gained more, the crosses would fall from left to right. Value, the lowest, has the largest mean in three of four
-# settings. But down, third lowest, is sixth of seven on spelling, and output falls in all; seven types cannot settle it. Part 5
-# shows why even a fall would be no evidence yet.
-#
+# The types stand in the order of their score. Every dot is a mean over two seeds, on texts of the trained task that were kept for
+# testing (see part 5). If low scores gained more, the crosses would fall from left to right. Value, the lowest, has the largest
+# mean in three of four settings, but by a few layers: its median is the largest in none. Down, third lowest, falls on spelling,
+# and output falls in all. Part 5 shows why even a fall would be no evidence yet.
+
+# %% [markdown]
 # | part | question | in the paper | minutes |
 # |---|---|---|---|
 # | 1 | Which assumptions can be dropped? | assumptions of Theorem 1 | 15 |
@@ -142,12 +147,12 @@ gain_plots.plot_gains(own, settings, column="setting", limit=15, title=title);
 #
 # **What we do.** We train networks of 512 neurons, each time with one change. The function `growth(...)` trains some networks
 # (`seeds`) and returns one row for each network and step, with `moved` (the root of the squared displacement), `nfn` and `loss`:
-# means over all datapoints, also over those outside the minibatch. The data are toys:
+# means over all datapoints, also over those outside the minibatch. The loss is half the squared residual. The data:
 #
 # | what | how it is made |
 # |---|---|
 # | input | 8 random numbers, which a random first layer turns into $z$ |
-# | label | $+2$ or $-2$, or another `target`; the sign follows from the input by a rule: the side of a random plane |
+# | label | $+2$ or $-2$, or another `target`; the sign is the side of a random plane on which the input lies |
 # | noise labels | random signs, drawn anew in every step (`"fresh"`) |
 # | step x 8 | the step of a network of 64 neurons: it does not shrink with the width (`"standard"`) |
 
@@ -187,7 +192,8 @@ def last_step_to_fit(run):
 
 
 # %% [markdown]
-# The exponent is the slope of a straight line through the logarithms. Its interval comes from networks that are drawn again.
+# The exponent is the slope of a straight line through the logarithms. For its interval, we draw networks with replacement and fit
+# again (*bootstrap*).
 
 
 # %%
@@ -209,6 +215,7 @@ for name, run in runs.items():
     last = last_step_to_fit(run)
     rows[name] = exponent(run, last=last)._asdict() | {"fitted to": last}
     rows[name]["step 1 / theorem"] = squares(run)[1] / squares(runs["Theorem 1"])[1]
+    rows[name]["NFN then"] = run.loc[run["step"] == last, "nfn"].mean()
 
 # %%
 table = pd.DataFrame(rows).T
@@ -223,7 +230,7 @@ for name, row in table[1:].iterrows():
         met[panel] = row["fitted to"]
 
 # %% tags=["nbval-ignore-output"]
-title = "Features move quadratically where steps share a direction and keep their length"
+title = "The squared displacement grows with t\u00b2 where steps share a direction and keep their length"
 title += f"\n(linear networks, {WIDTH} neurons; means over 16 networks, for noise over 256; 95 % t intervals)"
 options = {"met": met, "met_name": "loss\nbelow 2 %", "guides": {panel: 1}}  # the last: noise
 network_plots.plot_knobs(panels, runs["Theorem 1"], title=title, **options);
@@ -232,15 +239,17 @@ network_plots.plot_knobs(panels, runs["Theorem 1"], title=title, **options);
 # **What we saw.** The exponent stays near 2 with *16 datapoints*, and with *all layers*, a *step x 8* and a *near target* until
 # the target is met. *Adam* comes close. *SGD*, *minibatches* and *noise labels* fall short.
 #
-# * *16 datapoints*: the squared displacement is a fifth of the theorem's (features move less than half as far), since one step
-#   serves all datapoints at once: it moves each less than a step of its own would.
+# * *16 datapoints*: the squared displacement is a fifth of the theorem's, since one step serves all datapoints at once: it moves
+#   each less than a step of its own would.
 # * *Minibatches*: the direction varies from step to step. The exponent 1.8 is a mean over 40 steps: it rises (part 3).
 # * *All layers*: the first layer moves the feature as well. In the first step the squared displacement is four times the
 #   theorem's. Steps get a little longer (2.05), and growth ends at step 14.
-# * *Step x 8*: its square is 64 times as large. The exponent stays; the target is only met sooner, at step 7.
-# * *Adam*, *SGD*: the steps get shorter (part 2). That the first step of SGD is longer is a matter of the rate.
+# * *Step x 8*: the first squared displacement is 64 times as large. The exponent stays; the target is only met sooner, at step 7.
+# * *Adam*, *SGD*: the steps get shorter (part 2).
 # * *Noise labels*: a step goes forward or backward at random. After $t$ such steps one is about $\sqrt t$ steps away: a *random
 #   walk*. The squared displacement grows with $t$.
+#
+# NFN, which starts at 1.0, rises in all of them, hardly so with noise labels.
 #
 # **Recap.** The number of datapoints, the size of the step and the number of trained maps set how fast features move, but hardly
 # change the exponent. The exponent 2 needs steps that share a direction and keep their length.
@@ -298,14 +307,14 @@ for name, run in {"Adam": far, "SGD": slow}.items():
 # **Question.** Noise labels, drawn anew in every step, lead to a random walk. Is it because they *mean* nothing, or because they
 # *change*?
 #
-# **Predict.** Take the labels of a rule and deal them out at random, once. These *shuffled* labels mean nothing, but each
-# datapoint keeps its own. Of *rule*, *shuffled* and *noise*: which have an exponent near 2 with all 64 datapoints in each step,
+# **Predict.** Take the labels by a plane and deal them out at random, once. These *shuffled* labels mean nothing, but each
+# datapoint keeps its own. Of *plane*, *shuffled* and *noise*: which have an exponent near 2 with all 64 datapoints in each step,
 # and which with minibatches of 4?
 #
 # **Intuition.** A step follows what its datapoints ask for together. Growth needs steps that ask for the same again and again.
 
 # %% tags=["nbval-ignore-output"]
-labels = {"rule": "teacher", "shuffled": "shuffled", "noise": "fresh"}
+labels = {"plane": "teacher", "shuffled": "shuffled", "noise": "fresh"}
 batches = {"minibatches of 4": 4, "all 64 in each step": 64}
 by_labels = {panel: {} for panel in batches}
 for panel, batch in batches.items():
@@ -321,23 +330,22 @@ for panel, of_panel in by_labels.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% tags=["nbval-ignore-output"]
-title = "With all data in each step, shuffled labels move features almost as far as a rule's"
+title = "With all data in each step, shuffled labels move features almost as far as a plane's"
 title += f"\n(linear networks, {WIDTH} neurons, 64 datapoints; means over 64 networks, 95 % t intervals)"
 network_plots.plot_displacements(by_labels, title=title);
 
 # %% [markdown]
-# **What we saw.** With all datapoints in each step, shuffled labels have nearly the exponent of the rule: 1.96 against 1.99. With
-# minibatches it is 1.8 for the rule, 1.3 for shuffled labels, and 1.0 for noise, a random walk. With all data, noise stays even
-# below a random walk (0.80). No target is ever met here: a linear network of 8 inputs cannot bring the loss of 64 datapoints near
-# 2 % of its start. So all 40 steps count.
+# **What we saw.** With all datapoints in each step, shuffled labels have nearly the exponent of labels by a plane: 1.96 against
+# 1.99. With minibatches it is 1.8 for the plane, 1.3 for shuffled labels, and 1.0 for noise, a random walk. With all data, noise
+# stays even below a random walk (0.80). No target is met here, so we fit all 40 steps.
 #
-# With all data, shuffled labels ask for something weak, but for the same in every step, and SignSGD takes its full step however
-# weak a signal is.
+# Most of what 64 shuffled labels ask for cancels. What is left is weak, but it points the same way in every step, and SignSGD
+# takes its full step however weak a signal is.
 #
 # **One number: how much do steps agree?** Let $x$ be the mean cosine of the displacements of two steps. Let all steps be equally
 # long, and equally alike at all times. The square of a sum has $t$ squares and $t (t - 1)$ products, so after $t$ steps the
 # squared displacement is $t + t (t - 1)\, x$ times that of the first step. It is $t^2$ if all steps agree ($x = 1$), and $t$ if
-# none do ($x = 0$). In between it begins more like $t$ and ends more like $t^2$.
+# none do ($x = 0$).
 #
 # We compute $x$ from the first and the last step, so only the bend between them is a test: the exponents of steps 1 to 10 and of
 # steps 10 to 40, measured, and in a run that follows the formula exactly.
@@ -372,19 +380,19 @@ for panel, of_panel in by_labels.items():
 pd.DataFrame(rows).T.round(2)
 
 # %% [markdown]
-# **What we saw.** One number says how the curves of minibatches bend. The rule's $x$ is 0.33, and its exponent rises from 1.6 to
-# 1.9. That of shuffled labels is 0.05, and theirs rises from 1.2 to 1.5. The computed exponents differ by 0.07 at most. So with
-# minibatches an exponent between 1 and 2 is a passage from 1 to 2, as long as $x$ stays. With all data, the formula misses the
-# bend of shuffled labels: there the steps get shorter or their cosine changes; we did not look which. For noise $x$ is below 0
-# there: a step undoes a part of earlier ones, perhaps because the best answer to noise is an output of 0.
+# **What we saw.** One number says how the curves of minibatches bend. With labels by a plane $x$ is 0.33, and the exponent rises
+# from 1.6 to 1.9. The computed exponents differ by 0.07 at most. So with minibatches an exponent between 1 and 2 is a passage
+# from 1 to 2, as long as $x$ stays. With all data, the formula misses the bend of shuffled labels: there the steps get shorter or
+# their cosine changes; we did not look which. For noise $x$ is below 0 there: a step undoes a part of earlier ones.
 #
-# **Recap.** Features grow with the square of the steps when the gradient keeps asking for the same thing. With SignSGD and all
+# **Recap.** The squared displacement grows with $t^2$ when the gradient keeps asking for the same thing. With SignSGD and all
 # data in each step, labels need not mean anything over 40 steps, but they must not change: labels drawn anew give a random walk
-# at most. With minibatches a rule helps, because other datapoints then ask for the same.
+# at most. With minibatches meaning helps, because other datapoints then ask for the same.
 #
 # ## 4. Networks that are not linear
 #
-# **Question.** The paper leaves open what happens in networks that are not linear. Do their features grow quadratically, too?
+# **Question.** The paper leaves open what happens in networks that are not linear. Does their squared displacement grow with
+# $t^2$, too?
 #
 # **Predict.** A ReLU sets negative values to 0. Half of its neurons are off at the start and get no gradient. Compared with the
 # linear network, where does its squared displacement start, and where does it end?
@@ -393,7 +401,7 @@ pd.DataFrame(rows).T.round(2)
 # inputs of a map change as well.
 #
 # **What we do.** We use one datapoint, SignSGD, and three more networks of 256 neurons. The attention has one head and four input
-# tokens, and we watch its four maps: query, key, value and output. The target is 6, so far away that all 40 steps count.
+# tokens, and we watch its four maps: query, key, value and output. The target is 6, so far away that we fit all 40 steps.
 
 # %% tags=["nbval-ignore-output"]
 options = {"eta": ETA, "seeds": SEEDS, "target": 6}
@@ -404,8 +412,8 @@ run = growth(WIDTH // 2, STEPS, network="attention", **options)
 attention = dict(list(run.groupby("module", sort=False)))
 
 # %% [markdown]
-# We divide each squared displacement by that of Theorem 1 in an infinitely wide network, $\frac{2}{\pi} (\eta t)^2$. For ReLU
-# there is a formula:
+# We divide each squared displacement by that of Theorem 1 in an infinitely wide network whose input has entries of size 1,
+# $\frac{2}{\pi} (\eta t)^2$. For ReLU there is a formula:
 #
 # <details><summary>The formula, derived</summary>
 #
@@ -464,7 +472,8 @@ def norms(run):
     means = run.groupby("step")[["nfn", "size", "baseline"]].mean()
     start, end = means.loc[0], means.loc[STEPS]
     alone = math.sqrt(start["nfn"] ** 2 + squares(run)[STEPS] / start["size"] ** 2)
-    row = {"NFN, step 0": start["nfn"], f"NFN, step {STEPS}": end["nfn"], "by D alone": alone}
+    row = {"size, step 0": start["size"], "NFN, step 0": start["nfn"]}
+    row |= {f"NFN, step {STEPS}": end["nfn"], "by D alone": alone}
     return row | {f"{name} x": end[name] / start[name] for name in ["size", "baseline"]}
 
 
@@ -473,73 +482,71 @@ pd.DataFrame({name: norms(run) for name, run in networks.items()}).T.round(2)
 
 # %% [markdown]
 # **What we saw.** In the first five steps the exponents lie between 1.85 and 2.0, in steps 20 to 40 they are 1.7 and 1.8 for ReLU
-# and GeLU, and 3.3 for the attention's output map. Value is near 2 all the time. Query and key do not follow the intuition: they
-# bend already in the first steps (1.86 and 1.85, without intervals), and only key is near 2 later. We did not test why this is,
-# nor why GeLU bends. ReLU follows its formula.
+# and GeLU, and 3.3 for the attention's output map. Value is near 2 early and late. Query and key do not follow the intuition:
+# they bend already in the first steps, and only key is near 2 later. We did not test why this is, nor why GeLU bends. ReLU
+# follows its formula: it starts at 1/2, is at 0.33 after 40 steps, and goes towards 1/4.
 #
 # *NFN.* The output map's input grows to 2.9 times its size, so NFN reaches 2.3 instead of the 6.7 that $D$ alone would give. In
-# ReLU, GeLU, query, key and value NFN is a little higher than by $D$ alone. Their inputs are fixed (the 1.01 to 1.03 show how
-# rough this estimate is) and their weights hardly grow, so a part of their steps lies along the feature that was there.
+# ReLU, GeLU, query, key and value NFN is a little higher than by $D$ alone. Their inputs are fixed and their weights hardly grow,
+# so a part of their steps lies along the feature that was there.
 #
-# Query, key and value start near 1/3, since four tokens share each step. (Unrelated tokens would give 1/4; ours overlap.)
+# Query, key and value start near 1/3, since four tokens share each step. Output starts above 1, though its input has entries of
+# only 0.52: its input moves as well, as with *all layers* in part 1 (a guess, not tested).
 #
-# **Recap.** The exponents start near 2 (1.9 for query and key). ReLU neurons that switch off bend growth down for a while. A
-# growing input bends displacement up, but not NFN.
+# **Recap.** The exponents start near 2. Later, ReLU neurons that switch off bend growth down, and a growing input bends
+# displacement up, but not NFN.
 
 # %% [markdown]
 # ## 5. A real model: do low scores gain most?
 #
 # **Question.** Does the score *before* training tell which maps *gain* score in finetuning?
 #
-# **Intuition.** PLoP reads a low score as a large gap to close. If so, low scores go with large changes. A summary of the paper
-# also says that well aligned modules grow faster: the opposite. (The paper followed growth in pretraining only.) We measure it by
-# a *rank correlation*, Spearman's: -1 if the lowest score gains most and so on, 1 for the opposite, about 0 if the two orders are
+# **Intuition.** PLoP reads a low score as a large gap to close. If so, low scores go with large changes. We measure it by a *rank
+# correlation*, Spearman's: -1 if the lowest score gains most and so on, 1 for the opposite, about 0 if the two orders are
 # unrelated.
 #
-# **What we do.** The record has SmolLM2-135M-Instruct after 20 steps of Adam with batches of 4: all weights with the learning
-# rate 5e-5, or adapters with 1e-3, of inner size 16 and scaled by 2. A sum is "98 + 93 = 191", a spelling "thong backward:
-# gnoht". Seeds differ in the training examples and in the start of the adapters; the 32 held-out texts of a task are the same for
-# both. (With seed 1, five of the 32 sums were among the training examples, too.) NFN is the mean over these texts, with their
-# answers; adapters are added to the weights first. Every trained model was scored on texts of its *own task* and, as a control,
-# of the *other task*.
+# **What we do.** The record has SmolLM2-135M-Instruct after 20 steps of Adam with batches of 4: all weights with the constant
+# learning rate 5e-5, or adapters with 1e-3, of inner size 16 and scaled by 2. A sum is "98 + 93 = 191", a spelling "thong
+# backward: gnoht". Seeds differ in the training examples and in the start of the adapters; the 32 held-out texts of a task are
+# the same for both. (With seed 1, five of the 32 sums were among the training examples, too.) NFN is the mean over these texts,
+# with their answers; adapters are added to the weights first. Every trained model was scored on texts of its *own task* and, as a
+# control, of the *other task*.
 #
 # **Has it learned anything?** The mean loss over two seeds, per token of the answer, on held-out texts (in *nats*: natural
 # logarithms):
 
 # %%
-record.groupby(["setting", "texts"], sort=False)[["loss_before", "loss_after"]].mean().round(1)
+record.groupby(["setting", "texts"])[["loss_before", "loss_after"]].mean().round(1)
 
 # %% [markdown]
 # The loss falls, on the other task as well, so training did not leave the control alone. We recorded no accuracy, so we cannot
 # tell the form of an answer from its content.
 #
-# **What would geometry alone do?** Let the features of all maps move by the same squared displacement $D$, in a direction
-# unrelated to the feature. From NFN $a$ that leads to $\sqrt{a^2 + D}$. So the *square* of NFN rises by $D$ in every map, but NFN
-# itself rises more where it was low. A picture that falls with the score needs no gap that closes.
+# **What would equal steps do?** Let a feature move, at a right angle to itself, by a share of the length that its map gives to
+# random inputs, and let $D$ be the square of this share. Then NFN goes from $a$ to $\sqrt{a^2 + D}$: its *square* rises by $D$,
+# but NFN itself rises more where it was low. A picture that falls with the score needs no gap that closes.
 #
-# **Predict.** Value starts at 0.56, key at 1.45. By how many percent would they rise, if $D$ is the theorem's for full finetuning
-# of a map with 576 inputs?
+# Let every weight take 20 steps of 5e-5, about the most that Adam takes, all in one direction. If weights have the variance $1/n$
+# and inputs are Gaussian, a map with $n$ inputs gets $D = (20 \cdot 0.00005\, n c)^2$: 0.21 with 576 inputs, and 1.50 with the
+# 1,536 of down.
+#
+# **Predict.** Value starts at 0.56, key at 1.45, both with $D = 0.21$. By how many percent would they rise?
 
 # %%
-eta = 5e-5 * 576  # a step of Adam changes a weight by about 5e-5; the theorem's step is eta / n
-D = (eta * math.sqrt(2 / math.pi) * 20) ** 2
+inputs = own["type"].map({"down": 1536}).fillna(576)
+equal = own.assign(rise=(20 * 5e-5 * inputs * math.sqrt(2 / math.pi)) ** 2)
+equal["change"] = 100 * (np.sqrt(equal["before"] ** 2 + equal["rise"]) / equal["before"] - 1)
+
+# %%
 types = own.groupby("type")["before"].mean().sort_values().to_frame("NFN")
-types["geometry"] = 100 * (np.sqrt(types["NFN"] ** 2 + D) / types["NFN"] - 1)  # percent
-print(f"D = {D:.2f}")
-
-# %%
-measured = own.pivot_table(index="type", columns="setting", values="change")[settings]
-types.join(measured).round(2)
-
-# %%
-own.pivot_table(index="type", columns="setting", values="rise").loc[types.index, settings].round(3)
+types["equal steps"] = equal.groupby("type")["change"].mean()
+types.join(own.pivot_table(index="type", columns="setting", values="change")[settings]).round(2)
 
 # %% [markdown]
-# **What we saw.** Geometry alone would raise value by 29 % and key by 5 %. (Down has 1,536 inputs, so it would move further. For
-# LoRA we have no such yardstick.) The measured means are far smaller: all maps are trained at once here, their inputs change, the
-# minibatches vary, weights may be scaled otherwise, and the gradient that reaches a map need not keep its signs. The order
-# differs as well, and it depends on the unit: value is first or second of seven in percent (first table), but fifth or sixth in
-# the square of NFN (second table).
+# **What we saw.** Equal steps would raise value by 31 % (the mean over layers) and key by 5 %, but down, with its many inputs, by
+# 50 %. (For LoRA we have no such yardstick.) The measured means are far smaller. Possible reasons, none of them tested: Adam's
+# steps are shorter and turn with the minibatch; inputs are not Gaussian, or change, since all maps are trained at once; weights
+# have another size; the gradient that reaches a map need not keep its signs.
 #
 # In how many percent of the 210 maps does NFN rise at all, in each run? Guess first.
 
@@ -548,68 +555,83 @@ rises = record[record["texts"] == "own task"].groupby(["setting", "seed"])["rise
 rises.agg(lambda rise: 100 * (rise > 0).mean()).unstack().loc[settings].round(0)
 
 # %% [markdown]
-# In 52 to 68 %. (We give no test, since maps of one network are not independent.)
+# In 52 to 68 %.
 #
-# **Two answers, in two units.** Over *types* we average the layers first and correlate seven numbers. There are 5,040 orders of
-# seven types, so the p-value can be exact: the share of orders that correlate at least as strongly. *Within layers* we correlate
-# the seven maps of each layer, and take the mean of these 30 correlations with its interval (95 %, Student's t). Maps of a layer
-# share inputs, so a layer is our unit, not a map. An interval that allows for neighbouring layers being alike would be wider. We
-# take the change in *percent*, for which geometry alone gives nearly -1, and the rise of the *square*, for which it gives 0.
+# **Two answers, in two units.** *Over types* we average the layers first and correlate seven numbers. *Within layers* we
+# correlate the seven maps of each layer, and take the mean of these 30 correlations. Every layer has the same seven types, so its
+# interval (95 %, Student's t over layers) says how steady their order is, not whether the score makes it. For that the unit is
+# the type: we exchange the types of the gains, in all layers at once. The exact p-value is the share of the 5,040 orders of seven
+# types that correlate at least as strongly.
 #
-# **Predict.** Which of these correlations are near what geometry alone gives?
+# **Predict.** Equal steps favour low scores in percent. Which correlation do you expect of them in the square?
 
 
 # %%
-def rank_correlation(rows, gain):
-    return stats.spearmanr(rows["before"], rows[gain]).statistic
+def ranks(run, column):
+    """Ranks of the types in each layer (one row), standardized."""
+    table = run.pivot(index="layer", columns="type", values=column)
+    return stats.zscore(table.rank(axis=1).to_numpy(), axis=1)
 
 
 # %%
-def over_types(run, gain):
-    """Rank correlation of score and gain over types, and its exact p-value."""
-    ranks = run.groupby("type")[["before", gain]].mean().rank()
-    test = stats.pearsonr(ranks["before"], ranks[gain], method=stats.PermutationMethod())
-    return {"over types": test.statistic, "p": test.pvalue}
+orders = np.array(list(permutations(range(7))))  # the first is the real one
+
+
+def exact_p(run, gain):
+    """The share of orders of the gain's types that correlate with the score at least as strongly."""
+    score, gain = ranks(run, "before"), ranks(run, gain)
+    means = (score.T @ gain)[range(7), orders].sum(axis=1) / score.size  # over layers
+    return (abs(means) > abs(means[0]) - 1e-9).mean()
 
 
 # %%
 def both_answers(run, gain):
-    layers = [rank_correlation(rows, gain) for _, rows in run.groupby("layer")]
-    return over_types(run, gain) | mean_interval(layers)._asdict()
+    types = run.groupby("type", as_index=False)[["before", gain]].mean().assign(layer=0)
+    over_types = (ranks(types, "before") * ranks(types, gain)).mean()
+    layers = (ranks(run, "before") * ranks(run, gain)).mean(axis=1)
+    row = {"over types": over_types, "p over types": exact_p(types, gain)}
+    return row | mean_interval(layers)._asdict() | {"p within layers": exact_p(run, gain)}
 
 
 # %%
-tables = {"change": {}, "rise": {}}
-for gain, rows in tables.items():
-    for (texts, setting), run in maps.groupby(["texts", "setting"], sort=False):
-        rows[f"{texts}: {setting}"] = both_answers(run, gain)
+def answers(gain):
+    rows = {}
+    for texts in ["own task", "other task"]:
+        for setting, run in maps[maps["texts"] == texts].groupby("setting", sort=False):
+            rows[f"{texts}: {setting}"] = both_answers(run, gain)
+    return pd.DataFrame(rows).T
+
 
 # %%
-order = [f"{texts}: {setting}" for texts in ["own task", "other task"] for setting in settings]
-tables = {gain: pd.DataFrame(rows).T.loc[order] for gain, rows in tables.items()}
+tables = {"change": answers("change"), "rise": answers("rise")}
 pd.concat(tables).rename(columns={"mean": "within layers"}).round(2)
 
+# %%
+one = equal[equal["setting"] == "full, sums"]
+at_equal = pd.DataFrame({gain: both_answers(one, gain) for gain in tables}).T
+at_equal[["over types", "mean"]].rename(columns={"mean": "within layers"}).round(2)
+
 # %% tags=["nbval-ignore-output"]
-title = "Low scores gain no more in percent, and rather less in the square of NFN"
-title += "\n(SmolLM2-135M-Instruct; 95 % t intervals over 30 layers; grey: texts of the other task)"
-grey = [gain_plots.MEASURED] * 4 + ["0.55"] * 4
-panels = {"change of NFN in percent": tables["change"].assign(color=grey)}
-panels["rise of the square of NFN"] = tables["rise"].assign(color=grey)
-options = {"what": "rank correlation with the score", "sides": ["low scores gain more", "high scores gain more"]}
-options |= {"expected": dict(zip(panels, [-1, 0])), "expected_name": "geometry alone"}
+title = "Low scores do not clearly gain more, neither in percent nor in the square of NFN"
+title += "\n(SmolLM2-135M-Instruct; 95 % t intervals over 30 layers of the same seven types; grey: texts of the other task)"
+panels = {"change of NFN in percent": tables["change"], "rise of the square of NFN": tables["rise"]}
+options = {"what": "rank correlation of score and gain\nof seven types, mean over layers"}
+options |= {"sides": ["low scores gain more", "high scores gain more"], "grey": tables["rise"].index[4:]}
+options |= {"expected": dict(zip(panels, at_equal["mean"])), "expected_name": "equal steps"}
 gain_plots.plot_intervals(panels, title=title, **options);
 
 # %% [markdown]
 # **What we saw.** *In percent* (`change`) the correlations over types are -0.5 to -0.2 on the own task, which cannot be told from
-# chance (p is 0.3 and more). Within layers they are 0.03 to 0.07. Every interval contains zero, and none reaches below -0.17, far
-# from the -1 of geometry alone. So low scores gained less than equal displacements would give them.
+# chance (p is 0.3 and more). Within layers they are 0.03 to 0.07 (p 0.58 and more), and no interval reaches below -0.17, while
+# equal steps give -0.76. So low scores gained less than equal steps would give them.
 #
 # *In the square* (`rise`) the signs are the opposite of what our reading of PLoP supposes: 0.4 to 0.6 over types (p is 0.14 and
-# more: seven types show little) and 0.15 to 0.31 within layers, where three of four intervals exclude zero. If each NFN rose by
-# about the same percentage, one would see just this: 0 in percent, more than 0 in the square.
+# more) and 0.15 to 0.31 within layers. Three of four intervals exclude zero, so the order of these types is steady over layers.
+# But other orders of seven types correlate as strongly (p is 0.02 to 0.17).
 #
-# On the *other* task all correlations within layers are positive, too (0.22 to 0.44). The intervals are too narrow and not
-# corrected for 16 looks. So that high scores rise more is only a lead; no interval shows that low scores do.
+# On the *other* task all correlations within layers are positive, too (0.22 to 0.44), also in percent: what rises does not look
+# specific to the trained task. The smallest of 16 p-values within layers is 0.02, so it is only a lead that high scores rise
+# more, and nothing shows that low scores do.
 #
 # **Layers of a type.** Does the score tell which *layers* of one type gain? We correlate the score with the rise of the square,
 # over the 30 layers of each type, on the own task. For these 28 tests *Bonferroni*'s correction asks for p below 0.05 / 28, as if
@@ -625,27 +647,31 @@ pd.Series(tests).unstack()[settings]
 
 # %% tags=["nbval-ignore-output"]
 values = own[own["type"] == "v"]
-title = "Value maps: low-scoring layers rose more also in the square of NFN, clearly on spelling"
-title += "\n(SmolLM2-135M-Instruct, 20 steps; one dot a layer; equal displacements would lie flat)"
+title = "Value maps: also in its square, NFN rose more in layers with a low score (a lead)"
+title += "\n(SmolLM2-135M-Instruct, 20 steps; one dot a layer; equal steps would lie flat)"
 gain_plots.plot_layer_gains(values, settings, column="setting", named=1, limit=0.9, title=title);
 
 # %% [markdown]
-# **What we saw.** Value layers with a low score rose more, clearly on spelling (-0.7) and less so on sums (-0.5, -0.4, no star).
-# Geometry alone is not the reason: it would give 0, and it lets no map fall, while some layers with a high score fell. The lowest
-# layers did not rise *most*: in every panel the largest rise belongs to a layer near 0.5.
+# **What we saw.** Value layers with a low score rose more (-0.7 on spelling; -0.5 and -0.4 on sums, without a star). Full and
+# LoRA of one task share their scores, so read them as one observation. On spelling, up and output lean the same way without a
+# star. Equal steps are not the reason: they would raise the square alike in all layers, while some layers with a high score fell.
+# The lowest layers did not rise *most*: in every panel the largest rise belongs to a layer near 0.5.
 #
 # Two other things could make such a correlation. *The measure*: the score before training is a part of the rise, so if it is low
-# by chance, the rise looks large. So we take the score on the *other texts*. *Depth*: late layers (dark dots) change most, so
-# depth may be behind both; layers are not 30 independent observations. So we correlate *differences* between neighbouring layers.
+# by chance, the rise looks large. This largely cancels, since the same texts are scored before and after; to be safe we take the
+# score on the *other texts*. *Depth*: late layers (dark dots) change most, so depth may be behind both; layers are not 30
+# independent observations. So we correlate *differences* between neighbouring layers.
 
 
 # %%
 def checks_of(run, other):
-    """The correlation over layers in four ways; `other` has the same maps on the other texts."""
-    steps = run[["before", "rise"]].diff().dropna()
-    row = {"percent": rank_correlation(run, "change"), "square": rank_correlation(run, "rise")}
-    row["other texts"] = stats.spearmanr(other["before"], run["rise"]).statistic
-    return row | {"neighbours": rank_correlation(steps, "rise")}
+    """Rank correlations over layers; `other` has the same layers on the other texts."""
+    score, rise = run["before"], run["rise"]
+    row = {"percent": score.corr(run["change"], method="spearman")}
+    row["square"] = score.corr(rise, method="spearman")
+    row["other texts"] = other["before"].corr(rise, method="spearman")
+    row["neighbours"] = score.diff().corr(rise.diff(), method="spearman")
+    return row
 
 
 # %%
@@ -656,17 +682,17 @@ for setting in settings:
 pd.DataFrame(checks).T.round(2)
 
 # %% [markdown]
-# With the score on the other texts -0.6 to -0.5 remain, of which only that of full, sums passes the limit for 28 tests (about
-# -0.55). From neighbour to neighbour, the correlation holds on spelling (-0.7, -0.6); on sums (-0.3, -0.2) it is not clear. (No
-# p-value: two such differences share a layer.) It is a lead.
+# With the score on the other texts the correlations are -0.57 to -0.47: only full, sums passes the limit for 28 tests (about
+# -0.55), and spelling no longer does. From neighbour to neighbour, the correlation holds on spelling (-0.7, -0.6); on sums (-0.3,
+# -0.2) it is not clear. So the relation in value maps is a lead.
 #
-# **Recap.** Low scores gained no more than others in percent, where geometry alone would favour them, and less in the square.
-# Among value maps the score may tell which layers gain.
+# **Recap.** Low scores did not clearly gain more, not even in percent, where equal steps would favour them. Among value maps the
+# score may tell which layers gain.
 
 # %% [markdown]
-# ## Exercises
+# ## Exercise
 #
-# ### 1. Steps that sometimes go back (15 minutes)
+# ### Steps that sometimes go back (15 minutes)
 #
 # Each step goes the wrong way with probability $p$, independently of the others, and else the right way. How large is the
 # expected squared displacement after $t$ steps, as a multiple of that of one step? Write a function of $p$ and $t$. *Hint:* write
@@ -700,37 +726,11 @@ def displacement_of_signs(p, t):
 check_displacement(displacement_of_signs)
 
 # %% [markdown]
-# ### 2. Where does geometry alone give ten percent? (5 minutes)
-#
-# From which NFN before training would the displacement $D$ of part 5 alone raise NFN by 10 %?
-
-# %%
-start_for_ten = None  # your turn: a number
-
-
-# %%
-def check_start(a):
-    if a is None:
-        return "not yet filled in"
-    rise = math.sqrt(a**2 + D) / a - 1
-    assert abs(rise - 0.1) < 0.002, f"from {a:.2f} it would rise by {rise:.1%}"
-    return f"from {a:.2f} it would rise by {rise:.0%}"
-
-
-check_start(start_for_ten)
-
-# %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution: a^2 + D = (1.1 a)^2.
-check_start(math.sqrt(D / (1.1**2 - 1)))
-
-# %% [markdown]
 # ## Questions for discussion
 #
-# 1. The paper assumes that growth carries over from linear networks to transformers. Which of the parts above would you show to
-#    someone who doubts it, and which to someone who takes it for granted?
-# 2. PLoP averages scores over layers, and the authors had inconsistent results when they placed adapters on single layers. What
+# 1. PLoP averages scores over layers, and the authors had inconsistent results when they placed adapters on single layers. What
 #    do the correlations within a type say about that?
-# 3. A gain in NFN is not a gain in loss. How would you test whether maps whose NFN rises are the maps that lower the loss?
+# 2. A gain in NFN is not a gain in loss. How would you test whether maps whose NFN rises are the maps that lower the loss?
 #
 # ## Three things to remember
 #
@@ -738,13 +738,12 @@ check_start(math.sqrt(D / (1.1**2 - 1)))
 #    With SignSGD and all data in each step, labels need not mean anything over 40 steps, but they must not change.
 # 2. **Networks that are not linear start with an exponent near 2** (1.9 for query and key). ReLU neurons that switch off bend
 #    growth down for a while. A growing input bends displacement up, but NFN divides by its size.
-# 3. **In SmolLM2-135M-Instruct low scores did not gain more NFN in 20 steps.** An equal displacement raises a low score more, so
-#    look at the square of NFN as well: there, high scores rose more. Among value maps, layers with a low score tended to gain
-#    more in both units; whether more clearly on sums or on spelling depends on the check.
+# 3. **In SmolLM2-135M-Instruct low scores did not clearly gain more NFN in 20 steps.** Equal steps raise a low score more, so
+#    look at the square of NFN as well: there, high scores rose more, which is a lead only (p is 0.02 to 0.17). Among value maps,
+#    layers with a low score tended to gain more in both units.
 #
 # **Not established.** One small model, two toy tasks, 20 steps, one learning rate for each method, two seeds, and no accuracy was
-# recorded; on spelling the loss stayed above 4 nats a token. NFN, and with it the order of types, changes when the scale factors
-# of the norms are folded into the maps (notebook 04). Only scores before and after were recorded, so we know neither the
-# displacement nor its exponent in the real model. Whether a rise of NFN lowers the loss was not asked (see notebook 05).
+# recorded. NFN, and with it the order of types, changes when the scale factors of the norms are folded into the maps (notebook
+# 04). Only scores before and after were recorded, so we know neither the displacement nor its exponent in the real model.
 #
 # **Where next.** Notebook 02 asks how many texts a score needs, notebook 04 what the score measures.

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from plop_nb.growth_plots import MEASURED, THEORY, check_table
 from plop_nb.network_plots import panel_grid
-from plop_nb.palette import DARK, styled, tint, type_color
+from plop_nb.palette import DARK, UNKNOWN, styled, tint, type_color
 from plop_nb.plots import NFN
 from plop_nb.stats import mean_interval
 
@@ -30,7 +30,7 @@ def plot_gains(
     limit: float = math.inf,
     title: str = "",
 ) -> list[Axes]:
-    """The change of NFN of every map, types from the lowest score: dots, and the mean as a cross.
+    """The change of NFN of every map, types from the lowest score; cross: mean, circle: median.
 
     Parameters
     ----------
@@ -143,6 +143,7 @@ def plot_intervals(
     *,
     what: str,
     sides: Sequence[str] = (),
+    grey: Sequence[str] = (),
     expected: Mapping[str, float] | None = None,
     expected_name: str = "expected",
     title: str = "",
@@ -152,12 +153,13 @@ def plot_intervals(
     Parameters
     ----------
     panels : dict of pandas.DataFrame
-        {panel: table} with the same cases as index, from the top; columns `mean`, `low`, `high`,
-        and maybe `color`.
+        {panel: table} with the same cases as index, from the top; columns `mean`, `low`, `high`.
     what : str
         Label of the horizontal axes, with its unit.
     sides : sequence of str
         What it means to lie on the left of zero, and on the right: two words over the rows.
+    grey : sequence of str
+        Cases that are drawn in grey, such as controls.
     expected, expected_name : dict, str
         {panel: value}, a dashed line in the colour of theory, and its name.
     title : str
@@ -181,7 +183,7 @@ def plot_intervals(
     axes = panel_grid(len(panels), columns=2, size=(10.5, height), title=title)
     for ax, (panel, table) in zip(axes, panels.items(), strict=True):
         for place, row in enumerate(table.itertuples()):
-            color = getattr(row, "color", MEASURED)
+            color = UNKNOWN if row.Index in grey else MEASURED
             ax.plot([row.low, row.high], [place, place], color=color, lw=2)
             ax.plot(row.mean, place, "o", color=color, ms=7)
         ax.axvline(0, color=DARK, lw=1, zorder=0)
@@ -199,7 +201,7 @@ def plot_intervals(
 
 def _expectation(ax: Axes, value: float, name: str) -> None:
     """A dashed line at what a theory expects, with its name beside its foot."""
-    ax.axvline(value, **THEORY)
+    ax.axvline(value, **THEORY | {"zorder": 1})  # below the intervals
     style = {"xycoords": ax.get_xaxis_transform(), "color": THEORY["color"], "size": 11}
     ax.annotate(name, (value, 0), (6, 3), textcoords="offset points", **style)
 
@@ -220,6 +222,7 @@ def _draw_gains(ax: Axes, place: int, changes: np.ndarray, color: str, limit: fl
     mean = mean_interval(changes)
     ax.plot([place, place], [mean.low, mean.high], color=color, lw=2.5, zorder=3)
     ax.plot(place, mean.mean, "_", color=color, ms=16, mew=2.5, zorder=4)
+    ax.plot(place, np.median(changes), "o", color=color, mfc="white", ms=5, mew=1.5, zorder=5)
 
 
 def _check_panels(

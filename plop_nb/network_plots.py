@@ -213,7 +213,7 @@ def _steps(ax: Axes) -> None:
 
 
 def panel_grid(number: int, *, columns: int, size: tuple[float, float], title: str) -> list[Axes]:
-    """A new figure with as many panels; those that are left over are empty."""
+    """A new figure with as many panels (the rest is empty); only the title's first line is bold."""
     if not number:
         raise ValueError("there is nothing to draw: pass {name: run}, or names of panels")
     options = {"figsize": size, "layout": "constrained", "squeeze": False}
@@ -222,7 +222,12 @@ def panel_grid(number: int, *, columns: int, size: tuple[float, float], title: s
     axes = list(grid.flat)
     for ax in axes[number:]:
         ax.set_axis_off()
-    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=14)
+    finding, *details = title.split("\n")
+    lines = "\n".join([finding, *[" "] * len(details)])  # room for the details below
+    heading = fig.suptitle(lines, x=0.01, ha="left", weight="bold", size=14)
+    if details:
+        style = {"xycoords": heading, "va": "bottom", "size": 12, "annotation_clip": False}
+        axes[0].annotate("\n".join(details), (0, 0), **style).set_in_layout(False)
     return axes[:number]
 
 

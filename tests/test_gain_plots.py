@@ -63,6 +63,7 @@ def test_larger_changes_are_triangles_at_the_edge():
     assert dots(above)[:, 1].tolist() == [10] and dots(below)[:, 1].tolist() == [-10]
     assert dots(above)[0, 0] < dots(below)[0, 0] < dots(inside)[0, 0]  # by layer
     assert ax.lines[1].get_ydata()[0] == pytest.approx(-3)  # the mean is of all
+    assert ax.lines[2].get_ydata()[0] == 1 and ax.lines[2].get_mfc() == "white"  # so is the median
     labels = {text.get_text(): text.xy for text in ax.texts}
     assert labels == {"30": tuple(dots(above)[0]), "-40": tuple(dots(below)[0])}
 
@@ -91,6 +92,16 @@ def test_layers_of_several_types_are_refused():
         plots.plot_layer_gains(maps().assign(rise=0.0), ["full"])
 
 
+def test_only_the_first_line_of_a_title_is_bold():
+    [ax] = plots.plot_gains(maps(), ["full"], title="Finding\n(how)")
+    assert ax.figure.get_suptitle().split("\n") == ["Finding", " "]
+    how = ax.texts[-1]
+    assert how.get_text() == "(how)" and how.get_weight() == "normal"
+    ax.figure.canvas.draw()  # it stands in the room left below the finding
+    heading, below = (text.get_window_extent() for text in (ax.figure._suptitle, how))
+    assert heading.y0 <= below.y0 + 1 and below.y1 < heading.y1 and below.x0 >= heading.x0 - 1
+
+
 # Intervals
 
 
@@ -114,10 +125,10 @@ def test_the_sides_of_zero_may_have_words():
     assert left.xy[0] == right.xy[0] == 0 and left.xyann[0] < 0 < right.xyann[0]
 
 
-def test_rows_of_intervals_may_have_colours():
-    table = intervals().assign(color=["#112233", "#445566"])
-    [ax] = plots.plot_intervals({"a": table}, what="difference")
-    assert [ax.lines[place].get_color() for place in (1, 3)] == ["#112233", "#445566"]
+def test_controls_are_grey():
+    [ax] = plots.plot_intervals({"a": intervals()}, what="difference", grey=["other"])
+    colors = [line.get_color() for line in ax.lines[:4]]
+    assert colors[:2] == [plots.MEASURED] * 2 and colors[2:] == [plots.UNKNOWN] * 2
 
 
 def test_what_is_expected_is_a_named_line():
