@@ -31,7 +31,7 @@
 # |---|---|
 # | **You need** | notebook 00; a mean, a standard deviation, a t-test; the words are in the [glossary](GUIDE.md#words) |
 # | **It takes** | 70 minutes of reading with the exercises; it runs in two to five minutes on two CPU cores, without a GPU |
-# | **It saves** | eight math texts take 1.3 seconds on two CPU cores, and 128 take 14 (`bench_scaling_cpu.csv`): the paper's 200 would take 22  |
+# | **It saves** | eight math texts take 1.3 seconds on two CPU cores, and 128 take 14 (`bench_scaling_cpu.csv`): the paper's 200 would take 22 at this rate; for a large model this matters |
 # | **It runs** | SmolLM2-135M on some dozens of math texts, and Gemma-3-270M on a few; longer records are read from files |
 #
 # | section | question | minutes |
@@ -136,8 +136,8 @@ table.head(3).round(3)
 
 # %% [markdown]
 # The table has one row per text and one column per type. To compare two types we subtract their columns, text by text. A text
-# that raises both scores raises them together, and in the *paired* difference this common part cancels. Here is the pair that
-# decides the placement, the $k$-th type and the next one:
+# that raises one score tends to raise the other, too, and in the *paired* difference this common part cancels. Here is the pair
+# that decides the placement, the $k$-th type and the next one:
 
 # %%
 order = table.mean().sort_values().index
@@ -245,7 +245,7 @@ plots.plot_errors(block_errors, title=title, source=source);
 #
 # **The formula.** A gap $\delta$ is $z$ standard errors wide at $n = (z\, s / \delta)^2$ texts. Here $s$ is the standard
 # deviation of the *difference* of the two types over texts. We take $z = 4$, a round number just below what the rule of section 4
-# asks for (4.2 to 5.6 for three of seven types). So this $n$ is about the least at which to expect a decision.
+# asks for (4.2 to 5.6 for three of seven types). At this $n$ a part of the runs has stopped, and most stop after it.
 
 # %% [markdown]
 # ## 3. How many texts for the ranking?
@@ -631,7 +631,7 @@ wrong.loc[more["tied"].unique(), list(pools)].add_suffix(", %")
 # |---|---|
 # | you can afford $2n$ texts | Score up to the first look at $2n$ texts or more. At the gaps of 1 % and 0.3 % above, 90 % of the runs or more had stopped by then (16 texts for $n = 7$, 256 for $n = 77$). |
 # | you cannot | For your purpose the two are tied. Choose another $k$, at which the gap is wide: adapt both types, or neither. Each $k$ that you try spends its own 1 %. If you plan two, call both with 0.995; if you try the second only after "undecided", both together may err in 2 %. |
-# | only two types compete, and their difference has a skewness of more than 0.5 (or less than -0.5) on a hundred texts or more | We measured 1.9 % (interval to 2.3 %) at a skewness of 0.56, and 1.5 % at -0.80. So read 99 % as 97.5 %; for stronger skewness we do not know. Eight texts cannot show a skewness: its standard error is 0.75 there. |
+# | the model offers only two types, and their difference has a skewness of more than 0.5 (or less than -0.5) on a hundred texts or more | We measured 1.9 % (interval to 2.3 %) at a skewness of 0.56, and 1.5 % at -0.80. So read 99 % as 97.5 %; for stronger skewness we do not know. Eight texts cannot show a skewness: its standard error is 0.75 there. |
 #
 # The promise is about all runs: 1 % of them may stop *and* be wrong. Of the runs that stop at a tie, most may be wrong.
 
@@ -811,8 +811,8 @@ of_widths.round(3)
 
 # %% [markdown]
 # At width 8 two starts agree in part (tau from 0.14 to 0.71), at width 128 almost fully (0.90 to 1), while 16 texts determine a
-# type to about $\pm 0.016$ in each start. So the order of a narrow network belongs to its random start, not to the architecture
-# or the task. The narrow networks also learned less: it may be width or training.
+# type to about $\pm 0.016$ in each start. So in a narrow network much of the order depends on the random start (four starts),
+# which an interval over texts does not show. The narrow networks also learned less: it may be width or training.
 #
 # **In short:**
 #
