@@ -18,8 +18,8 @@
 #
 # **The question.** Where do LoRA adapters go on *your* model, with *your* texts, and which lines do you copy into your own code?
 #
-# **The answer.** Let placements race on your own examples; if you cannot, take the *MLP*: gate, up and down. Section 8 does both,
-# and section 9 trains what came out.
+# **The answer.** Let placements race on your own examples; if you cannot, take the *MLP*: gate, up and down. Section 8 shows a
+# recorded race and runs one if you set `EXAMPLES`; section 9 trains its winner, or else the MLP.
 #
 # One of the candidates is PLoP's (Precise LoRA Placement, [arXiv 2506.20629](https://arxiv.org/abs/2506.20629)): adapters on the
 # types of maps with the lowest scores. Five calls score the model and write this placement as a config (section 4). On
@@ -262,10 +262,10 @@ ax = plot_layers(layers, (last, following), marked=far)
 ax.set_xlabel(f"layer of {name}\nnumbered: {following} more than 0.5 above {last}");
 
 # %% [markdown]
-# **What we saw.** Five of 30 layers decide the order of down and output. Without them output's mean would be below down's. We
-# chose these layers because output lies furthest above down there, so leaving them out had to favour it. The median is the fairer
-# check, as it sets aside high and low layers alike. By it (1.00 against 1.03, a gap without an interval) output would be chosen
-# in the place of down.
+# **What we saw.** A few layers decide the order of down and output. Without the five that are numbered output's mean would be
+# below down's. We chose these layers because output lies furthest above down there, so leaving them out had to favour it. The
+# median is the fairer check, as it sets aside high and low layers alike. By it (1.00 against 1.03, a gap without an interval)
+# output would be chosen in the place of down.
 #
 # A model can also store the same function in other weights, and then its scores change. Exercise 2 finds gate in the place of
 # down. Value and up stay among the lowest three in these three ways, but other ways move them: [notebook
@@ -344,8 +344,8 @@ print(two_types)
 # rates. All 20 pairs begin with an eighth of the steps. Those with the lowest training loss go on to half of them: a quarter, and
 # of each placement at least the best. Then the best two to four placements train in full, with up to five *seeds* (each is a
 # random start and an order of the examples). The lowest mean loss on *validation* examples wins. The race is *decided* if the
-# intervals of the winner's differences to all others in this last round leave out 0. The *test* examples decide nothing: with
-# them you judge the winner once.
+# intervals of the winner's differences to all others in this last round leave out 0. The *test* answers decide nothing: with them
+# you judge the winner once. (Their prompts may be among the texts that were scored.)
 #
 # **Predict.** Here is a recorded race of SmolLM2 on sums of two numbers, with two seeds and the rates 0.001 and 0.002. Will it
 # decide the third place?
@@ -368,8 +368,8 @@ recorded[["placement", "r", "parameters", "lr", "loss", "difference", "low", "hi
 #
 # **The rule.**
 #
-# 1. If you have a few hundred examples, race on them, and take the winner. In an undecided race its lead may be luck, but no
-#    other placement was shown to be better.
+# 1. If you have a few hundred examples, race on them, and take the winner. If the race is undecided, its lead may be luck: take
+#    any of the places that it did not separate, such as the MLP.
 # 2. If not, take the MLP, with the cell below.
 #
 # The scores name candidates for the race, and no more: the order changes with how one averages and with how the same function is
@@ -712,5 +712,6 @@ print(f"{len(in_memory)} types; the largest difference between their scores is {
 
 # %% [markdown]
 # **What we saw.** The scores agree to four decimals on eight texts. The process with the Llama of 5.5 GB took 1.2 GB of memory at
-# most (`results/large_model.csv`). From disk the Llama of 0.6 billion was hardly slower than in memory, but its file may have
-# come from the system's cache. Sections 8 and 9 were not tried with an offloaded model.
+# most (`results/large_model.csv`). From disk the Llama of 0.6 billion took little longer than in memory (that of 2.7 billion has
+# the highest cost of all), but its file may have come from the system's cache. Sections 8 and 9 were not tried with an offloaded
+# model.

@@ -49,10 +49,10 @@ def place(
         better than "size". At one learning rate "size" is not shown to be ahead of the average set,
         with either scale of the adapters; at a higher one it is. At tuned rates the choice of "nfn"
         (value in the place of gate) is 0.25 nats per token behind it on spelling (0.09 to 0.40,
-        intervals for all comparisons at once), mostly as "size" can be trained at twice the rate,
-        and cannot be told from it on sums and on syllogisms. On Gemma-3-270M and sums the choice of
-        "nfn" is 0.04 ahead of "size", each at its own rate, which is undecided (0.11 ahead to 0.04
-        behind, three seeds).
+        intervals for all comparisons at once with a common spread of seeds; -0.01 to 0.51 with each
+        placement's own), mostly as "size" can be trained at twice the rate, and cannot be told from
+        it on sums and on syllogisms. On Gemma-3-270M and sums the choice of "nfn" is 0.04 ahead of
+        "size", each at its own rate, which is undecided (0.11 ahead to 0.04 behind, three seeds).
     parameters : number, optional
         Instead of `k`, a budget: from the first type on, as many as keep the adapters within so
         many parameters.

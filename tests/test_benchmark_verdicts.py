@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_ind
 
 from plop_nb import experiments as ex
 from plop_nb.texts import data_file
@@ -52,6 +53,22 @@ def test_a_naive_analysis_finds_the_same_verdicts(runs):
             assert (gaps > 0).all()
         if row.verdict == "better":
             assert (gaps < 0).all()
+
+
+def test_what_notebook_05_says_of_luck_on_spelling(runs):
+    """Each placement with its own spread over seeds, beside the common one of `differences`."""
+    five = ["down+up+v", MLP, "all", "attention", "query + value"]
+    spelled = runs[(runs["task"] == "spelling") & runs["placement"].isin(five)]
+    losses = ex.crossfit(spelled).pivot(index="placement", columns="seed", values="loss")
+    others = losses.drop(index=MLP)
+    assert losses.shape == (5, 5) and losses.loc[MLP].max() < others.min(axis=None)
+    assert losses.std(axis=1)["down+up+v"] == pytest.approx(4 * losses.std(axis=1)[MLP], rel=0.2)
+    said = {"down+up+v": [(0.95, 0.12, 0.38), (1 - 0.05 / 12, -0.01, 0.51)]}
+    said["all"] = [(1 - 0.05 / 12, 0.06, 0.20)]
+    for name, intervals in said.items():
+        welch = ttest_ind(losses.loc[name], losses.loc[MLP], equal_var=False)
+        for level, low, high in intervals:
+            assert welch.confidence_interval(level) == pytest.approx((low, high), abs=0.005)
 
 
 # A second model
