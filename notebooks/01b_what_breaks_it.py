@@ -106,7 +106,7 @@ gain_plots.plot_gains(own, settings, column="setting", limit=15, title=title);
 # The types stand in the order of their score. Every dot is a mean over two seeds, on texts of the trained task that were kept for
 # testing (see part 5). If low scores gained more, the crosses would fall from left to right. Value, the lowest, has the largest
 # mean in three of four settings, but by a few layers: its median is the largest in none. Down, third lowest, falls on spelling,
-# and output falls in all. Part 5 shows why even a fall would be no evidence yet.
+# and output falls in all (means over layers, of which some carry much). Part 5 shows why even a fall would be no evidence yet.
 
 # %% [markdown]
 # | part | question | in the paper | minutes |
@@ -249,7 +249,8 @@ network_plots.plot_knobs(panels, runs["Theorem 1"], title=title, **options);
 # * *Noise labels*: a step goes forward or backward at random. After $t$ such steps one is about $\sqrt t$ steps away: a *random
 #   walk*. The squared displacement grows with $t$.
 #
-# NFN, which starts at 1.0, rises in all of them, hardly so with noise labels.
+# NFN, which starts at 1.0, rises in all of them, hardly so with noise labels and with minibatches (1.03 and 1.05; the column ends
+# at different steps).
 #
 # **Recap.** The number of datapoints, the size of the step and the number of trained maps set how fast features move, but hardly
 # change the exponent. The exponent 2 needs steps that share a direction and keep their length.
@@ -300,7 +301,8 @@ for name, run in {"Adam": far, "SGD": slow}.items():
 # the start: these 16 outputs happen to begin a little on the wrong side of 0. From there, step 16.4 is expected, which the
 # interval contains. With a residual that hardly changes, Adam and SGD have the exponent 2 again.
 #
-# **Recap.** Growth ends when the residual changes its sign. Before that, its size sets the steps of Adam and SGD.
+# **Recap.** With SignSGD growth ends when the residual changes its sign. SGD's steps are proportional to the residual. Adam's
+# shrink when it shrinks, whatever its size.
 #
 # ## 3. Must labels mean something?
 #
@@ -490,8 +492,8 @@ pd.DataFrame({name: norms(run) for name, run in networks.items()}).T.round(2)
 # ReLU, GeLU, query, key and value NFN is a little higher than by $D$ alone. Their inputs are fixed and their weights hardly grow,
 # so a part of their steps lies along the feature that was there.
 #
-# Query, key and value start near 1/3, since four tokens share each step. Output starts above 1, though its input has entries of
-# only 0.52: its input moves as well, as with *all layers* in part 1 (a guess, not tested).
+# Query, key and value start near 1/3, perhaps since four tokens share each step. Output starts at about 1.2, though its input has
+# entries of only 0.52: its input moves as well, as with *all layers* in part 1 (a guess, not tested).
 #
 # **Recap.** The exponents start near 2. Later, ReLU neurons that switch off bend growth down, and a growing input bends
 # displacement up, but not NFN.
@@ -739,8 +741,8 @@ check_displacement(displacement_of_signs)
 # 2. **Networks that are not linear start with an exponent near 2** (1.9 for query and key). ReLU neurons that switch off bend
 #    growth down for a while. A growing input bends displacement up, but NFN divides by its size.
 # 3. **In SmolLM2-135M-Instruct low scores did not clearly gain more NFN in 20 steps.** Equal steps raise a low score more, so
-#    look at the square of NFN as well: there, high scores rose more, which is a lead only (p is 0.02 to 0.17). Among value maps,
-#    layers with a low score tended to gain more in both units.
+#    look at the square of NFN as well: there, high scores rose more, which is a lead only (p is 0.02 to 0.17 within layers,
+#    higher over types). Among value maps, layers with a low score tended to gain more in both units.
 #
 # **Not established.** One small model, two toy tasks, 20 steps, one learning rate for each method, two seeds, and no accuracy was
 # recorded. NFN, and with it the order of types, changes when the scale factors of the norms are folded into the maps (notebook
