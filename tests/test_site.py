@@ -159,7 +159,7 @@ def test_front_page_shows_every_notebook_with_its_finding(folder):
         assert ("img", f"_images/{stem}.png") in links
         assert len(entry.finding) < 140
         assert escape(entry.finding, False) in text and escape(entry.question, False) in text
-    assert "What we found." in text and "make quickstart" not in text
+    assert "What we found" in text and "make quickstart" not in text
 
 
 @pytest.mark.slow
