@@ -226,10 +226,11 @@ print("no paid answer is wrong, and the base model has no adapters")
 #
 # **Question.** Does one placement earn more than another?
 #
-# **What we do.** A [record](GUIDE.md#record) holds 128 trainings like the live one (`python notebooks/tools/record_grpo.py run
-# --workers 2`): eight placements, two learning rates, eight seeds. The *inverse* has the three types with the highest scores; the
-# two random sets were drawn once. All have about as many parameters, so small maps get a higher rank. Three seeds of five of
-# these placements came first; they decided nothing, so the rest was added. Looking twice makes a false verdict likelier.
+# **What we do.** A [record](GUIDE.md#record) holds 128 trainings like the live one, made by an earlier form of
+# `notebooks/tools/record_grpo.py` (today's tunes the rate first, and will make the next record): eight placements, two learning
+# rates, eight seeds. The *inverse* has the three types with the highest scores; the two random sets were drawn once. All have
+# about as many parameters, so small maps get a higher rank. Three seeds of five of these placements came first; they decided
+# nothing, so the rest was added. Looking twice makes a false verdict likelier.
 
 # %%
 curves = read("grpo")
@@ -489,4 +490,4 @@ print(check_rates({**better, "PLoP": worse["PLoP"]}, place=8))
 #
 # **Where next.** [Notebook 05](05_lora_finetuning.ipynb) compares placements for supervised finetuning, with more rates. To go on
 # here, set `MODEL = "Qwen/Qwen3-1.7B"`, `TASK = "metamath"` and the numbers that the settings cell names; `record_grpo.py run
-# --full` is the longer grid with more rates and seeds, for a GPU (not run yet).
+# --full` tunes the rates and trains longer, for a GPU (not run yet).

@@ -389,6 +389,14 @@ def test_the_command_fails_where_an_entry_hits_nothing(tiny_llama, adapter, tmp_
     assert "has no config.json" in capsys.readouterr().err
 
 
+def test_the_command_says_at_which_rank_names_are_counted(tiny_llama, tmp_path, capsys):
+    """Also for a list that is longer than a path may be."""
+    tiny_llama.config.save_pretrained(tmp_path)
+    names = ",".join(["q_proj", *(f"missing_{number}_proj" for number in range(40))])
+    assert main(["coverage", str(tmp_path), names]) == 1
+    assert "counted at rank 8" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("size", ["70B", "671B"])

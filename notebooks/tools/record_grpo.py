@@ -1,6 +1,6 @@
 """Record GRPO with six placements at equal parameters in data/results, for notebook 06.
 
-    python notebooks/tools/record_grpo.py run --workers 2           two cores in two hours,
+    python notebooks/tools/record_grpo.py run --workers 2           two cores in five hours,
                                                                     resumable
     python notebooks/tools/record_grpo.py run --full --workers 10   longer: for a GPU
     python notebooks/tools/record_grpo.py collect [--full]          what is finished, as CSV files
@@ -8,6 +8,9 @@
 First every placement is trained at all rates with the seeds for tuning, at further rates while its
 best one is at the edge, and then at its best rate with the seeds for testing. The best rate is the
 one after which the sums for validation are answered best. Sums for testing choose nothing.
+
+Not run yet: the files of today's notebook 06 are of an earlier form of this script (128 trainings
+at two rates), and `collect` replaces them.
 """
 
 import argparse
@@ -53,7 +56,7 @@ class Plan:
 
 
 SMALL = Plan(
-    steps=12,
+    steps=24,
     prompts_per_step=2,
     rates=(1e-4, 2e-4, 4e-4, 8e-4),
     tuning=(100, 101, 102),

@@ -3,10 +3,10 @@
 import argparse
 import json
 import math
+import os
 import sys
 import warnings
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -31,7 +31,7 @@ def run(given: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", CoverageWarning)  # they are printed with the rest
         found = coverage(given.model, _config(given.config))
     print(json.dumps(_plain(found), indent=1, ensure_ascii=False) if given.json else found)
-    if not given.json and not Path(given.config).exists():
+    if not given.json and not os.path.exists(given.config):
         print("plop_nb: counted at rank 8, PEFT's default: names give none", file=sys.stderr)
     return 1 if found.missed or not found.adapted else 0
 
